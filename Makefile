@@ -1,0 +1,69 @@
+# Every target sets up what it needs, says what it does, and is safe to run again.
+# Needs: make, a POSIX shell, and Python 3.11, 3.12 or 3.13.
+
+VENV    ?= .venv
+PYTHON  ?=
+WORKERS ?= 2
+# Which pins to install with; empty for none (a GPU user's own torch). The choice is kept in the
+# environment, so `make setup CONSTRAINTS=` followed by a plain `make test` does not undo it.
+CONSTRAINTS ?= $(shell cat $(VENV)/.constraints 2>/dev/null || echo constraints.txt)
+PYTEST_ARGS ?=
+
+BIN   := $(VENV)/bin
+STAMP := $(VENV)/.setup-done
+# Expanded once: a shell call inside ?= would otherwise run at every use.
+PINS  := $(strip $(CONSTRAINTS))
+
+ifneq ($(PINS),$(strip $(shell cat $(VENV)/.constraints 2>/dev/null || echo constraints.txt)))
+.PHONY: $(STAMP)
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format clean distclean
+
+help: ## list the targets
+	@echo 'mor: Mixture-of-Recursions language models'
+	@echo
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
+	@echo
+	@echo 'Options: PYTHON=python3.12 (which Python makes the environment), CONSTRAINTS= (no pins,'
+	@echo 'for your own torch), WORKERS=2 (test processes), PYTEST_ARGS="-k router".'
+
+setup: $(STAMP) ## make .venv and install mor with its tools
+
+$(STAMP): pyproject.toml $(PINS) tools/setup.sh
+	@sh tools/setup.sh '$(VENV)' '$(PINS)' '$(PYTHON)'
+	@echo '$(PINS)' > $(VENV)/.constraints
+	@touch $@
+
+demo: $(STAMP) ## train the twins on Shakespeare, compare them, write a report and a passage
+	@echo '==> mor demo: 15 minutes at most on 2 cores'
+	@$(BIN)/mor demo
+
+test: $(STAMP) ## run the tests (those that need the internet are left out)
+	@echo '==> pytest, $(WORKERS) processes'
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+check: $(STAMP) ## lint, types and import contracts
+	@echo '==> ruff format --check'
+	@$(BIN)/ruff format --check .
+	@echo '==> ruff check'
+	@$(BIN)/ruff check .
+	@echo '==> mypy'
+	@$(BIN)/mypy
+	@echo '==> lint-imports'
+	@$(BIN)/lint-imports --no-logo
+
+format: $(STAMP) ## rewrite the code in the house format
+	@$(BIN)/ruff format .
+	@$(BIN)/ruff check --fix .
+
+clean: ## remove caches and build leftovers; the environment, runs/ and data stay
+	@echo '==> removing caches'
+	@rm -rf build dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
+	@rm -rf .coverage htmlcov src/*.egg-info
+	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean ## also remove the environment; runs/ and data stay
+	@echo '==> removing $(VENV)'
+	@rm -rf $(VENV)

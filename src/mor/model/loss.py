@@ -1,0 +1,62 @@
+"""The training loss: next-token cross-entropy plus weighted router terms, for any micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mor.model.router_base import Router
+
+IGNORE = -100
+
+
+@dataclass
+class LossParts:
+    """``total = lm + sum of weighted router terms``, each a scalar tensor.
+
+    Attributes:
+        total: what to back-propagate.
+        lm: cross-entropy, in nats per token (summed over tokens, divided by the item count).
+        router: unweighted router terms by name, as means over this micro-batch.
+    """
+
+    total: Tensor
+    lm: Tensor
+    router: dict[str, Tensor]
+
+
+def combine_losses(
+    logits: Tensor,
+    labels: Tensor,
+    router: Router,
+    router_terms: dict[str, Tensor],
+    num_items_in_batch: Tensor | int | None = None,
+) -> LossParts:
+    """Shifted cross-entropy and router terms, so that micro-batches add up to their batch.
+
+    With ``num_items_in_batch`` (targets over all micro-batches and ranks of the optimiser step, as
+    Transformers' Trainer passes it) every term of this micro-batch is weighted by its share of
+    targets. The authors' code leaves the auxiliary loss out of that division, so that it grows with
+    gradient accumulation; this one does not.
+
+    Args:
+        logits: [B, T, V]. labels: [B, T] ids, -100 where there is no target; shifted here.
+        router: for the weight of each term.
+        router_terms: unweighted means over this micro-batch.
+        num_items_in_batch: None to average over this micro-batch alone.
+    """
+    shifted = labels[:, 1:].reshape(-1)
+    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    summed = F.cross_entropy(flat, shifted, ignore_index=IGNORE, reduction="sum")
+    own = (shifted != IGNORE).sum()
+    items = own if num_items_in_batch is None else num_items_in_batch
+    items = torch.as_tensor(items, device=logits.device)
+    lm = summed / items.clamp(min=1)
+    share = own / items.clamp(min=1)
+    total = lm
+    for name, term in router_terms.items():
+        total = total + router.loss_weight(name) * share * term
+    return LossParts(total, lm, router_terms)

@@ -1,0 +1,278 @@
+"""The network: ``embed -> prelude -> recurse(depth) -> coda -> head``. There is no other copy.
+
+Training and evaluation call :meth:`MoRModel.forward`, which runs the five stages in order; the
+Hugging Face wrapper calls forward; the engine calls the stages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mor.choices import Routing
+from mor.config import MoRConfig
+from mor.model.cache import CacheKV, DepthCache
+from mor.model.kv import KV, RowKV
+from mor.model.layers import Attend, DecoderLayer, RMSNorm
+from mor.model.recursion import DepthTrace, run_recursions
+from mor.model.router_base import Router
+from mor.model.routers import build_router
+from mor.ops.compaction import Packing
+from mor.ops.rope import Rotation, inverse_frequencies, rotation
+
+
+@dataclass
+class ModelOutput:
+    """Result of one forward pass over ids [B, T].
+
+    Attributes:
+        hidden: [B, T, D] after the coda, before the final norm; zero at padding.
+        depths: [B, T] recursions that each token ran; 0 at padding.
+        losses: router loss terms by name, not weighted.
+        states: stream at the stages' seams, where asked for: after embed, each prelude layer,
+            each recursion, each coda layer. Front-packed rows if the batch had padding.
+        traces: routing per depth, where asked for.
+    """
+
+    hidden: Tensor
+    depths: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    states: list[Tensor] = field(default_factory=list)
+    traces: list[DepthTrace] = field(default_factory=list)
+
+
+class MoRModel(nn.Module):
+    """Mixture-of-Recursions language model (arXiv 2507.10524), vanilla and recursive included.
+
+    Weights that are shared are one tensor under one name: ``block.i`` is the shared layer i. A
+    tied head is the embedding itself.
+    """
+
+    def __init__(self, config: MoRConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.hidden_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        self.prelude_layers = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.num_prelude_layers)
+        )
+        uses = None if config.share_norms else config.num_recursions
+        self.block = nn.ModuleList(
+            DecoderLayer(config, uses) for _ in range(config.num_recursion_layers)
+        )
+        self.coda_layers = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.num_coda_layers)
+        )
+        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.router: Router = build_router(config)  # type: ignore[assignment]
+        self.gradient_checkpointing = False
+
+    # The five stages -----------------------------------------------------------------------------
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Ids [B, N] -> stream [B, N, D]."""
+        return self.embed_tokens(input_ids)
+
+    def prelude(
+        self, hidden: Tensor, rope: Rotation, attend: Attend, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """The private layers before the recursion, [B, N, D] -> [B, N, D]."""
+        return self._stack(self.prelude_layers, hidden, rope, attend, states)
+
+    def recurse(self, hidden: Tensor, depth: int, rope: Rotation, attend: Attend) -> Tensor:
+        """One pass of the shared block at ``depth`` over the tokens given, [A, M, D] -> [A, M, D].
+
+        The output carries the residual stream; what becomes of it is the router's ``update``.
+        """
+        first = depth * self.config.num_recursion_layers
+        for unrolled in range(first, first + self.config.num_recursion_layers):
+            layer = self.block[self.config.shared_layer(unrolled)]
+            use = self.config.repetition(unrolled)
+            hidden = self._layer(layer, hidden, rope, attend, unrolled, use)
+        return hidden
+
+    def coda(
+        self, hidden: Tensor, rope: Rotation, attend: Attend, states: list[Tensor] | None = None
+    ) -> Tensor:
+        """The private layers after the recursion, [B, N, D] -> [B, N, D]."""
+        return self._stack(self.coda_layers, hidden, rope, attend, states)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
+        return self.lm_head(self.norm(hidden))
+
+    # Around them ---------------------------------------------------------------------------------
+
+    def rope(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Rotation of ``positions`` [B, N]."""
+        frequencies, scale = inverse_frequencies(self.config, positions.device)
+        return rotation(positions, frequencies, scale, dtype)
+
+    def _layer(
+        self,
+        layer: nn.Module,
+        hidden: Tensor,
+        rope: Rotation,
+        attend: Attend,
+        index: int,
+        use: int = 0,
+    ) -> Tensor:
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            # Non-reentrant: shared keys and values reach later layers outside the arguments.
+            return checkpoint(layer, hidden, rope, attend, index, use, use_reentrant=False)
+        return layer(hidden, rope, attend, index, use)
+
+    def _stack(
+        self,
+        layers: nn.ModuleList,
+        hidden: Tensor,
+        rope: Rotation,
+        attend: Attend,
+        states: list[Tensor] | None,
+    ) -> Tensor:
+        for index, layer in enumerate(layers):
+            hidden = self._layer(layer, hidden, rope, attend, index)
+            if states is not None:
+                states.append(hidden)
+        return hidden
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        cache: DepthCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        routing: Routing | None = None,
+        max_depth: int | None = None,
+        keep_states: bool = False,
+        keep_traces: bool = False,
+    ) -> ModelOutput:
+        """Run ``embed``, ``prelude``, the recursions and ``coda``; ``head`` is left to the caller.
+
+        Args:
+            input_ids: [B, T] token ids, or ``inputs_embeds`` [B, T, D].
+            attention_mask: [B, T'] with T' >= T, 1 for real tokens; the last T columns count.
+                Padding may stand anywhere; it is never routed, cached or attended to.
+            positions: [B, T]; default counts the real tokens of each row.
+            cache: keys and values of earlier calls; new ones are added.
+            routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
+                ``router.decide``. Default: ``topk`` in training mode, else ``causal``.
+            max_depth: depth cap, 1..R.
+            keep_states, keep_traces: fill the output's fields of the same name.
+
+        Raises:
+            ValueError: inputs of the wrong shape, or a depth cap outside 1..R.
+        """
+        hidden = self._embedded(input_ids, inputs_embeds)
+        batch, width = hidden.shape[:2]
+        limit = self._depth_limit(max_depth)
+        seen = None if cache is None else cache.prepare(batch, hidden.device)
+        packing = self._padding(attention_mask, batch, width)
+        lengths = None if packing is None else packing.lengths
+        if packing is not None:
+            hidden = packing.gather(hidden)
+            positions = None if positions is None else packing.gather(positions.expand(batch, -1))
+        if positions is None:
+            positions = torch.arange(hidden.shape[1], device=hidden.device).expand(batch, -1)
+            positions = positions if seen is None else positions + seen[:, None]
+        kv: KV
+        if cache is None:
+            kv = RowKV(self.config, batch, hidden.shape[1], hidden.device)
+        else:
+            full = torch.full((batch,), hidden.shape[1], device=hidden.device)
+            kv = CacheKV(cache, full if lengths is None else lengths, hidden.shape[1])
+        output = self._stages(
+            hidden, positions, lengths, kv, routing, limit, keep_states, keep_traces
+        )
+        if isinstance(kv, CacheKV):
+            kv.finish()
+            kv.cache.columns += width
+        if packing is not None:
+            zeros = output.hidden.new_zeros(batch, width, output.hidden.shape[-1])
+            output.hidden = packing.scatter(zeros, output.hidden)
+            depths = torch.zeros(batch, width, dtype=torch.long, device=hidden.device)
+            output.depths = packing.scatter(depths, output.depths)
+        return output
+
+    def _stages(
+        self,
+        hidden: Tensor,
+        positions: Tensor,
+        lengths: Tensor | None,
+        kv: KV,
+        routing: Routing | None,
+        limit: int,
+        keep_states: bool,
+        keep_traces: bool,
+    ) -> ModelOutput:
+        rope = self.rope(positions, hidden.dtype)
+        states: list[Tensor] | None = [hidden] if keep_states else None
+        hidden = self.prelude(hidden, rope, kv.prelude(), states)
+        topk = routing == "topk" or (routing is None and self.training)
+        recursion = run_recursions(
+            self.recurse,
+            self.router,
+            hidden,
+            rope,
+            positions,
+            lengths,
+            kv,
+            causal=not topk,
+            max_depth=limit,
+            with_losses=topk and (self.training or self.router.observing),
+            keep_states=keep_states,
+            keep_traces=keep_traces,
+        )
+        if states is not None:
+            states.extend(recursion.states)
+        hidden = self.coda(recursion.hidden, rope, kv.coda(), states)
+        return ModelOutput(
+            hidden, recursion.depths, recursion.losses, states or [], recursion.traces
+        )
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give input_ids or inputs_embeds, one of the two")
+        if inputs_embeds is not None:
+            return inputs_embeds
+        assert input_ids is not None
+        if input_ids.dim() != 2:
+            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [B, T]")
+        return self.embed(input_ids)
+
+    def _depth_limit(self, max_depth: int | None) -> int:
+        fixed = self.config.router_fixed_depth if self.config.router == "fixed" else None
+        limit = fixed or self.config.num_recursions
+        if max_depth is None:
+            return limit
+        if not 1 <= max_depth <= self.config.num_recursions:
+            raise ValueError(
+                f"max_depth={max_depth} must lie in 1..num_recursions={self.config.num_recursions}"
+            )
+        return min(limit, max_depth)
+
+    @staticmethod
+    def _padding(attention_mask: Tensor | None, batch: int, width: int) -> Packing | None:
+        """Packing that brings real tokens to the front; None where there is no padding."""
+        if attention_mask is None:
+            return None
+        if attention_mask.dim() != 2 or attention_mask.shape[1] < width:
+            raise ValueError(
+                f"attention_mask has shape {tuple(attention_mask.shape)}; it must be "
+                f"[{batch}, T] with T of at least {width}, 1 for real tokens"
+            )
+        real = attention_mask[:, -width:].bool()
+        if bool(real.all()):
+            return None
+        order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
+        counts = real.sum(1)
+        flat = order[:, : max(1, int(counts.max()))]
+        base = torch.arange(batch, device=real.device)[:, None] * width
+        return Packing(flat + base, None, counts)

@@ -1,0 +1,208 @@
+"""What every router is: score, select for training, decide causally, update the stream.
+
+A router answers one question for one token at one depth: does it run recursion ``depth``?
+``select`` answers it the way training does (it may compare tokens). ``decide`` answers it from
+that token's own state and constants stored in the checkpoint, and nothing else: it is the rule of
+evaluation, ``generate`` and the engine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mor.config import MoRConfig
+from mor.ops.compaction import Packing
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a router knows about some tokens at one depth; every tensor has the tokens' shape.
+
+    Attributes:
+        gate: weight of the block's output in the update; None means 1.
+        logits: raw router outputs, None where the router has none.
+        decision: what ``decide`` compares with the stored boundary (``logits`` unless an
+            auxiliary router decides).
+        choice: last depth a token will run, for routers that choose once at the start.
+    """
+
+    gate: Tensor | None = None
+    logits: Tensor | None = None
+    decision: Tensor | None = None
+    choice: Tensor | None = None
+
+    def take(self, packing: Packing) -> Scores:
+        """The same for the tokens of ``packing``."""
+        parts = {name: getattr(self, name) for name in ("gate", "logits", "decision", "choice")}
+        return replace(
+            self, **{k: None if v is None else packing.gather(v) for k, v in parts.items()}
+        )
+
+
+class RouterNet(nn.Module):
+    """``sets`` small networks of the same shape, hidden -> outputs, without biases.
+
+    ``linear`` is one matrix; ``mlp`` and ``wide_mlp`` are hidden -> 2 hidden -> outputs with exact
+    GELU (the released code makes no difference between the two). Computed in float32, so that a
+    token's depth does not hang on the training dtype.
+    """
+
+    def __init__(self, config: MoRConfig, sets: int, outputs: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.temperature = config.router_temperature
+        self.up: nn.Parameter | None = None
+        if config.router_architecture == "linear":
+            self.weight = nn.Parameter(torch.empty(sets, outputs, width))
+        else:
+            self.up = nn.Parameter(torch.empty(sets, 2 * width, width))
+            self.weight = nn.Parameter(torch.empty(sets, outputs, 2 * width))
+
+    def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
+        """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
+        if isinstance(index, Tensor):
+            every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)
+            choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
+            return every.gather(-2, choice).squeeze(-2)
+        hidden = hidden.float() / self.temperature
+        if self.up is not None:
+            hidden = F.gelu(F.linear(hidden, self.up[index].float()))
+        return F.linear(hidden, self.weight[index].float())
+
+
+class Router(nn.Module):
+    """Base of all routers. Subclasses override what differs.
+
+    Attributes:
+        step: the trainer's optimiser step, set by the training callback; warm-ups are functions
+            of it, so that resuming needs no counter of our own.
+        looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
+            with it is not causal.
+        observing: gather boundary statistics outside training too (calibration).
+    """
+
+    looks_ahead = False
+    boundary: Tensor
+    boundary_steps: Tensor
+
+    def __init__(self, config: MoRConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.num_recursions = config.num_recursions
+        self.step = 0
+        self.observing = False
+
+    def start(self, hidden: Tensor, max_depth: int) -> Scores | None:
+        """Choose once for tokens [..., D] before depth 0; None for routers that ask each depth."""
+        return None
+
+    def score(
+        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+    ) -> Scores:
+        """Scores of tokens [..., D] that may run recursion ``depth``.
+
+        Args:
+            hidden: [..., D] the residual stream.
+            depth: 0-based.
+            positions: [...] positions of these tokens.
+            started: what :meth:`start` said about them.
+        """
+        raise NotImplementedError
+
+    def select(
+        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+    ) -> Tensor | None:
+        """Training's rule for candidates [A, M].
+
+        Args:
+            scores: of the candidates.
+            depth: 0-based.
+            valid: [A, M] which places hold a candidate; None when all do.
+            lengths: tokens of each row [A], or one number for all: what capacities refer to.
+
+        Returns:
+            A bool mask [A, M], ascending indices [A, k] (long), or None for all candidates.
+        """
+        raise NotImplementedError
+
+    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+        """The causal rule: bool [...] which tokens run recursion ``depth``; None for all.
+
+        Each answer depends on that token's scores and on stored constants only.
+        """
+        raise NotImplementedError
+
+    def update(
+        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int
+    ) -> Tensor:
+        """New stream [..., D] from a token's stream, the block's output and its scores.
+
+        ``origin`` is the stream before depth 0, which token choice returns to.
+        """
+        return self.combine(hidden, output, scores.gate)
+
+    def combine(self, base: Tensor, output: Tensor, gate: Tensor | None) -> Tensor:
+        """The update rule: gated h + g y (paper eq. 2.1), additive h + y, residual h + g (y - h)."""
+        rule = self.config.update_rule
+        if rule == "additive":
+            return base + output
+        weight = 1.0 if gate is None else gate[..., None].to(output.dtype)
+        return base + weight * (output if rule == "gated" else output - base)
+
+    def losses(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Unweighted loss terms of this depth, by name; terms of all depths are added up."""
+        return {}
+
+    def observe(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> None:
+        """Take note of a training batch, for :meth:`finish_step`."""
+
+    def finish_step(self) -> None:
+        """Fold what was observed since the last call into the stored constants.
+
+        Called once per optimiser step; averages over ranks where torch.distributed runs.
+        """
+
+    def loss_weight(self, name: str) -> float:
+        """Coefficient of loss term ``name`` in the total."""
+        weights = {
+            "aux_loss": self.config.router_aux_loss_coef,
+            "aux_router_loss": 1.0,
+            "balancing_loss": self.config.router_balancing_loss_coef,
+            "z_loss": self.config.router_z_loss_coef,
+        }
+        return weights[name]
+
+    def capacity(self, depth: int) -> float:
+        """Fraction of all tokens that training lets run ``depth``, warm-up included.
+
+        c + (1 - c) (1 + cos(pi min(1, step / warm-up))) / 2 during training, c otherwise.
+        """
+        final = self.config.router_capacities[depth]
+        warmup = self.config.router_capacity_warmup_steps
+        if not self.training or self.step >= warmup:
+            return final
+        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * self.step / warmup))
+
+
+def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:
+    """``total / count`` over all ranks; nan where nothing was counted."""
+    both = torch.stack((total, count))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.all_reduce(both)
+    return both[0] / both[1]
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the valid entries."""
+    if valid is None:
+        return values.mean()
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)

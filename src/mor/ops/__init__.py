@@ -1,0 +1,1 @@
+"""Pure tensor functions: norm, rotary positions, attention, compaction."""

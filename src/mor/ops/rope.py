@@ -1,0 +1,47 @@
+"""Rotary position embedding (arXiv 2104.09864), the two halves of a head paired as in Llama."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+Rotation = tuple[Tensor, Tensor]
+"""cos and sin, each [B, N, head_dim]."""
+
+
+def inverse_frequencies(config: Any, device: torch.device | None = None) -> tuple[Tensor, float]:
+    """Inverse frequencies [head_dim / 2] in float32 and the attention scale of the rope type.
+
+    ``config.rope_parameters["rope_type"]`` may be ``default`` or any static type that Transformers
+    knows (``linear``, ``llama3``, ``yarn``).
+
+    Raises:
+        ValueError: a rope type that changes with the sequence, or that is not known.
+    """
+    kind = config.rope_parameters.get("rope_type", "default")
+    if kind == "default":
+        steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+        return 1.0 / config.rope_parameters["rope_theta"] ** (steps / config.head_dim), 1.0
+    if kind in ("dynamic", "longrope") or kind not in ROPE_INIT_FUNCTIONS:
+        raise ValueError(
+            f"rope_parameters['rope_type']={kind!r} is not supported; "
+            "use 'default', 'linear', 'llama3' or 'yarn'"
+        )
+    return ROPE_INIT_FUNCTIONS[kind](config, device)
+
+
+def rotation(positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.dtype) -> Rotation:
+    """cos and sin [B, N, head_dim] of ``positions`` [B, N], computed in float32."""
+    angles = positions[..., None].float() * frequencies.float()
+    angles = torch.cat((angles, angles), dim=-1)
+    return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
+
+
+def rotate(heads: Tensor, rope: Rotation) -> Tensor:
+    """Turn ``heads`` [B, H, N, head_dim] by ``rope``."""
+    cos, sin = (part.unsqueeze(1) for part in rope)
+    first, second = heads.chunk(2, dim=-1)
+    return heads * cos + torch.cat((-second, first), dim=-1) * sin

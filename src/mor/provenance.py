@@ -1,0 +1,160 @@
+"""Where a number comes from: the commit, the machine, the versions, the command.
+
+Training, evaluation and benchmarks all write the same header with :func:`provenance` and the same
+JSON lines with :func:`append_jsonl`, so any record can be traced and any log can be read alike.
+Standard library only: this module lies on the lowest floor, beside :mod:`mor.errors`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+DISTRIBUTION = "mixture-of-recursions"
+_PACKAGES = (DISTRIBUTION, "torch", "transformers", "tokenizers", "accelerate", "numpy")
+
+
+def provenance(device: str | None = None) -> dict[str, Any]:
+    """Return what a reader needs to repeat a measurement.
+
+    Args:
+        device: name of the accelerator that did the work, if any
+            (``torch.cuda.get_device_name()``); it is added to the machine's description.
+
+    Returns:
+        ``{"commit": str | None, "machine": str, "versions": {package: version}, "command": str}``.
+    """
+    return {
+        "commit": commit(),
+        "machine": machine() + (f", {device}" if device else ""),
+        "versions": versions(),
+        "command": command(),
+    }
+
+
+def commit() -> str | None:
+    """Return the commit of the running code, with ``-dirty`` where tracked files were changed.
+
+    None where the code is neither a git checkout nor installed from one.
+    """
+    package = Path(__file__).resolve().parent
+    top = _git(package, "rev-parse", "--show-toplevel")
+    # A virtual environment often lies inside another project's checkout: that commit is not ours.
+    if top and (Path(top) / "src" / "mor").resolve() == package:
+        head = _git(package, "rev-parse", "HEAD")
+        dirty = _git(package, "status", "--porcelain", "--untracked-files=no")
+        return head and head + ("-dirty" if dirty else "")
+    try:
+        # PEP 610: pip notes the commit of `pip install git+...` in direct_url.json.
+        origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "")
+        return origin.get("vcs_info", {}).get("commit_id")
+    except (metadata.PackageNotFoundError, ValueError):
+        return None
+
+
+def machine() -> str:
+    """Describe the machine: processor, cores this process may use, memory (GiB), system."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    parts = [_processor(), f"{cores} core{'' if cores == 1 else 's'}"]
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        parts.append(f"{total / 2**30:.0f} GiB memory")
+    except (AttributeError, ValueError, OSError):
+        pass  # Windows does not say; the rest of the line is still worth having.
+    parts.append(platform.system())
+    return ", ".join(parts)
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the installed packages that decide the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def command() -> str:
+    """Return the command line of this process, quoted for a shell."""
+    program = Path(sys.argv[0] or "python")
+    if program.name == "__main__.py":
+        words = ["python", "-m", program.parent.name]
+    elif program.suffix == ".py":
+        words = ["python", str(program)]
+    else:
+        words = [program.name]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+    """Append ``record`` to ``path`` as one line of strict JSON.
+
+    Numbers that are not finite become ``null``. Where a killed process left half a line at the
+    end, that half is dropped first, so the new line never runs into it.
+    """
+    line = json.dumps(_strict(record), ensure_ascii=False, allow_nan=False) + "\n"
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a+b") as file:
+        _mend_tail(file)
+        file.write(line.encode())
+
+
+def _mend_tail(file: Any) -> None:
+    """Make the file end with a newline: complete a whole last record, drop half of one."""
+    end = file.seek(0, os.SEEK_END)
+    start, tail = end, b""
+    while start > 0 and b"\n" not in tail:
+        step = min(4096, start)
+        start = file.seek(start - step)
+        tail = file.read(step) + tail
+    tail = tail.rpartition(b"\n")[2]
+    if not tail:
+        return
+    try:
+        json.loads(tail)
+    except ValueError:
+        file.truncate(end - len(tail))
+    else:
+        file.write(b"\n")
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {str(key): _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return value
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", *arguments], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
