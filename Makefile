@@ -8,6 +8,7 @@ WORKERS ?= 2
 # environment, so `make setup CONSTRAINTS=` followed by a plain `make test` does not undo it.
 CONSTRAINTS ?= $(shell cat $(VENV)/.constraints 2>/dev/null || echo constraints.txt)
 PYTEST_ARGS ?=
+DEMO_ARGS   ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
@@ -38,7 +39,7 @@ $(STAMP): pyproject.toml $(PINS) tools/setup.sh
 
 demo: $(STAMP) ## train the twins on Shakespeare, compare them, write a report and a passage
 	@echo '==> mor demo: 15 minutes at most on 2 cores'
-	@$(BIN)/mor demo
+	@$(BIN)/mor demo $(DEMO_ARGS)
 
 test: $(STAMP) ## run the tests (those that need the internet are left out)
 	@echo '==> pytest, $(WORKERS) processes'

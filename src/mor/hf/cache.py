@@ -45,9 +45,9 @@ class MoRCache(DepthCache, Cache):
         """Columns cached so far, padding included: what ``generate`` slices its inputs by."""
         return self.columns
 
-    def get_max_length(self) -> int | None:
-        """No limit."""
-        return None
+    def get_max_length(self, layer_idx: int | None = None) -> int:
+        """No limit, as Transformers writes it."""
+        return -1
 
     def get_max_cache_shape(self, layer_idx: int = 0) -> int:
         """No limit, as Transformers writes it."""
@@ -68,11 +68,11 @@ class MoRCache(DepthCache, Cache):
             self.select_rows(index.repeat_interleave(repeats))
 
     def crop(self, max_length: int) -> None:
-        """Keep the first ``max_length`` columns; a negative number takes that many back.
+        """Keep the first ``max_length`` columns; a negative number takes that many back, 0 none.
 
         The columns taken back must be real tokens in every row, as they are while decoding.
         """
-        target = self.columns + max_length if max_length < 0 else max_length
+        target = max_length if max_length > 0 else max(0, self.columns + max_length)
         dropped = self.columns - min(target, self.columns)
         if self.seen is not None and dropped:
             self.crop_tokens((self.seen - dropped).clamp(min=0))

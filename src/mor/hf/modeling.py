@@ -42,6 +42,7 @@ class MoRCausalLMOutput(CausalLMOutputWithPast):
 class MoRPreTrainedModel(PreTrainedModel):
     """What Transformers needs to know to make, save and load the model."""
 
+    config: MoRConfig
     config_class = MoRConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
@@ -64,7 +65,7 @@ class MoRPreTrainedModel(PreTrainedModel):
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, 0.0, std)
         elif isinstance(module, BoundaryRouter):
-            nn.init.constant_(module.boundary, module.half)
+            nn.init.constant_(module.boundary, module.half_rule)
             nn.init.zeros_(module.boundary_steps)
         elif isinstance(module, TokenChoiceRouter):
             nn.init.zeros_(module.bias)
@@ -92,7 +93,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
 
     def set_input_embeddings(self, value: nn.Module) -> None:
         """Replace the embedding."""
-        self.model.embed_tokens = value  # type: ignore[assignment]
+        self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
@@ -100,7 +101,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         """Replace the head."""
-        self.model.lm_head = new_embeddings  # type: ignore[assignment]
+        self.model.lm_head = new_embeddings
 
     def forward(
         self,
@@ -147,6 +148,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             )
         if cache is None and wanted and labels is None:
             cache = MoRCache(self.config)
+        self._check_length(inputs_embeds if input_ids is None else input_ids, attention_mask, cache)
         states = bool(output_hidden_states)
         output = self.model(
             input_ids=input_ids,
@@ -190,6 +192,22 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             raise ValueError(
                 f"input_ids holds token id {low if low < 0 else high}; "
                 f"vocab_size={self.config.vocab_size} allows 0..{self.config.vocab_size - 1}"
+            )
+
+    def _check_length(
+        self, inputs: Tensor | None, attention_mask: Tensor | None, cache: MoRCache | None
+    ) -> None:
+        limit, width = self.config.max_position_embeddings, 0 if inputs is None else inputs.shape[1]
+        if width + (0 if cache is None else cache.columns) <= limit:
+            return
+        # Padding is no token: only now that it matters are the real ones counted.
+        tokens = width if attention_mask is None else int(attention_mask[:, -width:].sum(1).max())
+        if cache is not None and cache.seen is not None:
+            fresh = width if attention_mask is None else attention_mask[:, -width:].sum(1)
+            tokens = int((cache.seen + fresh).max())
+        if tokens > limit:
+            raise ValueError(
+                f"the sequence has {tokens} tokens; max_position_embeddings={limit} allows no more"
             )
 
     def _prepare_cache_for_generation(  # type: ignore[override]

@@ -176,9 +176,13 @@ class MoRModel(nn.Module):
         seen = None if cache is None else cache.prepare(batch, hidden.device)
         packing = self._padding(attention_mask, batch, width)
         lengths = None if packing is None else packing.lengths
+        if positions is not None:
+            positions = positions.long().expand(batch, -1)
         if packing is not None:
-            hidden = packing.gather(hidden)
-            positions = None if positions is None else packing.gather(positions.expand(batch, -1))
+            assert packing.valid is not None
+            # Zeros: attention weighs what it hides with 0, and 0 x nan would still be nan.
+            hidden = packing.gather(hidden).masked_fill(~packing.valid[..., None], 0.0)
+            positions = None if positions is None else packing.gather(positions)
         if positions is None:
             positions = torch.arange(hidden.shape[1], device=hidden.device).expand(batch, -1)
             positions = positions if seen is None else positions + seen[:, None]

@@ -96,6 +96,7 @@ def run_recursions(
     valid = None
     if lengths is not None:
         valid = torch.arange(width, device=hidden.device) < lengths[:, None]
+    total = batch * width if lengths is None else lengths.sum()
     started = router.start(hidden, max_depth)
     candidates_valid = valid
     for depth in range(max_depth):
@@ -112,7 +113,7 @@ def run_recursions(
             row_lengths = width if lengths is None else lengths
             if lengths is not None and packing is not None and packing.rows is not None:
                 row_lengths = lengths[packing.rows]
-            active = router.select(scores, depth, candidates_valid, row_lengths)
+            active = router.select(scores, depth, candidates_valid, row_lengths, total)
         if with_losses:
             router.observe(scores, active, depth, candidates_valid)
             for name, term in router.losses(scores, active, depth, candidates_valid).items():

@@ -9,6 +9,7 @@ evaluation, ``generate`` and the engine.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -69,10 +70,11 @@ class RouterNet(nn.Module):
             every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)
             choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
             return every.gather(-2, choice).squeeze(-2)
-        hidden = hidden.float() / self.temperature
-        if self.up is not None:
-            hidden = F.gelu(F.linear(hidden, self.up[index].float()))
-        return F.linear(hidden, self.weight[index].float())
+        with torch.autocast(hidden.device.type, enabled=False):
+            hidden = hidden.float() / self.temperature
+            if self.up is not None:
+                hidden = F.gelu(F.linear(hidden, self.up[index].float()))
+            return F.linear(hidden, self.weight[index].float())
 
 
 class Router(nn.Module):
@@ -97,6 +99,16 @@ class Router(nn.Module):
         self.step = 0
         self.observing = False
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
+        """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
+
+        def wide(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            narrowed = tensor.is_floating_point() and moved.dtype.itemsize < 4
+            return tensor.to(moved.device) if narrowed else moved
+
+        return super()._apply(wide, recurse)
+
     def start(self, hidden: Tensor, max_depth: int) -> Scores | None:
         """Choose once for tokens [..., D] before depth 0; None for routers that ask each depth."""
         return None
@@ -115,7 +127,12 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def select(
-        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
     ) -> Tensor | None:
         """Training's rule for candidates [A, M].
 
@@ -124,6 +141,7 @@ class Router(nn.Module):
             depth: 0-based.
             valid: [A, M] which places hold a candidate; None when all do.
             lengths: tokens of each row [A], or one number for all: what capacities refer to.
+            total: tokens of the whole batch, rows without a candidate included.
 
         Returns:
             A bool mask [A, M], ascending indices [A, k] (long), or None for all candidates.
@@ -182,15 +200,18 @@ class Router(nn.Module):
         return weights[name]
 
     def capacity(self, depth: int) -> float:
-        """Fraction of all tokens that training lets run ``depth``, warm-up included.
-
-        c + (1 - c) (1 + cos(pi min(1, step / warm-up))) / 2 during training, c otherwise.
-        """
+        """Fraction of all tokens that training lets run ``depth``, warm-up included."""
         final = self.config.router_capacities[depth]
-        warmup = self.config.router_capacity_warmup_steps
-        if not self.training or self.step >= warmup:
+        if not self.training:
             return final
-        return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * self.step / warmup))
+        return warm_capacity(final, self.step, self.config.router_capacity_warmup_steps)
+
+
+def warm_capacity(final: float, step: int, warmup: int) -> float:
+    """Capacity at optimiser step ``step``: c + (1 - c) (1 + cos(pi min(1, step / warm-up))) / 2."""
+    if step >= warmup:
+        return final
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))
 
 
 def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:

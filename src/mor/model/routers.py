@@ -68,7 +68,12 @@ class FixedRouter(Router):
         return Scores()
 
     def select(
-        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
     ) -> Tensor | None:
         """All; the loop itself ends at the fixed depth."""
         return None
@@ -89,7 +94,7 @@ class RandomRouter(Router):
 
     Training draws anew at each call. Otherwise a token's score is a hash of its position, so that
     its route never depends on the batch or on later tokens, and token u runs depth r iff
-    u < capacity_r.
+    u < capacity_r; its gate is spread as the scores of training's winners are.
     """
 
     looks_ahead = True
@@ -98,10 +103,14 @@ class RandomRouter(Router):
         self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
     ) -> Scores:
         """Uniform scores in [0, 1); the gate is alpha times the score."""
+        value = self._hash(positions, 0)
         if self.training:
-            value = torch.rand(positions.shape, device=positions.device)
-            return Scores(self.config.router_alpha * value, value, value)
-        value, gate = self._hash(positions, 0), self._hash(positions, depth + 1)
+            draw = torch.rand(positions.shape, device=positions.device)
+            return Scores(self.config.router_alpha * draw, draw, value)
+        # The largest x of uniform draws are uniform in [1 - x, 1]; x is the share that goes on.
+        capacities = self.config.router_capacities
+        share = capacities[depth] / (capacities[depth - 1] if depth else 1.0)
+        gate = 1 - share * self._hash(positions, depth + 1)
         return Scores(self.config.router_alpha * gate, 1 - value, value)
 
     @staticmethod
@@ -113,7 +122,12 @@ class RandomRouter(Router):
         return mixed.double().div(2**32).float()
 
     def select(
-        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
     ) -> Tensor | None:
         """Top-k of the random scores per row."""
         assert scores.logits is not None
@@ -141,14 +155,14 @@ class BoundaryRouter(Router):
         self.net = RouterNet(config, config.num_recursions, 1)
         auxiliary = config.router_objective == "aux_router" and self.has_objective
         self.auxiliary = RouterNet(config, config.num_recursions, 1) if auxiliary else None
-        self.register_buffer("boundary", torch.full((config.num_recursions,), self.half))
+        self.register_buffer("boundary", torch.full((config.num_recursions,), self.half_rule))
         self.register_buffer("boundary_steps", torch.zeros(config.num_recursions))
         self._seen: list[list[Tensor]] = [[] for _ in range(config.num_recursions)]
 
     has_objective = False
 
     @property
-    def half(self) -> float:
+    def half_rule(self) -> float:
         """The paper's 0.5 rule in logit units: sigmoid 0.5 and tanh 0 are logit 0; bare is 0.5."""
         return 0.5 if self.config.router_activation == "none" else 0.0
 
@@ -176,7 +190,7 @@ class BoundaryRouter(Router):
             return None
         assert scores.decision is not None
         if self.config.router_decision_rule == "half":
-            return scores.decision >= self.half
+            return scores.decision >= self.half_rule
         return scores.decision > self.boundary[depth]
 
     def observe(
@@ -192,9 +206,7 @@ class BoundaryRouter(Router):
     def finish_step(self) -> None:
         """Running mean: plain at first, then with ``router_boundary_momentum``."""
         for depth, seen in enumerate(self._seen):
-            distributed = (
-                torch.distributed.is_available() and torch.distributed.is_initialized()
-            )
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
             if not seen and not distributed:
                 continue
             zero = torch.zeros((), device=self.boundary.device)
@@ -231,7 +243,12 @@ class ExpertChoiceRouter(BoundaryRouter):
     has_objective = True
 
     def select(
-        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
     ) -> Tensor | None:
         """``max(1, trunc(capacity x tokens of the row))`` largest logits."""
         assert scores.logits is not None
@@ -241,7 +258,8 @@ class ExpertChoiceRouter(BoundaryRouter):
         self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
     ) -> dict[str, Tensor]:
         """Binary cross-entropy of logits against the selection, mean over candidates; z-loss."""
-        assert scores.logits is not None and scores.decision is not None
+        assert scores.logits is not None
+        assert scores.decision is not None
         terms = {}
         target = as_mask(active, scores.logits, valid).float()
         name = {"aux_loss": "aux_loss", "aux_router": "aux_router_loss"}.get(
@@ -266,7 +284,12 @@ class ThresholdRouter(BoundaryRouter):
     looks_ahead = True
 
     def select(
-        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
     ) -> Tensor | None:
         """The ``capacity x tokens of the batch`` largest scores, wherever they stand."""
         capacity = self.capacity(depth)
@@ -276,7 +299,6 @@ class ThresholdRouter(BoundaryRouter):
         assert values is not None
         values = values.detach()
         candidates: Tensor | int = values.numel() if valid is None else valid.sum()
-        total = lengths * values.shape[0] if isinstance(lengths, int) else lengths.sum()
         kept = torch.as_tensor(total * capacity, device=values.device).round().long()
         kept = kept.clamp(min=1).minimum(torch.as_tensor(candidates, device=values.device))
         mask = values > batch_boundary(values, kept, valid)
@@ -332,7 +354,12 @@ class TokenChoiceRouter(Router):
         return started
 
     def select(
-        self, scores: Scores, depth: int, valid: Tensor | None, lengths: Tensor | int
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
     ) -> Tensor | None:
         """The same as :meth:`decide`: nothing looks ahead."""
         return self.decide(scores, depth)
@@ -363,7 +390,8 @@ class TokenChoiceRouter(Router):
         """sum_i P_i f_i with f_i = R x share of depth i (1 at balance); logsumexp^2; at depth 0."""
         if depth > 0:
             return {}
-        assert scores.logits is not None and scores.choice is not None
+        assert scores.logits is not None
+        assert scores.choice is not None
         terms = {}
         if self.config.router_balancing == "loss":
             load = self._shares(scores.choice, valid)

@@ -20,7 +20,7 @@ from mor.report.records import check_depths
 Rgb = tuple[float, float, float]
 
 # More depth is more ink on light paper, more light on a dark page.
-_LIGHT = ("#fdf3c4", "#a9dcb5", "#4aa5b8", "#2f6fae", "#2b2d7c")
+_LIGHT = ("#fdf3c4", "#93d2b0", "#2e75a6", "#25205f")
 _DARK = ("#2a2d3e", "#2b5a86", "#2f9a9a", "#8fcf7f", "#f3ea9b")
 
 
@@ -115,7 +115,7 @@ def depth_css(num_recursions: int, dark: bool = False) -> str:
 def depth_line_colors(num_recursions: int, dark: bool = False) -> list[str]:
     """Return a line colour for each depth 0..R-1, strong enough for a plot's background."""
     steps = range(num_recursions)
-    return [_shade(0.4 + 0.6 * step / max(1, num_recursions - 1), dark) for step in steps]
+    return [_shade(0.55 + 0.45 * step / max(1, num_recursions - 1), dark) for step in steps]
 
 
 def contrast(one: str, other: str) -> float:

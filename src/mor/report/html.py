@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
 from mor.report import tables
 from mor.report.colors import depth_css, render_html
-from mor.report.page import PAGE
 from mor.report.plots import Plot
 from mor.report.records import Run, Sample
 from mor.report.style import DARK, LIGHT
@@ -37,7 +37,8 @@ def render_page(
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
     )
-    return environment.from_string(PAGE).render(
+    template = resources.files("mor.report").joinpath("page.html").read_text(encoding="utf-8")
+    return environment.from_string(template).render(
         title=title,
         runs=runs,
         shared=_shared_origin(runs),

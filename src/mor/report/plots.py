@@ -129,7 +129,7 @@ def _loss(runs: Sequence[Run], theme: Theme, x: str, label: str) -> bytes | None
         for curve in curves:
             _draw_curve(axes, curve, theme, scale)
     # The fall of the first steps would press the rest of the curve flat.
-    _fit(whole, curves, 0.03 * longest, longest, scale)
+    _fit(whole, curves, 0.05 * longest, longest, scale)
     _fit(end, curves, late, longest, scale)
     whole.set_xlim(0, longest / scale)
     whole.set_title("the whole run")
@@ -137,7 +137,7 @@ def _loss(runs: Sequence[Run], theme: Theme, x: str, label: str) -> bytes | None
     end.set_xlabel(label + power)
     figure.supylabel("training loss (nats per token)", fontsize=11)
     handles = [
-        legend_line(theme, curve.index, hollow=bool(curve.check_xs), marker=bool(curve.check_xs))
+        legend_line(theme, curve.index, bool(curve.check_xs), hollow=True, noisy=True)
         for curve in curves
     ]
     run_legend(figure, handles, [runs[curve.index].label for curve in curves])
@@ -151,9 +151,8 @@ def _curves(runs: Sequence[Run], x: str) -> list[_Curve]:
         xs, ys = run.series("lm_loss", x)
         if not xs:
             xs, ys = run.series("loss", x)
-        if xs:
-            mean = smooth(ys, max(1, len(ys) // 40))
-            curves.append(_Curve(index, xs, ys, mean, *run.series("eval_nll", x)))
+        if xs and xs[-1] > 0:
+            curves.append(_Curve(index, xs, ys, smooth(ys), *run.series("eval_nll", x)))
     return curves
 
 
@@ -161,7 +160,7 @@ def _draw_curve(axes: Axes, curve: _Curve, theme: Theme, scale: float) -> None:
     color = theme.color(curve.index)
     xs = [value / scale for value in curve.xs]
     axes.plot(xs, curve.ys, color=color, linewidth=0.8, alpha=0.25)
-    axes.plot(xs, curve.mean, color=color, linestyle=theme.dash(curve.index))
+    axes.plot(xs, curve.mean, color=color, linestyle=theme.noisy_dash(curve.index))
     axes.plot(
         [value / scale for value in curve.check_xs],
         curve.check_ys,
@@ -171,7 +170,6 @@ def _draw_curve(axes: Axes, curve: _Curve, theme: Theme, scale: float) -> None:
         markerfacecolor=theme.background,
         markeredgecolor=color,
         markeredgewidth=1.5,
-        clip_on=True,
     )
 
 
@@ -210,7 +208,7 @@ _KINDS = (
     ),
     _Kind(
         "nll_vs_depth_cap",
-        "What depth buys",
+        "NLL by depth cap",
         "Causal NLL when no token may take more recursions than the cap. A level line is a model "
         "of one pass. A falling line means that depth is used; a flat one, that it is not.",
         nll_against_cap,

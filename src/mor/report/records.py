@@ -42,7 +42,7 @@ __all__ = [
 
 Count = Annotated[int, Field(ge=0)]
 # Strict JSON has no NaN: a run that diverged writes null, and is shown as nan, not as missing.
-Nats = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+Real = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 
 
 class _Record(BaseModel):
@@ -76,25 +76,25 @@ class Summary(_Record):
 class Score(_Record):
     """One evaluation: NLL (nats/token), perplexity, bits per byte, depth (recursions/token)."""
 
-    nll: Nats
+    nll: Real
     perplexity: float | None = None
     bits_per_byte: float | None = None
     mean_depth: float | None = None
-    active_fraction: list[float] = []
+    active_fraction: list[Real] = []
 
 
 class DepthCap(_Record):
     """The causal score when no token may pass ``max_depth`` recursions."""
 
     max_depth: Annotated[int, Field(ge=1)]
-    nll: Nats
+    nll: Real
     mean_depth: float | None = None
 
 
 class RouterMetrics(_Record):
     """Router metrics over the evaluation data; ``accuracy`` per depth."""
 
-    accuracy: list[float] = []
+    accuracy: list[Real] = []
     dead_tokens: float | None = None
     max_vio: float | None = None
     entropy: float | None = None

@@ -43,13 +43,16 @@ def active_fraction(runs: Sequence[Run], theme: Theme) -> bytes | None:
         for depth in run.depths_of(key):
             xs, ys = run.series(f"{key}/{depth}")
             color = colors[min(depth, len(colors) - 1)]
-            axes.plot([x / scale for x in xs], ys, color=color)
-            if ys:
-                _name_line(axes, f"depth {depth}", xs[-1] / scale, ys[-1], color)
+            xs, mean = [x / scale for x in xs], smooth(ys)
+            axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.35)
+            axes.plot(xs, mean, color=color)
+            if mean:
+                _name_line(axes, f"depth {depth}", mean[-1], color)
         for capacity in run.summary.capacities or []:
             axes.axhline(capacity, color=theme.faint, linestyle=(0, (4, 3)), linewidth=1.1)
         axes.set_title(short(run.label), color=theme.color(index))
         axes.set_ylim(0, 1.06)
+        axes.margins(x=0.01)
         percent_axis(axes.yaxis)
     for spare in panels[len(routed) :]:
         spare.set_visible(False)
@@ -118,7 +121,7 @@ def _by_depth(
             xs = [x / scale for x in xs]
             color = theme.color(index)
             axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.3)
-            mean = smooth(ys, max(1, len(ys) // 40))
+            mean = smooth(ys)
             axes.plot(xs, mean, color=color, linestyle=theme.dash(index))
             final = _final_accuracy(run, depth) if percent and xs else None
             if final is not None:
@@ -146,14 +149,15 @@ def _token_scale(routed: Indexed) -> tuple[float, str]:
     return power_of_ten(max((row.get("tokens", 0) for _, run in routed for row in run.log)))
 
 
-def _name_line(axes: Axes, text: str, x: float, y: float, color: Any) -> None:
+def _name_line(axes: Axes, text: str, y: float, color: Any) -> None:
+    """Write the name of a line beside its end, right of the panel."""
     axes.annotate(
         text,
-        (x, y),
-        xytext=(-2, 4),
+        (1, y),
+        xycoords=("axes fraction", "data"),
+        xytext=(3, 0),
         textcoords="offset points",
-        ha="right",
-        va="bottom",
+        va="center",
         color=color,
         fontsize=9.5,
         fontweight="bold",

@@ -53,16 +53,20 @@ def columns(runs: Sequence[Run]) -> list[Column]:
             lambda run: _scaled(run.summary.peak_memory_bytes, 2**20),
             _whole,
         ),
-        Column("causal NLL (nats per token)", lambda run: run.eval and run.eval.causal.nll, _nll),
+        Column(
+            "causal NLL (nats per token)",
+            lambda run: run.eval.causal.nll if run.eval else None,
+            _nll,
+        ),
         Column(
             "leaky NLL, not causal: looks ahead (nats per token)",
-            lambda run: run.eval and run.eval.leaky and run.eval.leaky.nll,
+            lambda run: run.eval.leaky.nll if run.eval and run.eval.leaky else None,
             _nll,
         ),
         *(_cap_column(cap) for cap in caps),
         Column(
             "mean depth (recursions per token)",
-            lambda run: run.eval and run.eval.causal.mean_depth,
+            lambda run: run.eval.causal.mean_depth if run.eval else None,
             lambda value: f"{value:.2f}",
         ),
         Column("training FLOPs", lambda run: run.summary.train_flops, lambda value: f"{value:.2e}"),
@@ -89,7 +93,7 @@ def rich_table(runs: Sequence[Run], width: int | None = None) -> Table:
     if console.measure(wide, options=endless).maximum <= console.width:
         return wide
     tall = Table(box=box.SIMPLE_HEAD, title="Runs compared", title_style="bold")
-    tall.add_column("")
+    tall.add_column("", min_width=12, overflow="fold")
     for run in runs:
         tall.add_column(Text(run.label), justify="right", overflow="fold")
     for column in cols[1:]:

@@ -1,0 +1,31 @@
+"""``mor convert``: checkpoints of others into ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mor.hf.convert import convert_authors, convert_llama
+
+app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True)
+Out = Annotated[Path, typer.Option(help="model folder to write")]
+
+
+@app.command()
+def authors(
+    weights: Annotated[Path, typer.Argument(help=".safetensors or .bin of the authors' code")],
+    config: Annotated[Path, typer.Option(help="its JSON or YAML configuration")],
+    out: Out,
+) -> None:
+    """A checkpoint of the paper's authors (vanilla, recursive, expert or token choice)."""
+    typer.echo(f"converted: {convert_authors(weights, config, out)}")
+
+
+@app.command()
+def llama(
+    folder: Annotated[Path, typer.Argument(help="a Hugging Face Llama folder")], out: Out
+) -> None:
+    """A Llama checkpoint, as a vanilla model."""
+    typer.echo(f"converted: {convert_llama(folder, out)}")

@@ -1,0 +1,127 @@
+"""``mor demo``: four twins at equal FLOPs on Shakespeare, scored, compared, and heard."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+import yaml
+from rich.console import Console
+from transformers import set_seed
+
+from mor.cli.evaluate import run_evaluation
+from mor.cli.report import show_runs
+from mor.data import console_progress, prepare
+from mor.errors import MorError
+from mor.hf.generate import generate_with_depths
+from mor.hf.load import load_model, load_tokenizer
+from mor.report import Sample, build_report, load_runs, render_terminal
+from mor.train import Recipe, load_recipe
+
+TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
+PROMPT = "HAMLET.\nTo be, or not to be: "
+console = Console(highlight=False)
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(demo)
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="folder for data, runs and report")] = Path("runs/demo"),
+    source: Annotated[str, typer.Option(help="text to learn: as for mor data prepare")] = (
+        "shakespeare"
+    ),
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="change a field of all four recipes")
+    ] = None,
+    vocab_size: Annotated[int, typer.Option(help="tokens of the byte-level BPE")] = 2048,
+) -> None:
+    """Train vanilla, recursive and two MoR models to the same FLOPs; compare them honestly.
+
+    Safe to run again: what is there and was made by the same recipe is kept.
+    """
+    step(f"1/4 data: {source}")
+    with console_progress() as progress:
+        index = prepare(source, out / "data", vocab_size=vocab_size, progress=progress)
+    kept = "kept from an earlier run" if index.reused else "prepared"
+    console.print(f"{kept}: {index.num_tokens('train'):,} training tokens")
+    step("2/4 training four models to the same FLOPs, one after another")
+    runs = [train_twin(name, out, set_ or []) for name in TWINS]
+    step("3/4 evaluation: causal, leaky, and with depth capped")
+    for run in runs:
+        evaluate_twin(run, out / "data")
+    step("4/4 report")
+    spoken = {runs[-1].name: [speak(runs[-1])]}
+    page = build_report(runs, out / "report", title="Four twins at equal FLOPs", passages=spoken)
+    show_runs(load_runs(runs))
+    sample = spoken[runs[-1].name][0]
+    console.print(f"\n[bold]{runs[-1].name} writes, each token coloured by its depth:[/bold]\n")
+    recursions = load_runs([runs[-1]])[0].summary.num_recursions
+    console.print(render_terminal(sample.tokens, sample.depths, recursions))
+    console.print(f"\n[bold]report:[/bold] {page}")
+
+
+def step(text: str) -> None:
+    """Say what comes next."""
+    console.print(f"\n[bold cyan]{text}[/bold cyan]")
+
+
+def train_twin(name: str, out: Path, overrides: list[str]) -> Path:
+    """Train one twin in a process of its own, so that its peak memory is its own."""
+    changes = [f"data.path={out / 'data'}", f"output={out}", *overrides]
+    recipe = load_recipe(f"demo/{name}", changes)
+    if finished(recipe):
+        console.print(f"{recipe.name}: kept from an earlier run")
+        return recipe.run_dir
+    command = [sys.executable, "-m", "mor.cli", "train", f"demo/{name}", "--overwrite"]
+    for change in changes:
+        command += ["--set", change]
+    if subprocess.run(command, check=False).returncode != 0:
+        raise MorError(f"training of {recipe.name} stopped; what it said stands above")
+    return recipe.run_dir
+
+
+def finished(recipe: Recipe) -> bool:
+    """Whether the run folder holds a finished run of this very recipe."""
+    run_dir = recipe.run_dir
+    if not (run_dir / "summary.json").is_file() or not (run_dir / "recipe.yaml").is_file():
+        return False
+    trained = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    return bool(trained == json.loads(recipe.model_dump_json()))
+
+
+def evaluate_twin(run: Path, data: Path) -> None:
+    """Write eval.json unless it is newer than the model."""
+    result_path, model_path = run / "eval.json", run / "summary.json"
+    if result_path.is_file() and result_path.stat().st_mtime > model_path.stat().st_mtime:
+        console.print(f"{run.name}: kept from an earlier run")
+        return
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
+    model, tokenizer = load_model(run), load_tokenizer(run)
+    seq_len = recipe["data"]["seq_len"]
+    result = run_evaluation(model, tokenizer, data, "validation", seq_len, 256, 16)
+    result_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    console.print(f"{run.name}: causal NLL {result['causal']['nll']:.4f}")
+
+
+def speak(run: Path, length: int = 160) -> Sample:
+    """A passage that the model writes, with the depth each token cost."""
+    model, tokenizer = load_model(run), load_tokenizer(run)
+    set_seed(0)
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    tokens, depths = generate_with_depths(
+        model, ids, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50
+    )
+    with torch.inference_mode():
+        prompt_depths = model(ids, use_cache=False).depths[0].tolist()
+    texts = [tokenizer.decode([t]) for t in [*ids[0].tolist(), *tokens]]
+    return Sample(
+        tokens=texts, depths=[*prompt_depths, *depths], title=f"{run.name} writes (temperature 0.8)"
+    )

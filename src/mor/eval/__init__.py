@@ -1,0 +1,6 @@
+"""Evaluation under the causal rule, and beside it under the leaky one, named as such."""
+
+from mor.eval.calibrate import calibrate
+from mor.eval.evaluate import evaluate
+
+__all__ = ["calibrate", "evaluate"]

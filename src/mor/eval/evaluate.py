@@ -1,0 +1,138 @@
+"""``mor eval``: causal NLL, the leaky number beside it, depth caps, router metrics, a passage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from mor.data import PackedDataset
+from mor.errors import MorError
+from mor.eval.passes import run_pass, token_nll
+from mor.hf.modeling import MoRForCausalLM
+from mor.model.metrics import dead_positions, entropy, max_violation
+
+
+def evaluate(
+    model: MoRForCausalLM,
+    dataset: PackedDataset,
+    tokenizer: Any = None,
+    *,
+    max_sequences: int | None = None,
+    batch_size: int = 8,
+    sample_tokens: int = 256,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
+    """Everything the report needs about one model on one split (``eval.json``).
+
+    ``causal`` follows ``router.decide``, the rule of decoding. ``leaky`` follows training's
+    selection, which looks at later tokens: it is reported for comparison with published numbers
+    and is no measure of the model. ``depth_cap`` repeats the causal number with at most 1..R
+    recursions (test-time scaling).
+
+    Args:
+        model: put into evaluation mode here; left in the mode it was in.
+        dataset: a split of a prepared folder; vocabulary must fit the model's.
+        tokenizer: for the passage; None leaves it out.
+        max_sequences: None for the whole split.
+        batch_size: sequences at a time.
+        sample_tokens: length of the passage.
+        progress: called with (batches done, batches in all).
+
+    Raises:
+        MorError: the data's vocabulary does not fit the model, or the sequences are too long.
+    """
+    config = model.config
+    if dataset.index.vocab_size > config.vocab_size:
+        raise MorError(
+            f"the data's vocabulary has {dataset.index.vocab_size} tokens but the model's "
+            f"vocab_size is {config.vocab_size}; evaluate on data prepared with the model's "
+            "tokenizer (mor data prepare --tokenizer DIR)"
+        )
+    if dataset.seq_len > config.max_position_embeddings:
+        raise MorError(
+            f"seq_len={dataset.seq_len} is past the model's max_position_embeddings="
+            f"{config.max_position_embeddings}"
+        )
+    count = len(dataset) if max_sequences is None else min(max_sequences, len(dataset))
+    router = model.model.router
+    leaky_too = config.is_routed and router.looks_ahead
+    passes = config.num_recursions + int(leaky_too)
+    total, done = passes * -(-count // batch_size), 0
+
+    def tick() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    was_training = model.training
+    model.eval()
+    try:
+        bytes_per_token = dataset.bytes_per_token
+        caps, causal = [], None
+        for cap in range(1, config.num_recursions + 1):
+            causal = run_pass(model, dataset, count, batch_size, "causal", cap, tick)
+            score = causal.score(bytes_per_token)
+            caps.append({"max_depth": cap, "nll": score["nll"], "mean_depth": score["mean_depth"]})
+        assert causal is not None
+        leaky = (
+            run_pass(model, dataset, count, batch_size, "topk", None, tick) if leaky_too else None
+        )
+        result: dict[str, Any] = {
+            "data": dataset.index.source,
+            "split": dataset.split,
+            "seq_len": dataset.seq_len,
+            "sequences": count,
+            "tokens": causal.targets,
+            "bytes_per_token": bytes_per_token,
+            "causal": causal.score(bytes_per_token),
+            "leaky": None if leaky is None else leaky.score(bytes_per_token),
+            "gap": None if leaky is None else causal.nll - leaky.nll,
+            "depth_cap": caps,
+            "router": {
+                "accuracy": []
+                if leaky is None
+                else (leaky.agreements / leaky.candidates.clamp(min=1)).tolist(),
+                "dead_tokens": dead_positions(causal.reached),
+                "max_vio": max_violation(causal.shares),
+                "entropy": entropy(causal.shares),
+            },
+        }
+        if tokenizer is not None:
+            result["sample"] = passage(model, dataset, tokenizer, sample_tokens)
+        return result
+    finally:
+        model.train(was_training)
+
+
+@torch.inference_mode()
+def passage(
+    model: MoRForCausalLM, dataset: PackedDataset, tokenizer: Any, length: int
+) -> dict[str, Any]:
+    """A passage with each token's text, recursions and nats (None for the first)."""
+    ids = dataset[len(dataset) // 2]["input_ids"][:length][None].to(model.device)
+    output = model(ids, use_cache=False, routing="causal")
+    nll = token_nll(output.logits, ids)[0].tolist()
+    return {
+        "tokens": token_texts(tokenizer, ids[0].tolist()),
+        "depths": output.depths[0].tolist(),
+        "nll": [None, *nll],
+    }
+
+
+def token_texts(tokenizer: Any, ids: list[int]) -> list[str]:
+    """Text of each token, so that together they give the decoded text.
+
+    Bytes of a character that spans several tokens all go to the token that completes it.
+    """
+    texts, start = [], 0
+    for end in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[start:end])
+        if text.endswith("\ufffd") and end < len(ids) and end - start < 8:
+            texts.append("")
+            continue
+        texts.append(text)
+        start = end
+    return texts

@@ -1,0 +1,121 @@
+"""One pass of a model over validation sequences, and what is counted on the way."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from mor.choices import Routing
+from mor.hf.modeling import MoRForCausalLM
+from mor.model.metrics import decision_accuracy
+
+Tick = Callable[[], None]
+
+
+@dataclass
+class PassResult:
+    """Sums of one pass.
+
+    Attributes:
+        nll_sum: nats over all targets. targets: how many.
+        depth_counts: [R + 1] tokens that ran 0..R recursions.
+        reached: [seq_len] whether any sequence ran the last depth at that position.
+        agreements, candidates: [R] of the causal rule against the selection (top-k passes).
+    """
+
+    recursions: int
+    nll_sum: float = 0.0
+    targets: int = 0
+    depth_counts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    reached: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    agreements: Tensor = field(default_factory=lambda: torch.zeros(0))
+    candidates: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+    @property
+    def nll(self) -> float:
+        """Nats per token."""
+        return self.nll_sum / max(1, self.targets)
+
+    @property
+    def shares(self) -> Tensor:
+        """Share of tokens by final depth, [R + 1]."""
+        return self.depth_counts / self.depth_counts.sum().clamp(min=1)
+
+    def score(self, bytes_per_token: float) -> dict[str, object]:
+        """NLL, perplexity, bits per byte, mean depth, share of tokens active at each depth."""
+        shares = self.shares
+        return {
+            "nll": self.nll,
+            "perplexity": math.exp(min(self.nll, 700.0)),
+            "bits_per_byte": self.nll / math.log(2) / bytes_per_token,
+            "mean_depth": float((shares * torch.arange(len(shares))).sum()),
+            "active_fraction": [float(shares[d + 1 :].sum()) for d in range(self.recursions)],
+        }
+
+
+def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
+    """Nats of each token given those before it, [B, T - 1], from logits [B, T, V]."""
+    flat = logits[:, :-1].flatten(0, 1).float()
+    losses = F.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none")
+    return losses.view(len(ids), -1)
+
+
+def batches(dataset: Dataset, count: int, size: int, device: torch.device) -> Iterator[Tensor]:
+    """Ids [<= size, T] of the first ``count`` sequences, in order."""
+    for start in range(0, count, size):
+        rows = [dataset[i]["input_ids"] for i in range(start, min(count, start + size))]
+        yield torch.stack(rows).to(device)
+
+
+@torch.inference_mode()
+def run_pass(
+    model: MoRForCausalLM,
+    dataset: Dataset,
+    count: int,
+    batch_size: int,
+    routing: Routing,
+    max_depth: int | None = None,
+    tick: Tick = lambda: None,
+) -> PassResult:
+    """Score the first ``count`` sequences under one routing rule and depth cap.
+
+    Args:
+        model: in evaluation mode.
+        dataset: items with ``input_ids`` [T].
+        count: sequences. batch_size: how many at a time; changes nothing but speed, except for
+            the threshold router's leaky rule, whose quantile is taken over the batch.
+        routing: ``causal`` or ``topk``.
+        max_depth: depth cap.
+        tick: called after each batch.
+    """
+    recursions = model.config.num_recursions
+    result = PassResult(recursions)
+    result.depth_counts = torch.zeros(recursions + 1)
+    result.agreements, result.candidates = torch.zeros(recursions), torch.zeros(recursions)
+    for ids in batches(dataset, count, batch_size, model.device):
+        output = model(
+            ids,
+            use_cache=False,
+            routing=routing,
+            max_depth=max_depth,
+            output_router_traces=routing == "topk",
+        )
+        losses = token_nll(output.logits, ids)
+        result.nll_sum += float(losses.double().sum())
+        result.targets += losses.numel()
+        depths = output.depths.cpu()
+        result.depth_counts += torch.bincount(depths.flatten(), minlength=recursions + 1)
+        reached = (depths == recursions).any(0)
+        result.reached = reached if result.reached.numel() == 0 else result.reached | reached
+        for depth, trace in enumerate(output.traces or ()):
+            agree, candidates = decision_accuracy(model.model.router, trace, depth)
+            result.agreements[depth] += agree.cpu()
+            result.candidates[depth] += candidates.cpu()
+        tick()
+    return result

@@ -1,0 +1,81 @@
+"""Generation that also tells how deep each token went."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.generation.streamers import BaseStreamer
+
+from mor.hf.modeling import MoRForCausalLM
+
+OnToken = Callable[[int, int], None]
+
+
+class _DepthStreamer(BaseStreamer):
+    """Passes on each new token of one sequence with the depth of the step that made it."""
+
+    def __init__(self, on_token: OnToken) -> None:
+        self.on_token = on_token
+        self.depth = 0
+        self.prompt_seen = False
+
+    def put(self, value: Tensor) -> None:
+        """Called by ``generate``: first with the prompt, then with each token."""
+        if not self.prompt_seen:
+            self.prompt_seen = True
+            return
+        self.on_token(int(value.flatten()[-1]), self.depth)
+
+    def end(self) -> None:
+        """Nothing is held back."""
+
+
+def generate_with_depths(
+    model: MoRForCausalLM,
+    input_ids: Tensor,
+    on_token: OnToken | None = None,
+    **options: Any,
+) -> tuple[list[int], list[int]]:
+    """``model.generate`` for one prompt, with a depth for every new token.
+
+    The depth of a token is how many recursions ran at the position whose output it was sampled
+    from: what it cost to say it.
+
+    Args:
+        model: in evaluation mode.
+        input_ids: [1, T].
+        on_token: called with (token id, depth) as soon as a token is there.
+        options: for ``generate``; no beams, one sequence.
+
+    Returns:
+        New token ids and their depths.
+
+    Raises:
+        ValueError: more than one prompt.
+    """
+    if input_ids.dim() != 2 or len(input_ids) != 1:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [1, T]")
+    tokens: list[int] = []
+    depths: list[int] = []
+
+    def note(token: int, depth: int) -> None:
+        tokens.append(token)
+        depths.append(depth)
+        if on_token is not None:
+            on_token(token, depth)
+
+    streamer = _DepthStreamer(note)
+
+    def remember(module: Any, args: Any, output: Any) -> None:
+        streamer.depth = int(output.depths[0, -1])
+
+    handle = model.register_forward_hook(remember)
+    try:
+        with torch.inference_mode():
+            model.generate(input_ids, streamer=streamer, **options)  # type: ignore[misc]
+    finally:
+        handle.remove()
+    return tokens, depths

@@ -1,0 +1,140 @@
+"""Floating-point operations, counted once for budgets, tables and benchmarks.
+
+The paper's rule (section 3.1 and its appendix): 2 per parameter and token forward, plus the
+products QK and AV counted for the causal half only; backward costs twice forward. Norms, rotary
+positions, softmax and the embedding look-up are not counted.
+
+``convention="paper"`` reproduces the paper's published budgets and step counts instead. They come
+out exactly when the forward pass alone is counted, without the head, and with key and value
+projections as wide as the queries' (16.5e18 for 9,438 steps of 2.1 M tokens at 360M); see the test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mor.choices import default_capacities
+from mor.config import MoRConfig
+from mor.model.model import MoRModel
+
+Convention = Literal["exact", "paper"]
+
+
+@dataclass(frozen=True)
+class Flops:
+    """FLOPs per token of the sequence, by stage.
+
+    Attributes:
+        prelude, coda, head: per token of the sequence.
+        recurse: one number per depth, already times the share of tokens active there.
+        router: all routing networks.
+        backward: backward passes counted, in forward passes (2, or 0 in the paper's budgets).
+    """
+
+    prelude: float
+    recurse: tuple[float, ...]
+    coda: float
+    head: float
+    router: float
+    backward: float = 2.0
+
+    @property
+    def forward(self) -> float:
+        """One forward pass."""
+        return self.prelude + sum(self.recurse) + self.coda + self.head + self.router
+
+    @property
+    def training(self) -> float:
+        """Forward and backward."""
+        return self.forward * (1 + self.backward)
+
+
+def active_fractions(config: MoRConfig) -> list[float]:
+    """Share of tokens that run each depth as planned: capacities, a balanced choice, or all."""
+    recursions = config.num_recursions
+    if config.router == "fixed":
+        depth = config.router_fixed_depth or recursions
+        return [1.0] * depth + [0.0] * (recursions - depth)
+    if config.router == "token_choice":
+        return default_capacities(recursions)
+    return list(config.router_capacities)
+
+
+def flops_per_token(
+    config: MoRConfig,
+    seq_len: int,
+    active: Sequence[float] | None = None,
+    convention: Convention = "exact",
+) -> Flops:
+    """FLOPs per token of sequences of ``seq_len``.
+
+    Args:
+        config: the model.
+        seq_len: tokens per sequence; attention grows with it.
+        active: share of tokens that run each depth; default :func:`active_fractions`.
+        convention: ``exact`` counts what runs; ``paper`` the paper's published budgets (module
+            docstring).
+    """
+    paper = convention == "paper"
+    shares = list(active_fractions(config) if active is None else active)
+    width, ffn = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    keys = queries if paper else config.num_key_value_heads * config.head_dim
+    key_value = 2 * 2 * width * keys
+    linear = 2 * (2 * width * queries + 3 * width * ffn) + key_value
+    # QK and AV, 2 FLOPs per multiply-add, over the causal half of seq_len keys.
+    attention = 2 * 2 * queries * seq_len / 2
+    layers = config.num_recursion_layers
+    recurse = []
+    for depth, share in enumerate(shares):
+        if config.kv_sharing == "none":
+            one = share * linear + share**2 * attention
+        else:
+            skipped = 0.0
+            if config.kv_sharing == "recursive":
+                slices = range(depth * layers, (depth + 1) * layers)
+                again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
+                skipped = key_value * again / layers
+            reach = shares[0]
+            one = share * (linear - skipped) + share * reach * attention
+        recurse.append(layers * one)
+    return Flops(
+        prelude=config.num_prelude_layers * (linear + attention),
+        recurse=tuple(recurse),
+        coda=config.num_coda_layers * (linear + attention),
+        head=0.0 if paper else 2.0 * width * config.vocab_size,
+        router=0.0 if paper else _router_flops(config, shares),
+        backward=0.0 if paper else 2.0,
+    )
+
+
+def _router_flops(config: MoRConfig, shares: list[float]) -> float:
+    if config.router in ("fixed", "random"):
+        return 0.0
+    width = config.hidden_size
+    outputs = config.num_recursions if config.router == "token_choice" else 1
+    one = 2.0 * width * outputs
+    if config.router_architecture != "linear":
+        one = 2.0 * width * 2 * width + 2.0 * 2 * width * outputs
+    if config.router == "token_choice":
+        return one
+    nets = 2 if config.router_objective == "aux_router" and config.router == "expert_choice" else 1
+    # Depth r scores the tokens that ran depth r - 1.
+    return nets * one * (1 + sum(shares[:-1]))
+
+
+def count_parameters(config: MoRConfig) -> tuple[int, int]:
+    """Unique parameters of a model of ``config``: (all, without the embedding and the head).
+
+    Built on the meta device, so that no memory is taken.
+    """
+    import torch
+
+    with torch.device("meta"):
+        model = MoRModel(config)
+    total = sum(p.numel() for p in model.parameters())
+    embedding = model.embed_tokens.weight.numel()
+    tables = embedding if config.tie_word_embeddings else 2 * embedding
+    return total, total - tables

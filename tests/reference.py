@@ -1,0 +1,311 @@
+"""The network once more, as plainly as it can be written: the reference of the property tests.
+
+One row at a time, no compaction, no cache, no batch: at every depth all tokens of a row run, each
+query sees the keys it may see through an explicit mask, and only the active tokens keep what came
+out. It shares the weights of a model and none of its code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mor import MoRForCausalLM
+
+
+@dataclass
+class Reference:
+    """Logits [T, V] and depths [T] of each row, router losses of the batch by name."""
+
+    logits: list[Tensor]
+    depths: list[Tensor]
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+def norm(module: Any, hidden: Tensor, use: int = 0) -> Tensor:
+    weight = module.weight if module.weight.dim() == 1 else module.weight[use]
+    return hidden / (hidden.square().mean(-1, keepdim=True) + module.eps).sqrt() * weight
+
+
+def turn(heads: Tensor, theta: float) -> Tensor:
+    """Rotate [T, H, d] token by token: the pair (i, i + d/2) as one complex number."""
+    length, _, width = heads.shape
+    rates = theta ** -(torch.arange(0, width, 2) / width)
+    angle = torch.arange(length)[:, None] * rates
+    first, second = heads[..., : width // 2], heads[..., width // 2 :]
+    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    return torch.cat((turned.real, turned.imag), -1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor:
+    """query [T, H, d]; key, value [S, Hkv, d]; visible bool [T, S]."""
+    groups = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+    scores = torch.einsum("thd,shd->hts", query, key) / query.shape[-1] ** 0.5
+    weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+    return torch.einsum("hts,shd->thd", weights, value)
+
+
+class Row:
+    """One row on its way through the network."""
+
+    def __init__(self, model: MoRForCausalLM, embedded: Tensor) -> None:
+        self.network, self.config = model.model, model.config
+        self.hidden = embedded
+        self.causal = torch.ones(len(embedded), len(embedded)).tril().bool()
+        self.alive = torch.ones(len(embedded), dtype=torch.bool)
+        self.depths = torch.zeros(len(embedded), dtype=torch.long)
+        self.store: dict[int, tuple[Tensor, Tensor]] = {}
+        self.stored = self.alive
+
+    def heads(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (-1, self.config.head_dim))
+
+    def layer(
+        self,
+        layer: Any,
+        hidden: Tensor,
+        visible: Tensor,
+        use: int = 0,
+        shared: int | None = None,
+        own: Tensor | None = None,
+    ) -> Tensor:
+        """One Llama layer; ``shared`` names stored keys, ``own`` [T] says who replaces them."""
+        attention, theta = layer.self_attn, self.config.rope_parameters["rope_theta"]
+        normed = norm(layer.input_layernorm, hidden, use)
+        query = turn(self.heads(normed @ attention.q_proj.weight.T), theta)
+        key = turn(self.heads(normed @ attention.k_proj.weight.T), theta)
+        value = self.heads(normed @ attention.v_proj.weight.T)
+        if shared is not None and shared not in self.store:
+            self.store[shared] = (key, value)
+        elif shared is not None:
+            assert own is not None
+            stored_key, stored_value = self.store[shared]
+            key = torch.where(own[:, None, None], key, stored_key)
+            value = torch.where(own[:, None, None], value, stored_value)
+        mixed = attend(query, key, value, visible).flatten(1)
+        hidden = hidden + mixed @ attention.o_proj.weight.T
+        normed = norm(layer.post_attention_layernorm, hidden, use)
+        mlp = layer.mlp
+        gated = F.silu(normed @ mlp.gate_proj.weight.T) * (normed @ mlp.up_proj.weight.T)
+        return hidden + gated @ mlp.down_proj.weight.T
+
+    def stack(self, layers: Any) -> None:
+        for layer in layers:
+            self.hidden = self.layer(layer, self.hidden, self.causal)
+
+    def block(self, depth: int, active: Tensor) -> Tensor:
+        """The shared block over all tokens; only what active tokens get out of it has meaning."""
+        sharing, count = self.config.kv_sharing, self.config.num_recursion_layers
+        if depth == 0:
+            self.stored = active
+        keys = active if sharing == "none" else self.stored
+        # Everyone sees itself, so that the rows nobody reads are numbers too.
+        visible = self.causal & (keys | torch.eye(len(keys), dtype=torch.bool))
+        own = active if sharing == "recursive_update" else torch.zeros_like(active)
+        hidden = self.hidden
+        for unrolled in range(depth * count, (depth + 1) * count):
+            shared = self.config.shared_layer(unrolled)
+            hidden = self.layer(
+                self.network.block[shared],
+                hidden,
+                visible,
+                self.config.repetition(unrolled),
+                None if sharing == "none" else shared,
+                own,
+            )
+        return hidden
+
+
+def reference(
+    model: MoRForCausalLM,
+    rows: list[Tensor],
+    *,
+    causal: bool,
+    max_depth: int | None = None,
+) -> Reference:
+    """What the model has to say about rows of ids [T], in evaluation mode."""
+    config = model.config
+    table = model.model.embed_tokens
+    states = [Row(model, F.embedding(ids, table.weight, table.padding_idx)) for ids in rows]
+    for row in states:
+        row.stack(model.model.prelude_layers)
+    limit = min(max_depth or config.num_recursions, config.router_fixed_depth or 9)
+    routing = ROUTING[config.router](model, states, causal, limit)
+    for depth in range(limit):
+        for row, active in zip(states, routing.active(depth), strict=True):
+            output = row.block(depth, active)
+            row.hidden = torch.where(active[:, None], routing.update(row, output, depth), row.hidden)
+            row.alive, row.depths = active, row.depths + active
+    logits = []
+    for row in states:
+        row.stack(model.model.coda_layers)
+        logits.append(norm(model.model.norm, row.hidden) @ model.model.lm_head.weight.T)
+    return Reference(logits, [row.depths for row in states], routing.losses)
+
+
+class Fixed:
+    """All tokens, every depth; also the base of the others."""
+
+    def __init__(self, model: MoRForCausalLM, rows: list[Row], causal: bool, limit: int) -> None:
+        self.config, self.router = model.config, model.model.router
+        self.rows, self.causal, self.limit = rows, causal, limit
+        self.losses: dict[str, Tensor] = {}
+        self.start()
+
+    def start(self) -> None:
+        pass
+
+    def active(self, depth: int) -> list[Tensor]:
+        return [row.alive for row in self.rows]
+
+    def update(self, row: Row, output: Tensor, depth: int) -> Tensor:
+        return output
+
+    def net(self, net: Any, hidden: Tensor, index: int) -> Tensor:
+        hidden = hidden / self.config.router_temperature
+        if net.up is not None:
+            hidden = F.gelu(hidden @ net.up[index].T)
+        return hidden @ net.weight[index].T
+
+    def rule(self, base: Tensor, output: Tensor, gate: Tensor) -> Tensor:
+        gate = gate[:, None]
+        return {
+            "gated": base + gate * output,
+            "additive": base + output,
+            "residual": (1 - gate) * base + gate * output,
+        }[self.config.update_rule]
+
+    def count(self, row: Row, depth: int) -> int:
+        return max(1, int(self.config.router_capacities[depth] * len(row.hidden)))
+
+    def best(self, row: Row, values: Tensor, kept: int) -> Tensor:
+        """The ``kept`` largest of the tokens still there."""
+        values = values.masked_fill(~row.alive, -torch.inf)
+        order = sorted(range(len(values)), key=lambda i: -float(values[i]))
+        mask = torch.zeros_like(row.alive)
+        mask[order[:kept]] = True
+        return mask & row.alive
+
+    def add_loss(self, name: str, values: list[Tensor]) -> None:
+        self.losses[name] = self.losses.get(name, torch.zeros(())) + torch.cat(values).mean()
+
+
+class Boundary(Fixed):
+    """Expert choice and threshold: a logit per token and depth."""
+
+    def gate(self, logits: Tensor) -> Tensor:
+        kind = self.config.router_activation
+        if kind == "none":
+            return logits
+        return self.config.router_alpha * {"sigmoid": logits.sigmoid(), "tanh": logits.tanh()}[kind]
+
+    def active(self, depth: int) -> list[Tensor]:
+        self.logits = [self.net(self.router.net, r.hidden, depth)[:, 0] for r in self.rows]
+        decisions = self.logits
+        if self.router.auxiliary is not None:
+            decisions = [
+                self.net(self.router.auxiliary, r.hidden.detach(), depth)[:, 0] for r in self.rows
+            ]
+        if self.causal:
+            return [self.decide(r, d, depth) for r, d in zip(self.rows, decisions, strict=True)]
+        chosen = self.select(depth)
+        if self.config.router_z_loss_coef:
+            self.add_loss("z_loss", self.alive([x.square() for x in self.logits]))
+        if self.config.router == "expert_choice" and self.config.router_objective != "none":
+            name = "aux_loss" if self.router.auxiliary is None else "aux_router_loss"
+            errors = [
+                -torch.where(mask, F.logsigmoid(d), F.logsigmoid(-d))
+                for mask, d in zip(chosen, decisions, strict=True)
+            ]
+            self.add_loss(name, self.alive(errors))
+        return chosen
+
+    def alive(self, values: list[Tensor]) -> list[Tensor]:
+        return [v[r.alive] for v, r in zip(values, self.rows, strict=True)]
+
+    def decide(self, row: Row, decision: Tensor, depth: int) -> Tensor:
+        if self.config.router_capacities[depth] == 1:
+            return row.alive
+        if self.config.router_decision_rule == "half":
+            half = 0.5 if self.config.router_activation == "none" else 0.0
+            return row.alive & (decision >= half)
+        return row.alive & (decision > self.router.boundary[depth])
+
+    def select(self, depth: int) -> list[Tensor]:
+        return [
+            self.best(row, logits.detach(), self.count(row, depth))
+            for row, logits in zip(self.rows, self.logits, strict=True)
+        ]
+
+    def update(self, row: Row, output: Tensor, depth: int) -> Tensor:
+        logits = next(x for x, r in zip(self.logits, self.rows, strict=True) if r is row)
+        return self.rule(row.hidden, output, self.gate(logits))
+
+
+class Threshold(Boundary):
+    def select(self, depth: int) -> list[Tensor]:
+        tokens = sum(len(row.hidden) for row in self.rows)
+        kept = max(1, round(self.config.router_capacities[depth] * tokens))
+        values = torch.cat([x.detach()[r.alive] for x, r in zip(self.logits, self.rows, strict=True)])
+        if len(values) == 0:
+            return [row.alive for row in self.rows]
+        lowest = values.sort(descending=True).values[min(kept, len(values)) - 1]
+        return [r.alive & (x >= lowest) for x, r in zip(self.logits, self.rows, strict=True)]
+
+
+class Random(Fixed):
+    def active(self, depth: int) -> list[Tensor]:
+        capacity, chosen = self.config.router_capacities[depth], []
+        for row in self.rows:
+            value = self.router._hash(torch.arange(len(row.hidden)), 0)
+            if self.causal:
+                chosen.append(row.alive & (value < capacity))
+            else:
+                chosen.append(self.best(row, -value, self.count(row, depth)))
+        return chosen
+
+    def update(self, row: Row, output: Tensor, depth: int) -> Tensor:
+        capacities = [1.0, *self.config.router_capacities]
+        share = capacities[depth + 1] / capacities[depth]
+        draw = self.router._hash(torch.arange(len(row.hidden)), depth + 1)
+        return self.rule(row.hidden, output, self.config.router_alpha * (1 - share * draw))
+
+
+class TokenChoice(Fixed):
+    def start(self) -> None:
+        self.origin = [row.hidden for row in self.rows]
+        softmax = self.config.router_activation == "softmax"
+        logits = [self.net(self.router.net, row.hidden, 0) for row in self.rows]
+        chances = [self.config.router_alpha * (x.softmax(-1) if softmax else x.sigmoid()) for x in logits]
+        full = [(p.detach() + self.router.bias).argmax(-1) for p in chances]
+        self.gates = [p[range(len(p)), c] for p, c in zip(chances, full, strict=True)]
+        self.choice = [c.clamp(max=self.limit - 1) for c in full]
+        every = torch.cat(self.choice)
+        if self.config.router_balancing == "loss":
+            depths = self.config.num_recursions
+            share = torch.tensor([(every == i).float().mean() for i in range(depths)])
+            self.losses["balancing_loss"] = (torch.cat(chances).mean(0) * depths * share).sum()
+        if self.config.router_z_loss_coef:
+            self.add_loss("z_loss", [x.logsumexp(-1).square() for x in logits])
+
+    def active(self, depth: int) -> list[Tensor]:
+        return [choice >= depth for choice in self.choice]
+
+    def update(self, row: Row, output: Tensor, depth: int) -> Tensor:
+        index = next(i for i, other in enumerate(self.rows) if other is row)
+        last = (self.choice[index] == depth)[:, None]
+        return torch.where(last, self.rule(self.origin[index], output, self.gates[index]), output)
+
+
+ROUTING: dict[str, type[Fixed]] = {
+    "fixed": Fixed,
+    "random": Random,
+    "expert_choice": Boundary,
+    "threshold": Threshold,
+    "token_choice": TokenChoice,
+}
