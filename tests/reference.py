@@ -34,10 +34,12 @@ def norm(module: Any, hidden: Tensor, use: int = 0) -> Tensor:
 def turn(heads: Tensor, theta: float) -> Tensor:
     """Rotate [T, H, d] token by token: the pair (i, i + d/2) as one complex number."""
     length, _, width = heads.shape
-    rates = theta ** -(torch.arange(0, width, 2) / width)
+    rates = 1 / theta ** (torch.arange(0, width, 2) / width)
     angle = torch.arange(length)[:, None] * rates
+    # The model turns by cos and sin of float32 in every dtype.
+    by = torch.complex(angle.cos(), angle.sin())[:, None].to(heads.dtype.to_complex())
     first, second = heads[..., : width // 2], heads[..., width // 2 :]
-    turned = torch.complex(first, second) * torch.polar(torch.ones_like(angle), angle)[:, None]
+    turned = torch.complex(first, second) * by
     return torch.cat((turned.real, turned.imag), -1)
 
 
@@ -139,7 +141,9 @@ def reference(
     for depth in range(limit):
         for row, active in zip(states, routing.active(depth), strict=True):
             output = row.block(depth, active)
-            row.hidden = torch.where(active[:, None], routing.update(row, output, depth), row.hidden)
+            row.hidden = torch.where(
+                active[:, None], routing.update(row, output, depth), row.hidden
+            )
             row.alive, row.depths = active, row.depths + active
     logits = []
     for row in states:
@@ -192,7 +196,7 @@ class Fixed:
         return mask & row.alive
 
     def add_loss(self, name: str, values: list[Tensor]) -> None:
-        self.losses[name] = self.losses.get(name, torch.zeros(())) + torch.cat(values).mean()
+        self.losses[name] = self.losses.get(name, 0.0) + torch.cat(values).mean()
 
 
 class Boundary(Fixed):
@@ -251,7 +255,9 @@ class Threshold(Boundary):
     def select(self, depth: int) -> list[Tensor]:
         tokens = sum(len(row.hidden) for row in self.rows)
         kept = max(1, round(self.config.router_capacities[depth] * tokens))
-        values = torch.cat([x.detach()[r.alive] for x, r in zip(self.logits, self.rows, strict=True)])
+        values = torch.cat(
+            [x.detach()[r.alive] for x, r in zip(self.logits, self.rows, strict=True)]
+        )
         if len(values) == 0:
             return [row.alive for row in self.rows]
         lowest = values.sort(descending=True).values[min(kept, len(values)) - 1]
@@ -281,7 +287,9 @@ class TokenChoice(Fixed):
         self.origin = [row.hidden for row in self.rows]
         softmax = self.config.router_activation == "softmax"
         logits = [self.net(self.router.net, row.hidden, 0) for row in self.rows]
-        chances = [self.config.router_alpha * (x.softmax(-1) if softmax else x.sigmoid()) for x in logits]
+        chances = [
+            self.config.router_alpha * (x.softmax(-1) if softmax else x.sigmoid()) for x in logits
+        ]
         full = [(p.detach() + self.router.bias).argmax(-1) for p in chances]
         self.gates = [p[range(len(p)), c] for p, c in zip(chances, full, strict=True)]
         self.choice = [c.clamp(max=self.limit - 1) for c in full]

@@ -114,17 +114,25 @@ def small_config(router: str, kv_sharing: str = "none", **fields: Any) -> MoRCon
     return MoRConfig(**plain | fields)
 
 
-def make_model(config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
-    """A model in evaluation mode whose weights, routing and boundaries are nothing special."""
+def make_model(
+    config: MoRConfig, seed: int = 0, dtype: torch.dtype = torch.float32
+) -> MoRForCausalLM:
+    """A model in evaluation mode whose weights, routing and boundaries are nothing special.
+
+    Random networks may magnify rounding errors; properties of all of them are tested in float64.
+    """
+    # A bare logit is the gate itself: near -1 it takes the stream away and leaves rounding errors.
+    spread = 0.1 if config.router_activation == "none" else 0.5
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = MoRForCausalLM(config)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 if ".router." in name:
-                    parameter.normal_(0.0, 0.5)
+                    parameter.normal_(0.0, spread)
                 elif "norm" in name:
                     parameter.normal_(1.0, 0.2)
+            model.to(dtype)
             model.train()
             for _ in range(3):
                 model(torch.randint(config.vocab_size, (4, 12)))
@@ -135,6 +143,12 @@ def make_model(config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
 def random_ids(seed: int, *shape: int) -> Tensor:
     """Token ids of this shape, the same for the same seed."""
     return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def distinct_rows(seed: int, lengths: list[int]) -> list[Tensor]:
+    """Rows of ids of which no two are the same in the whole batch, so that no scores tie."""
+    order = torch.randperm(VOCAB, generator=torch.Generator().manual_seed(seed))
+    return list(order[: sum(lengths)].split(lengths))
 
 
 def pad_rows(rows: list[Tensor], masks: list[list[bool]], seed: int = 0) -> tuple[Tensor, Tensor]:

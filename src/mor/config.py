@@ -169,7 +169,7 @@ class MoRConfig(PretrainedConfig):
         self.use_cache = use_cache
         kwargs.pop("num_hidden_layers", None)  # derived: written for readers, never read back
         kwargs.pop("hidden_act", None)
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]
             pad_token_id=pad_token_id,
             bos_token_id=bos_token_id,
             eos_token_id=eos_token_id,

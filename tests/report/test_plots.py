@@ -52,6 +52,18 @@ def test_plots_without_numbers_are_left_out(make_run: MakeRun) -> None:
     assert plots.draw_plots([replace(vanilla, log=[], eval=None)]) == []
 
 
+def test_only_what_a_router_decides_is_plotted(make_run: MakeRun) -> None:
+    run = load_run(make_run("mor"))
+    every = {"router/active_fraction/0": 1.0, "router/accuracy/0": 1.0, "router/boundary/0": 0.0}
+    logged = replace(run, log=[{**row, **every} for row in run.log])
+    fixed = replace(logged, summary=logged.summary.model_copy(update={"router": "fixed"}))
+    with styled(LIGHT):
+        assert router_plots.boundary([logged], LIGHT) == router_plots.boundary([run], LIGHT)
+        assert router_plots.accuracy([logged], LIGHT) == router_plots.accuracy([run], LIGHT)
+        for draw in (router_plots.boundary, router_plots.accuracy, router_plots.active_fraction):
+            assert draw([fixed], LIGHT) is None
+
+
 def test_one_row_of_log_and_gaps(make_run: MakeRun) -> None:
     run = load_run(make_run("short", rows=1, summary={"capacities": None}))
     sparse = replace(run, log=[*run.log, {"step": 20, "tokens": 3e6, "loss": float("nan")}])
@@ -71,12 +83,13 @@ def test_many_runs_and_odd_names(make_run: MakeRun) -> None:
         assert is_picture(plots.nll_against_cap(runs, DARK))
         assert is_picture(router_plots.depth_histogram(runs, DARK))
         assert is_picture(router_plots.active_fraction(runs, DARK))
-    assert all(len(short(name)) <= 31 and not short(name).startswith("_") for name in names)
+    assert all(len(short(name)) <= 30 and not short(name).startswith("_") for name in names)
     looks = {(DARK.color(index), str(DARK.dash(index))) for index in range(len(names))}
     assert len(looks) == len(names)
 
 
-def test_helpers() -> None:
+def test_scales_names_and_means() -> None:
+    assert short("a rather long name of a run, the second #2", 20) == "a rather long…ond #2"
     assert power_of_ten(3.2e13) == (1e12, " (in 10¹²)")
     assert power_of_ten(12.0) == (1.0, "")
     assert power_of_ten(0.0) == (1.0, "")

@@ -92,10 +92,18 @@ def test_brackets_in_names_are_no_markup(make_run: MakeRun) -> None:
 @pytest.mark.parametrize(
     ("nlls", "gain", "words"),
     [
-        ((4.0, 3.9, 3.88), 0.12, "depth lowers the NLL by 0.1200"),
+        (
+            (4.0, 3.9, 3.88),
+            0.12,
+            "lowers the NLL by 0.1200 nats per token (perplexity falls by 11.31%)",
+        ),
         ((3.9, 3.9, 3.9), 0.0, "depth buys nothing that 4 decimals show"),
         ((3.90001, 3.9, 3.9), 0.00001, "depth buys nothing that 4 decimals show"),
-        ((3.88, 3.9, 4.0), -0.12, "depth raises the NLL by 0.1200"),
+        (
+            (3.88, 3.9, 4.0),
+            -0.12,
+            "raises the NLL by 0.1200 nats per token (perplexity rises by 12.75%)",
+        ),
     ],
 )
 def test_what_depth_buys(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 
-import click
 import typer
 from rich.console import Console
 from rich.text import Text
@@ -40,21 +39,14 @@ def fail(message: str) -> None:
 
 
 def main() -> None:
-    """Run a command: exit 0 when it worked, 2 on a mistake of the user's, 130 when stopped.
+    """Run a command: exit 0 when it worked, 2 on a mistake of the user's.
 
     With ``MOR_DEBUG=1`` errors keep their traceback.
     """
     try:
-        code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.exceptions.Abort, KeyboardInterrupt):
-        fail("stopped")
-        sys.exit(130)
+        app()
     except MorError as error:
         if os.environ.get("MOR_DEBUG"):
             raise
         fail(str(error))
         sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)

@@ -18,6 +18,7 @@ from mor.cli.evaluate import run_evaluation
 from mor.cli.report import show_runs
 from mor.data import console_progress, prepare
 from mor.errors import MorError
+from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_model, load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
@@ -121,7 +122,8 @@ def speak(run: Path, length: int = 160) -> Sample:
     )
     with torch.inference_mode():
         prompt_depths = model(ids, use_cache=False).depths[0].tolist()
-    texts = [tokenizer.decode([t]) for t in [*ids[0].tolist(), *tokens]]
     return Sample(
-        tokens=texts, depths=[*prompt_depths, *depths], title=f"{run.name} writes (temperature 0.8)"
+        tokens=token_texts(tokenizer, [*ids[0].tolist(), *tokens]),
+        depths=[*prompt_depths, *depths],
+        title=f"{run.name} writes (temperature 0.8)",
     )

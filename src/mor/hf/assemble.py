@@ -109,7 +109,7 @@ def assemble(
             state[name] = torch.zeros(shapes[name])
     router = model.model.router
     if isinstance(router, BoundaryRouter) and ("model.router.boundary", None) not in plan:
-        state["model.router.boundary"] += router.half
+        state["model.router.boundary"] += router.half_rule
     if config.tie_word_embeddings:
         state["model.lm_head.weight"] = state["model.embed_tokens.weight"]
     model.load_state_dict(state, assign=True)
@@ -168,7 +168,7 @@ def _disagreement(first: str, second: str, source: Path) -> str:
     if ".self_attn." in first and ".block" in first:
         said += (
             "; the authors' first release untied attention between recursions by mistake (their "
-            "issue 17, fixed in commit 82c97f2), and such weights are not those of a recursive model"
+            "issue 17, fixed in their commit 82c97f2); such a checkpoint shares no attention"
         )
     elif "layernorm" in first:
         said += "; set recursive.ln_share to false if norms are meant to be apart"

@@ -27,12 +27,13 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
     folder = _model_folder(Path(folder))
     try:
         config = MoRConfig.from_pretrained(folder)
-        model, info = MoRForCausalLM.from_pretrained(
+        loaded: Any = MoRForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype or torch.float32, output_loading_info=True
         )
     except (SafetensorError, OSError, EOFError, json.JSONDecodeError, RuntimeError) as error:
         text = " ".join(str(error).split())
         raise MorError(f"{folder} cannot be read, a file is damaged or cut short: {text}") from None
+    model, info = loaded
     problems = {
         "missing": info["missing_keys"],
         "not known": info["unexpected_keys"],

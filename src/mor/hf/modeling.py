@@ -201,10 +201,9 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         if width + (0 if cache is None else cache.columns) <= limit:
             return
         # Padding is no token: only now that it matters are the real ones counted.
-        tokens = width if attention_mask is None else int(attention_mask[:, -width:].sum(1).max())
-        if cache is not None and cache.seen is not None:
-            fresh = width if attention_mask is None else attention_mask[:, -width:].sum(1)
-            tokens = int((cache.seen + fresh).max())
+        seen = 0 if cache is None or cache.seen is None else cache.seen
+        real = torch.tensor(width) if attention_mask is None else attention_mask[:, -width:].sum(1)
+        tokens = int((real + seen).max())
         if tokens > limit:
             raise ValueError(
                 f"the sequence has {tokens} tokens; max_position_embeddings={limit} allows no more"

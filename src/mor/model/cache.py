@@ -180,13 +180,15 @@ class CachedAttend:
     """Attention over a group's rows, new entries written first.
 
     Args:
-        group: the entries read.
-        layers: name of each unrolled layer's entries in the group.
+        group: the entries written and read.
+        config: for which layers share entries.
         rows: [A] batch row of each query row.
         slots: [A, M] each query's own place in the group.
-        writes: which unrolled layers write (all, none, or only a shared layer's first use).
+        block: whether these are the shared block's layers, where KV sharing applies.
         fresh: nothing was cached before, so that plain causal attention is exact.
         all_rows: ``rows`` is every row in order.
+        refreshed: the group of this depth's own entries and the queries' places in it, where
+            active tokens refresh what depth 0 stored.
     """
 
     def __init__(
@@ -196,23 +198,22 @@ class CachedAttend:
         rows: Tensor,
         slots: Tensor,
         *,
-        stage: str,
-        depth: int = 0,
+        block: bool,
         fresh: bool,
         all_rows: bool,
         refreshed: tuple[KVGroup, Tensor] | None = None,
     ) -> None:
         self.group, self.config, self.rows, self.slots = group, config, rows, slots
-        self.stage, self.depth, self.fresh, self.all_rows = stage, depth, fresh, all_rows
+        self.block, self.fresh, self.all_rows = block, fresh, all_rows
         self.refreshed = refreshed
 
     def _name(self, layer: int) -> int:
-        if self.stage == "block" and self.config.kv_sharing != "none":
+        if self.block and self.config.kv_sharing != "none":
             return self.config.shared_layer(layer)
         return layer
 
     def _writes(self, layer: int) -> bool:
-        shared = self.stage == "block" and self.config.kv_sharing != "none"
+        shared = self.block and self.config.kv_sharing != "none"
         return not shared or self.config.repetition(layer) == 0
 
     def needs_kv(self, layer: int) -> bool:
@@ -273,7 +274,7 @@ class CacheKV:
         self.numbers = cache.seen[:, None] + torch.arange(width, device=lengths.device)
         self.first_slots: Tensor | None = None
 
-    def _whole(self, group: KVGroup, stage: str, depth: int = 0) -> CachedAttend:
+    def _whole(self, group: KVGroup) -> CachedAttend:
         slots = group.reserve(self.every, self.lengths, self.width)
         group.tokens[self.every[:, None], slots] = self.numbers
         return CachedAttend(
@@ -281,8 +282,7 @@ class CacheKV:
             self.config,
             self.every,
             slots,
-            stage=stage,
-            depth=depth,
+            block=False,
             fresh=self.fresh,
             all_rows=True,
         )
@@ -290,12 +290,12 @@ class CacheKV:
     def prelude(self) -> Attend:
         """The prelude's group, all tokens."""
         assert self.cache.prelude is not None
-        return self._whole(self.cache.prelude, "prelude")
+        return self._whole(self.cache.prelude)
 
     def coda(self) -> Attend:
         """The coda's group, all tokens."""
         assert self.cache.coda is not None
-        return self._whole(self.cache.coda, "coda")
+        return self._whole(self.cache.coda)
 
     def finish(self) -> None:
         """Count the new tokens as seen."""
@@ -309,9 +309,8 @@ class CacheKV:
         else:
             rows = self.every if packing.rows is None else packing.rows
             width = packing.flat.shape[1]
-            counts = packing.lengths
-            if counts is None:
-                counts = torch.full_like(rows, width)
+            full = torch.full_like(rows, width)
+            counts = full if packing.lengths is None else packing.lengths
             numbers = packing.gather(self.numbers)
         slots = group.reserve(rows, counts, width)
         group.tokens[rows[:, None], slots] = numbers
@@ -331,8 +330,7 @@ class CacheKV:
                 self.config,
                 rows,
                 slots,
-                stage="block",
-                depth=depth,
+                block=True,
                 fresh=self.fresh,
                 all_rows=all_rows,
             )
@@ -349,8 +347,7 @@ class CacheKV:
             self.config,
             rows,
             first,
-            stage="block",
-            depth=depth,
+            block=True,
             fresh=self.fresh,
             all_rows=all_rows,
             refreshed=refreshed,

@@ -49,8 +49,8 @@ class RouterNet(nn.Module):
     """``sets`` small networks of the same shape, hidden -> outputs, without biases.
 
     ``linear`` is one matrix; ``mlp`` and ``wide_mlp`` are hidden -> 2 hidden -> outputs with exact
-    GELU (the released code makes no difference between the two). Computed in float32, so that a
-    token's depth does not hang on the training dtype.
+    GELU (the released code makes no difference between the two). Computed in float32 or wider, so
+    that a token's depth does not hang on the training dtype.
     """
 
     def __init__(self, config: MoRConfig, sets: int, outputs: int) -> None:
@@ -71,10 +71,11 @@ class RouterNet(nn.Module):
             choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
             return every.gather(-2, choice).squeeze(-2)
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.float() / self.temperature
+            wide = torch.promote_types(hidden.dtype, torch.float32)
+            hidden = hidden.to(wide) / self.temperature
             if self.up is not None:
-                hidden = F.gelu(F.linear(hidden, self.up[index].float()))
-            return F.linear(hidden, self.weight[index].float())
+                hidden = F.gelu(F.linear(hidden, self.up[index].to(wide)))
+            return F.linear(hidden, self.weight[index].to(wide))
 
 
 class Router(nn.Module):

@@ -23,6 +23,8 @@ def top_k_rows(
 ) -> Tensor | None:
     """The ``max(1, trunc(capacity x length))`` largest values of each row (paper's rule).
 
+    Of equal values (repeated tokens, where no layer has mixed them yet) the earlier ones win.
+
     Args:
         values: [A, M] candidates. valid: [A, M] or None. lengths: [A] or one number.
 
@@ -36,7 +38,8 @@ def top_k_rows(
         kept = max(1, int(capacity * lengths))
         if kept >= values.shape[1]:
             return None
-        return values.topk(kept, dim=1).indices.sort(dim=1).values
+        best = values.argsort(dim=1, descending=True, stable=True)[:, :kept]
+        return best.sort(dim=1).values
     if isinstance(lengths, int):
         lengths = torch.full(values.shape[:1], lengths, device=values.device)
     if valid is not None:

@@ -16,6 +16,7 @@ from mor.report.style import (
     DARK,
     LIGHT,
     Theme,
+    draw_line,
     legend_line,
     new_figure,
     power_of_ten,
@@ -131,7 +132,7 @@ def _loss(runs: Sequence[Run], theme: Theme, x: str, label: str) -> bytes | None
     # The fall of the first steps would press the rest of the curve flat.
     _fit(whole, curves, 0.05 * longest, longest, scale)
     _fit(end, curves, late, longest, scale)
-    whole.set_xlim(0, longest / scale)
+    whole.set_xlim(left=0)
     whole.set_title("the whole run")
     end.set_title("the last third, closer")
     end.set_xlabel(label + power)
@@ -159,8 +160,7 @@ def _curves(runs: Sequence[Run], x: str) -> list[_Curve]:
 def _draw_curve(axes: Axes, curve: _Curve, theme: Theme, scale: float) -> None:
     color = theme.color(curve.index)
     xs = [value / scale for value in curve.xs]
-    axes.plot(xs, curve.ys, color=color, linewidth=0.8, alpha=0.25)
-    axes.plot(xs, curve.mean, color=color, linestyle=theme.noisy_dash(curve.index))
+    draw_line(axes, xs, curve.ys, color, theme.noisy_dash(curve.index))
     axes.plot(
         [value / scale for value in curve.check_xs],
         curve.check_ys,

@@ -142,6 +142,11 @@ class Run:
     log: list[dict[str, float]] = field(default_factory=list)
     eval: EvalResult | None = None
 
+    @property
+    def routed(self) -> bool:
+        """Whether a router picks tokens: false for one recursion, or the same for every token."""
+        return self.summary.num_recursions > 1 and self.summary.router not in ("none", "fixed")
+
     def nll_at_cap(self, max_depth: int) -> float | None:
         """Return the causal NLL (nats/token) with depth capped, None where not measured."""
         caps = self.eval.depth_cap if self.eval else []

@@ -10,13 +10,13 @@ from mor.report.colors import depth_line_colors
 from mor.report.records import Run
 from mor.report.style import (
     Theme,
+    draw_line,
     legend_line,
     new_figure,
     percent_axis,
     power_of_ten,
     run_legend,
     short,
-    smooth,
     to_png,
 )
 
@@ -29,7 +29,7 @@ Indexed = list[tuple[int, Run]]
 def active_fraction(runs: Sequence[Run], theme: Theme) -> bytes | None:
     """Fraction of tokens active at each depth over training, one panel per run."""
     key = "router/active_fraction"
-    routed = [(index, run) for index, run in enumerate(runs) if run.depths_of(key)]
+    routed = _routed(runs, key)
     if not routed:
         return None
     columns = 1 if len(routed) == 1 else 2
@@ -43,19 +43,19 @@ def active_fraction(runs: Sequence[Run], theme: Theme) -> bytes | None:
         for depth in run.depths_of(key):
             xs, ys = run.series(f"{key}/{depth}")
             color = colors[min(depth, len(colors) - 1)]
-            xs, mean = [x / scale for x in xs], smooth(ys)
-            axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.35)
-            axes.plot(xs, mean, color=color)
+            mean = draw_line(axes, [x / scale for x in xs], ys, color)
             if mean:
                 _name_line(axes, f"depth {depth}", mean[-1], color)
         for capacity in run.summary.capacities or []:
             axes.axhline(capacity, color=theme.faint, linestyle=(0, (4, 3)), linewidth=1.1)
-        axes.set_title(short(run.label), color=theme.color(index))
+        axes.set_title(short(run.label, 30 if columns == 1 else 22), color=theme.color(index))
         axes.set_ylim(0, 1.06)
         axes.margins(x=0.01)
         percent_axis(axes.yaxis)
     for spare in panels[len(routed) :]:
         spare.set_visible(False)
+    for lowest in panels[: len(routed)][-columns:]:
+        lowest.tick_params(labelbottom=True)
     figure.supxlabel("tokens seen" + power, fontsize=11)
     figure.supylabel("tokens active", fontsize=11)
     return to_png(figure)
@@ -80,7 +80,8 @@ def depth_histogram(runs: Sequence[Run], theme: Theme) -> bytes | None:
         shares = [counts[depth] / len(depths) for depth in xs]
         middle = [depth + (place - (len(shown) - 1) / 2) * width for depth in xs]
         bar = axes.bar(middle, shares, width * 0.92, color=theme.color(index))
-        axes.bar_label(bar, [f"{share:.0%}" for share in shares], fontsize=9, padding=2)
+        if len(shown) <= 4:  # more bars are too narrow for their numbers
+            axes.bar_label(bar, [f"{share:.0%}" for share in shares], fontsize=9, padding=2)
         bars.append(bar)
     deepest = max(run.summary.num_recursions for _, run, _ in shown)
     lowest = min(min(depths) for _, _, depths in shown)
@@ -108,8 +109,10 @@ def accuracy(runs: Sequence[Run], theme: Theme) -> bytes | None:
 def _by_depth(
     runs: Sequence[Run], theme: Theme, key: str, label: str, percent: bool
 ) -> bytes | None:
-    routed = [(index, run) for index, run in enumerate(runs) if run.depths_of(key)]
-    depths = sorted({depth for _, run in routed for depth in run.depths_of(key)})
+    routed = _routed(runs, key)
+    depths = sorted(
+        {depth for _, run in routed for depth in run.depths_of(key) if _decides(run, depth)}
+    )
     if not depths:
         return None
     height = max(4.0, 1.2 + 2.2 * len(depths))
@@ -120,9 +123,7 @@ def _by_depth(
             xs, ys = run.series(f"{key}/{depth}")
             xs = [x / scale for x in xs]
             color = theme.color(index)
-            axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.3)
-            mean = smooth(ys)
-            axes.plot(xs, mean, color=color, linestyle=theme.dash(index))
+            draw_line(axes, xs, ys, color, theme.dash(index))
             final = _final_accuracy(run, depth) if percent and xs else None
             if final is not None:
                 ring = {"markerfacecolor": theme.background, "markeredgewidth": 1.8}
@@ -136,6 +137,17 @@ def _by_depth(
     handles = [legend_line(theme, index) for index, _ in routed]
     run_legend(figure, handles, [run.label for _, run in routed])
     return to_png(figure)
+
+
+def _routed(runs: Sequence[Run], key: str) -> Indexed:
+    """The runs, with their numbers, whose router picks tokens and has ``key`` in the log."""
+    return [(index, run) for index, run in enumerate(runs) if run.routed and run.depths_of(key)]
+
+
+def _decides(run: Run, depth: int) -> bool:
+    """Whether there is anything to decide at ``depth``: not where every token is let through."""
+    _, shares = run.series(f"router/active_fraction/{depth}")
+    return not shares or min(shares) < 1
 
 
 def _final_accuracy(run: Run, depth: int) -> float | None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mor.errors import MorError
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Inches. Narrow enough that 11-point text can still be read when a phone shows it 370 px wide.
@@ -149,14 +150,19 @@ def run_legend(figure: Figure, handles: list[Any], labels: list[str]) -> None:
     fit = max(1, 76 // (max(map(len, names)) + 8))
     rows = -(-len(names) // fit)
     columns = -(-len(names) // rows)
+    figure.set_figheight(figure.get_figheight() + 0.22 * (rows - 1))
     figure.legend(handles, names, loc="outside upper left", ncols=columns, handlelength=2.4)
 
 
-def short(label: str) -> str:
-    """Return a name that fits a plot. A leading underscore would hide it from the legend."""
+def short(label: str, room: int = 30) -> str:
+    """Return a name of at most ``room`` characters; both ends stay, since runs differ in either.
+
+    A leading underscore, which would hide it from the legend, gets a space before it.
+    """
     label = " ".join(label.split())
-    label = label if len(label) <= 30 else label[:29] + "…"
-    return " " + label if label.startswith("_") else label
+    label = " " + label if label.startswith("_") else label
+    tail = room // 3
+    return label if len(label) <= room else label[: room - tail - 1] + "…" + label[-tail:]
 
 
 def power_of_ten(largest: float) -> tuple[float, str]:
@@ -174,6 +180,20 @@ def smooth(values: list[float]) -> list[float]:
         for middle in range(len(values))
     ]
     return [(sums[end] - sums[start]) / (end - start) for start, end in windows]
+
+
+def draw_line(
+    axes: Axes, xs: list[float], ys: list[float], color: Any, linestyle: Any = "-"
+) -> list[float]:
+    """Draw a series faintly and its running mean over it; return the mean.
+
+    A series of one point has no line: it gets a dot.
+    """
+    mean = smooth(ys)
+    axes.plot(xs, ys, color=color, linewidth=0.8, alpha=0.3)
+    dot = "." if len(xs) == 1 else ""
+    axes.plot(xs, mean, color=color, linestyle=linestyle, marker=dot, markersize=9)
+    return mean
 
 
 def legend_line(

@@ -149,8 +149,10 @@ def depth_sentence(run: Run) -> str:
     if float(size) == 0:
         return start + f"depth buys nothing that {NLL_DIGITS} decimals show."
     if gain > 0:
-        return start + f"depth lowers the NLL by {size} nats per token."
-    return start + f"depth raises the NLL by {size} nats per token: it does harm here."
+        part = f"perplexity falls by {-math.expm1(-gain):.2%}"
+        return start + f"depth lowers the NLL by {size} nats per token ({part})."
+    part = f"perplexity rises by {math.expm1(-gain):.2%}"
+    return start + f"depth raises the NLL by {size} nats per token ({part}): it does harm here."
 
 
 def notes(runs: Sequence[Run]) -> list[str]:
@@ -172,7 +174,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
             "Leaky NLL selects tokens as in training, by looking at later tokens of the text; "
             "no model can generate that way. Every other NLL is causal."
         )
-    said.append("Each row is one run with one seed; differences carry no error bars.")
+    said.append("Each run was trained once, with one seed: differences carry no error bars.")
     return said
 
 
