@@ -30,6 +30,11 @@ from mor.choices import (
 from mor.errors import MorError
 
 
+_DEFAULT_BLOCK = 4
+# Those whose frequencies do not change with the length of the sequence.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
 class ConfigError(MorError, ValueError):
     """A field of the configuration is wrong; the message names it and says what would be right."""
 
@@ -50,7 +55,8 @@ class MoRConfig(PretrainedConfig):
 
     Depth and sharing (paper section 2.1):
         num_recursions: R, how often the shared block may be applied. 1 is a vanilla model.
-        num_recursion_layers: K, layers in the shared block.
+        num_recursion_layers: K, layers in the shared block (default 4).
+        num_hidden_layers: the unrolled depth, as another way to say K.
         num_prelude_layers, num_coda_layers: private layers before and after; default 1 for the
             ``middle_*`` rules and 0 otherwise.
         sharing: ``cycle`` / ``middle_cycle`` apply the block R times in a row; ``sequence`` /
@@ -91,9 +97,10 @@ class MoRConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
         num_recursions: int = 1,
-        num_recursion_layers: int = 4,
+        num_recursion_layers: int | None = None,
         num_prelude_layers: int | None = None,
         num_coda_layers: int | None = None,
+        num_hidden_layers: int | None = None,
         sharing: Sharing = "middle_cycle",
         share_norms: bool = True,
         kv_sharing: KVSharing = "none",
@@ -135,9 +142,9 @@ class MoRConfig(PretrainedConfig):
         self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": theta}
         self.initializer_range = initializer_range
         self.num_recursions = num_recursions
-        self.num_recursion_layers = num_recursion_layers
         self.num_prelude_layers = int(middle) if num_prelude_layers is None else num_prelude_layers
         self.num_coda_layers = int(middle) if num_coda_layers is None else num_coda_layers
+        self.num_recursion_layers = self._block_size(num_hidden_layers, num_recursion_layers)
         self.sharing = sharing
         self.share_norms = share_norms
         self.kv_sharing = kv_sharing
@@ -167,7 +174,6 @@ class MoRConfig(PretrainedConfig):
         self.router_decision_rule = router_decision_rule
         self.router_boundary_momentum = router_boundary_momentum
         self.use_cache = use_cache
-        kwargs.pop("num_hidden_layers", None)  # derived: written for readers, never read back
         kwargs.pop("hidden_act", None)
         super().__init__(  # type: ignore[call-arg]
             pad_token_id=pad_token_id,
@@ -177,6 +183,26 @@ class MoRConfig(PretrainedConfig):
             **kwargs,
         )
         self.check()
+
+    def _block_size(self, unrolled: int | None, block: int | None) -> int:
+        """K from ``num_recursion_layers``, or from the unrolled depth ``num_hidden_layers``."""
+        if unrolled is None:
+            return _DEFAULT_BLOCK if block is None else block
+        private, recursions = self.num_prelude_layers + self.num_coda_layers, self.num_recursions
+        shared = unrolled - private
+        if recursions < 1 or shared < recursions or shared % recursions:
+            fewer = private + max(1, shared // max(1, recursions)) * recursions
+            raise ConfigError(
+                f"num_hidden_layers={unrolled} leaves {shared} layers to share after {private} "
+                f"private ones, which num_recursions={recursions} does not divide; use {fewer} or "
+                f"{fewer + recursions}"
+            )
+        if block is not None and block * recursions != shared:
+            raise ConfigError(
+                f"num_hidden_layers={unrolled} and num_recursion_layers={block} contradict each "
+                f"other at num_recursions={recursions}; leave one of them out"
+            )
+        return shared // recursions
 
     @property
     def num_hidden_layers(self) -> int:
@@ -249,6 +275,12 @@ class MoRConfig(PretrainedConfig):
             )
         if self.head_dim % 2:
             raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates two halves")
+        rope_type = self.rope_parameters.get("rope_type", "default")
+        if rope_type not in ROPE_TYPES:
+            raise ConfigError(
+                f"rope_parameters['rope_type']={rope_type!r} is not supported; use one of: "
+                f"{', '.join(ROPE_TYPES)}"
+            )
         _one_of("sharing", self.sharing, Sharing)
         _one_of("kv_sharing", self.kv_sharing, KVSharing)
         _one_of("update_rule", self.update_rule, UpdateRule)

@@ -69,4 +69,6 @@ def preset(
         "bos_token_id": 0,
         "eos_token_id": 0,
     }
+    if "num_hidden_layers" in overrides:
+        del fields["num_recursion_layers"]
     return MoRConfig(**(fields | overrides))

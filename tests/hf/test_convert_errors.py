@@ -35,6 +35,10 @@ def add(name: str) -> Change:
     return lambda weights, config: weights.update({name: torch.zeros(2)})
 
 
+def quantise(name: str) -> Change:
+    return lambda weights, config: weights.update({name: weights[name].to(torch.int8)})
+
+
 BLOCK = "model.layers.2.block.1"
 REFUSED: list[tuple[str, Change, str]] = [
     (VANILLA, drop("model.layers.5.mlp.up_proj.weight"), r"layers\.5\.mlp\.up_proj\.weight is mis"),
@@ -90,9 +94,12 @@ REFUSED: list[tuple[str, Change, str]] = [
     (CYCLE, configure("recursive.num_recursion", 9), "num_recursions=9"),
     (CYCLE, configure("recursive.sharing", "spiral"), r"recursive\.sharing='spiral'"),
     (CYCLE, configure("recursive", []), r"recursive=\[\]"),
+    (CYCLE, configure("kv_sharing", {"enable": True, "update_cache": True}), "update_cache=True"),
+    (VANILLA, quantise("model.norm.weight"), r"norm\.weight has dtype torch\.int8"),
     (EXPERT, configure("mor.type", "both"), r"mor\.type='both'"),
     (EXPERT, configure("mor.router_type", "deep"), r"mor\.router_type='deep'"),
     (EXPERT, configure("mor.temp", "hot"), r"mor\.temp='hot'"),
+    (EXPERT, configure("mor.temp", "nan"), r"mor\.temp='nan'"),
     (EXPERT, configure("mor.temp", True), r"mor\.temp=True"),
     (EXPERT, configure("mor.capacity", "1.0,0.5"), r"router_capacities=\[1\.0, 0\.5\]"),
     (EXPERT, configure("mor.capacity", "1.0,0.5,0.7"), "rises with depth"),

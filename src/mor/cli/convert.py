@@ -6,11 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from transformers.utils.logging import disable_progress_bar
 
 from mor.hf.convert import convert_authors, convert_llama
 
 app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True)
 Out = Annotated[Path, typer.Option(help="model folder to write")]
+
+
+@app.callback()
+def quiet() -> None:
+    """Read checkpoints of others."""
+    disable_progress_bar()  # one file is written: nothing to watch
 
 
 @app.command()

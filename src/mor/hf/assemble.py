@@ -150,22 +150,24 @@ def _agreed(
                 f"{source}: {name} has shape {list(weights[name].shape)}; "
                 f"the configuration says {list(shape)}"
             )
+        if not weights[name].is_floating_point():
+            raise ConversionError(
+                f"{source}: {name} has dtype {weights[name].dtype}; expected floating point, "
+                "so undo any quantisation first"
+            )
     first = weights[names[0]]
     for name in names[1:]:
         if not torch.equal(first, weights[name]):
             raise ConversionError(_disagreement(names[0], name, source))
+    if first.is_contiguous() and first.untyped_storage().nbytes() == first.nbytes:
+        return first
     # A slice of a larger storage would carry all of it into the file.
-    whole = first.untyped_storage().nbytes() == first.nbytes
-    return (
-        first
-        if whole and first.is_contiguous()
-        else first.clone(memory_format=torch.contiguous_format)
-    )
+    return first.clone(memory_format=torch.contiguous_format)
 
 
 def _disagreement(first: str, second: str, source: Path) -> str:
     said = f"{source}: {first} and {second} are one shared tensor but differ"
-    if ".self_attn." in first and ".block" in first:
+    if ".self_attn." in first and ".block." in first:
         said += (
             "; the authors' first release untied attention between recursions by mistake (their "
             "issue 17, fixed in their commit 82c97f2); such a checkpoint shares no attention"

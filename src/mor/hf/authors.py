@@ -7,6 +7,7 @@ Every unrolled layer has its own names, so that a shared tensor is stored R time
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any, get_args
 
@@ -51,11 +52,12 @@ class Section:
         value = self.content.get(field)
         value = default if value is None else value
         try:
-            if isinstance(value, bool):
-                raise TypeError
-            return float(value)  # type: ignore[arg-type]  # None ends in the message below
+            number = float(value)  # type: ignore[arg-type]  # None ends in the message below
         except (TypeError, ValueError):
-            raise self.wrong(field, "must be a number", value) from None
+            number = math.nan
+        if isinstance(value, bool) or not math.isfinite(number):
+            raise self.wrong(field, "must be a number", value)
+        return number
 
     def whole(self, field: str, default: int | None) -> int:
         """A whole number of at least 0."""
@@ -136,7 +138,15 @@ def _kv_sharing(
             f"{where}: use_cache=false switched kv_sharing off in the authors' code; set "
             "kv_sharing.enable to false (as it ran), or use_cache to true"
         )
-    return "recursive_update" if section.flag("update_cache", False) else "recursive"
+    if not section.flag("update_cache", False):
+        return "recursive"
+    mor = Section(raw, "mor", where)
+    expert = mor.flag("enable", False) and mor.content.get("type") == "expert"
+    if not expert or fields["sharing"] != "middle_cycle":
+        raise section.wrong(
+            "update_cache", "is defined for expert choice with middle_cycle alone", True
+        )
+    return "recursive_update"
 
 
 def _routing(
@@ -219,11 +229,11 @@ def authors_plan(config: MoRConfig) -> Plan:
     """Which of their tensors feed which of ours."""
     if config.router == "fixed":
         return stack_plan(config)
-    first, last = config.num_prelude_layers, config.num_recursion_layers
+    first = config.num_prelude_layers
     token = config.router == "token_choice"
 
     def block(unrolled: int) -> str:
-        depth, layer = divmod(unrolled, last)
+        depth, layer = divmod(unrolled, config.num_recursion_layers)
         if token:
             return f"model.layers.{first}.block_list.{depth}.{layer}"
         return f"model.layers.{first + depth}.block.{layer}"

@@ -15,21 +15,13 @@ Rotation = tuple[Tensor, Tensor]
 def inverse_frequencies(config: Any, device: torch.device | None = None) -> tuple[Tensor, float]:
     """Inverse frequencies [head_dim / 2] in float32 and the attention scale of the rope type.
 
-    ``config.rope_parameters["rope_type"]`` may be ``default`` or any static type that Transformers
-    knows (``linear``, ``llama3``, ``yarn``).
-
-    Raises:
-        ValueError: a rope type that changes with the sequence, or that is not known.
+    ``config.rope_parameters["rope_type"]`` is ``default`` or a static type of Transformers
+    (``linear``, ``llama3``, ``yarn``); the configuration has checked it.
     """
     kind = config.rope_parameters.get("rope_type", "default")
     if kind == "default":
         steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
         return 1.0 / config.rope_parameters["rope_theta"] ** (steps / config.head_dim), 1.0
-    if kind in ("dynamic", "longrope") or kind not in ROPE_INIT_FUNCTIONS:
-        raise ValueError(
-            f"rope_parameters['rope_type']={kind!r} is not supported; "
-            "use 'default', 'linear', 'llama3' or 'yarn'"
-        )
     return ROPE_INIT_FUNCTIONS[kind](config, device)
 
 
