@@ -8,10 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
-from mor.model.routers import ROUTERS as ROUTER_CLASSES
 from tests.strategies import (
     KV_SHARING,
     ROUTERS,
@@ -21,6 +17,10 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.model.routers import ROUTERS as ROUTER_CLASSES
 
 STRICT = {"atol": 1e-5, "rtol": 1e-5}  # also in float32, for the plain models
 
@@ -66,7 +66,9 @@ def test_every_router_with_every_kv_mode_is_causal(router: str, kv_sharing: str)
 def test_routers_that_do_not_look_ahead_are_causal_in_training_too(
     config: MoRConfig, seed: int, cut: int, training: bool
 ) -> None:
-    check_prefix(make_model(config, seed, torch.float64).train(training), seed, 12, cut, routing="topk")
+    check_prefix(
+        make_model(config, seed, torch.float64).train(training), seed, 12, cut, routing="topk"
+    )
 
 
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)

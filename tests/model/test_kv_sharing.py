@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
-from mor.model import kv as kv_module
-from mor.ops.attention import slot_attention
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -24,6 +20,12 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.model import kv as kv_module
+from mor.ops.attention import slot_attention
 
 NEAR = {"atol": 1e-7, "rtol": 1e-7}
 SHARED = tuple(kind for kind in KV_SHARING if kind != "none")
@@ -61,7 +63,7 @@ def test_decoding_runs_only_the_depths_a_token_takes(kv_sharing: str) -> None:
     layer, cache = model.model.block[0], start.past_key_values
     calls = {"mlp": 0, "k_proj": 0}
 
-    def counter(name: str):  # noqa: ANN202
+    def counter(name: str) -> Callable[..., None]:
         def count(*_: object) -> None:
             calls[name] += 1
 
@@ -107,7 +109,9 @@ def test_attention_without_a_mask_equals_attention_with_one(
         assert_close(one, two, **NEAR)
 
 
-@given(configs(routers=("fixed",), kv_sharing=("recursive_update",), router_fixed_depth=None), SEEDS)
+@given(
+    configs(routers=("fixed",), kv_sharing=("recursive_update",), router_fixed_depth=None), SEEDS
+)
 def test_update_by_all_tokens_is_no_sharing_at_all(config: MoRConfig, seed: int) -> None:
     model = make_model(config, seed, torch.float64)
     ids = random_ids(seed, 2, 9)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
-
-from mor import MoRConfig
 from tests.strategies import (
     KV_SHARING,
     ROUTERS,
@@ -22,6 +21,9 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
+from torch.testing import assert_close
+
+from mor import MoRConfig
 
 STRICT = {"atol": 1e-5, "rtol": 1e-5}  # also in float32, for the plain models
 LENGTHS = st.lists(st.integers(1, 14), min_size=1, max_size=4)
@@ -145,7 +147,39 @@ def test_position_ids_may_be_one_row_for_all() -> None:
             assert (moved.logits - plain.logits).abs().max() > 1e-3
 
 
-def test_a_mask_of_the_wrong_shape_is_refused() -> None:
+@pytest.mark.parametrize("shape", [(2, 4), (1, 5), (3, 5), (5,), (2, 1, 5, 5)])
+def test_a_mask_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     model = make_model(small_config("fixed"))
-    with pytest.raises(ValueError, match=r"attention_mask has shape \(2, 4\)"):
-        model(random_ids(0, 2, 5), attention_mask=torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"attention_mask has shape .*; it must be \[2, T\]"):
+        model(random_ids(0, 2, 5), attention_mask=torch.ones(shape))
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_hidden_states_stand_where_their_tokens_do(router: str) -> None:
+    model = make_model(small_config(router, num_recursion_layers=2))
+    lengths, masks = [9, 4], [[True] * 9, [False, True, False, True, True, True] + [False] * 3]
+    rows = distinct_rows(0, lengths)
+    ids, mask = pad_rows(rows, masks)
+    how = {"output_hidden_states": True, "routing": "causal"}
+    with torch.no_grad():
+        batch = model(ids, attention_mask=mask, **how)
+        for number, row in enumerate(rows):
+            alone = model(row[None], **how)
+            assert len(batch.hidden_states) == len(alone.hidden_states) == 1 + 1 + 3 + 1 + 1
+            for one, two in zip(batch.hidden_states, alone.hidden_states, strict=True):
+                assert_close(one[number][masks[number]], two[0], **STRICT)
+        for state in batch.hidden_states:
+            assert (state[mask == 0] == 0).all()
+        assert_close(batch.logits, model.model.lm_head(batch.hidden_states[-1]))
+
+
+@pytest.mark.parametrize("keep", ["causal", "topk"])
+def test_hidden_states_are_as_many_when_nobody_goes_on(keep: Any) -> None:
+    model = make_model(small_config("threshold"))
+    model.model.router.boundary.fill_(torch.inf)
+    with torch.no_grad():
+        out = model(random_ids(0, 2, 5), output_hidden_states=True, routing=keep)
+    assert len(out.hidden_states) == 7
+    if keep == "causal":
+        assert (out.depths == 1).all()
+        assert torch.equal(out.hidden_states[2], out.hidden_states[4])

@@ -6,14 +6,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
 from tests.reference import reference
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
-    ROUTERS,
     SEEDS,
     configs,
     distinct_rows,
@@ -22,6 +18,9 @@ from tests.strategies import (
     padding_masks,
     small_config,
 )
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
 
 ROUGH = {"atol": 1e-4, "rtol": 1e-4}
 
@@ -98,5 +97,7 @@ def test_a_cap_on_depth_is_the_network_cut_there(
     config: MoRConfig, seed: int, cap: int, causal: bool
 ) -> None:
     cap = min(cap, config.num_recursions)
-    depths = compare(make_model(config, seed, torch.float64), [11], [[True] * 11], seed, causal, max_depth=cap)
+    depths = compare(
+        make_model(config, seed, torch.float64), [11], [[True] * 11], seed, causal, max_depth=cap
+    )
     assert int(depths.max()) <= cap

@@ -8,10 +8,12 @@ import sys
 import typer
 from rich.console import Console
 from rich.text import Text
+from transformers.utils import logging
 
 import mor
 from mor.cli import convert, data, demo, evaluate, generate, report, training
 from mor.errors import MorError
+from mor.train import Interrupted
 
 app = typer.Typer(
     name="mor",
@@ -39,14 +41,20 @@ def fail(message: str) -> None:
 
 
 def main() -> None:
-    """Run a command: exit 0 when it worked, 2 on a mistake of the user's.
+    """Run a command: exit 0 when it worked, 2 on a mistake of the user's, 130 when interrupted.
 
-    With ``MOR_DEBUG=1`` errors keep their traceback.
+    ValueError is how the network itself refuses an input (a token id out of range, a sequence past
+    the maximum), OSError how the system refuses a file. With ``MOR_DEBUG=1`` errors keep their
+    traceback.
     """
+    debug = bool(os.environ.get("MOR_DEBUG"))
+    if not debug:
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
     try:
         app()
-    except MorError as error:
-        if os.environ.get("MOR_DEBUG"):
+    except (MorError, ValueError, OSError) as error:
+        if debug:
             raise
-        fail(str(error))
-        sys.exit(2)
+        fail(str(error) or type(error).__name__)
+        sys.exit(130 if isinstance(error, Interrupted) else 2)

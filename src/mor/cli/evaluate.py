@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from mor.cli.common import check_file, open_model, write_json
 from mor.data import PackedDataset
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.files import check_new, new_folder
 from mor.provenance import provenance
 
 
@@ -26,29 +29,49 @@ def add_to(app: typer.Typer) -> None:
 
 Model = Annotated[Path, typer.Argument(help="a model folder or a run folder")]
 Data = Annotated[Path, typer.Option(help="a folder made by `mor data prepare`")]
+SeqLen = Annotated[
+    int | None,
+    typer.Option(min=2, help="tokens per sequence; default a run folder's own, else 512 or less"),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="sequences at a time")]
 
 
 def evaluate(
     model: Model,
     data: Data,
     split: Annotated[str, typer.Option(help="which split")] = "validation",
-    seq_len: Annotated[int, typer.Option(help="tokens per sequence")] = 512,
-    max_sequences: Annotated[int | None, typer.Option(help="default: the whole split")] = None,
-    batch_size: Annotated[int, typer.Option(help="sequences at a time")] = 8,
+    seq_len: SeqLen = None,
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, help="default: the whole split")
+    ] = None,
+    batch_size: BatchSize = 8,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
 ) -> None:
     """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R."""
-    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    check_file(out)
+    loaded, tokenizer = open_model(model)
+    length = sequence_length(model, loaded.config, seq_len)
     result = run_evaluation(
-        loaded, tokenizer, data, split, seq_len, max_sequences, batch_size, quiet=as_json
+        loaded, tokenizer, data, split, length, max_sequences, batch_size, quiet=as_json
     )
     if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        write_json(out, result)
     if as_json:
         typer.echo(json.dumps(result))
     else:
         Console().print(score_table(result))
+
+
+def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
+    """What was asked for; else what a run folder was trained with; else 512, or the maximum."""
+    if asked is not None:
+        return asked
+    try:
+        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        return int(recipe["data"]["seq_len"])
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
+        return min(512, int(config.max_position_embeddings))
 
 
 def run_evaluation(
@@ -78,7 +101,8 @@ def run_evaluation(
             batch_size=batch_size,
             progress=tell,
         )
-    return result | provenance()
+    device = torch.cuda.get_device_name() if model.device.type == "cuda" else None
+    return result | provenance(device)
 
 
 def score_table(result: dict[str, Any]) -> Table:
@@ -116,19 +140,25 @@ def calibrate(
         str | None, typer.Option(help="new capacities, e.g. 1,0.5,0.25; default the model's")
     ] = None,
     split: Annotated[str, typer.Option(help="which split to calibrate on")] = "train",
-    seq_len: Annotated[int, typer.Option(help="tokens per sequence")] = 512,
-    max_sequences: Annotated[int, typer.Option(help="sequences of the sample")] = 64,
+    seq_len: SeqLen = None,
+    max_sequences: Annotated[int, typer.Option(min=1, help="sequences of the sample")] = 64,
+    batch_size: BatchSize = 8,
 ) -> None:
     """Set the router's stored boundaries from a sample, at the same or at new capacities."""
-    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    check_new(out)
     capacities = None if capacity is None else parse_capacities(capacity)
-    dataset = PackedDataset(data, split, seq_len)
+    loaded, tokenizer = open_model(model)
+    dataset = PackedDataset(data, split, sequence_length(model, loaded.config, seq_len))
     boundaries = calibrate_model(
-        loaded, dataset, max_sequences=max_sequences, capacities=capacities
+        loaded,
+        dataset,
+        max_sequences=max_sequences,
+        batch_size=batch_size,
+        capacities=capacities,
     )
-    claim_folder(out)
-    loaded.save_pretrained(out)
-    tokenizer.save_pretrained(out)
+    with new_folder(out) as folder:
+        loaded.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     shown = ", ".join(f"{b:.4f}" for b in boundaries)
     typer.echo(f"boundaries (logits, by depth): {shown}; written: {out}")
 
@@ -143,9 +173,3 @@ def parse_capacities(text: str) -> list[float]:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise typer.BadParameter(f"capacity={text!r} must look like 1,0.5,0.25") from None
-
-
-def claim_folder(out: Path) -> None:
-    """Refuse a folder that already holds something."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise typer.BadParameter(f"out={out} already exists and is not an empty folder")

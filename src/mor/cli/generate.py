@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
@@ -13,10 +14,13 @@ import typer
 from rich.console import Console
 from transformers import set_seed
 
+from mor.cli.common import open_model
 from mor.errors import MorError
 from mor.hf.generate import generate_with_depths
-from mor.hf.load import load_model, load_tokenizer
 from mor.report import render_terminal
+from mor.report.colors import printable
+
+CONTEXT = 8  # tokens before a new one that decide how its text is written (spaces, characters)
 
 
 def add_to(app: typer.Typer) -> None:
@@ -41,12 +45,16 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Go on from PROMPT, streaming; each token's colour tells how many recursions it cost."""
-    loaded, tokenizer = load_model(model), load_tokenizer(model)
+    loaded, tokenizer = open_model(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = encode_prompt(tokenizer, text, loaded.config, max_new_tokens)
     recursions = loaded.config.num_recursions
     if max_depth is not None and not 1 <= max_depth <= recursions:
         raise MorError(f"max_depth={max_depth} must lie in 1..{recursions}")
+    sampling = {"temperature": temperature, "top_p": top_p, "min_p": min_p}
+    for name, value in (sampling | {"repetition_penalty": repetition_penalty}).items():
+        if not math.isfinite(value):
+            raise MorError(f"{name}={value} must be a finite number")
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": not greedy}
     if not greedy:
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -58,11 +66,12 @@ def generate(
     if ignore_eos:
         loaded.generation_config.eos_token_id = None
     set_seed(seed)
-    printer = StreamPrinter(tokenizer, recursions, color=color, quiet=as_json)
+    printer = StreamPrinter(tokenizer, recursions, color=color)
     if not as_json:
-        printer.begin(text)
+        printer.begin(text, ids[0].tolist())
     began = time.perf_counter()
-    tokens, depths = generate_with_depths(loaded, ids, printer.put, **options)
+    on_token = None if as_json else printer.put
+    tokens, depths = generate_with_depths(loaded, ids.to(loaded.device), on_token, **options)
     seconds = time.perf_counter() - began
     mean = sum(depths) / max(1, len(depths))
     if as_json:
@@ -92,54 +101,79 @@ def encode_prompt(tokenizer: Any, text: str, config: Any, max_new_tokens: int) -
     """Prompt ids [1, T]; an empty prompt is the beginning-of-text token.
 
     Raises:
-        MorError: the prompt and what is to follow do not fit the model's maximum.
+        MorError: the prompt and what is to follow do not fit the model's maximum, or the tokenizer
+            is not the model's.
     """
-    ids = tokenizer(text, return_tensors="pt").input_ids if text else torch.zeros(1, 0).long()
-    if ids.shape[1] == 0:
+    ids = tokenizer(text).input_ids if text else []
+    if not ids:
         start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+        start = start[0] if isinstance(start, list) else start
         if start is None:
             raise MorError("prompt is empty and the model has no beginning-of-text token")
-        ids = torch.tensor([[start]])
-    longest = config.max_position_embeddings
-    if ids.shape[1] + max_new_tokens > longest:
+        ids = [start]
+    if max(ids) >= config.vocab_size:
         raise MorError(
-            f"prompt of {ids.shape[1]} tokens and max_new_tokens={max_new_tokens} are past "
+            f"prompt has token id {max(ids)}, but the model's vocab_size={config.vocab_size}; "
+            "the tokenizer beside it belongs to another model"
+        )
+    longest = config.max_position_embeddings
+    if len(ids) + max_new_tokens > longest:
+        raise MorError(
+            f"prompt of {len(ids)} tokens and max_new_tokens={max_new_tokens} are past "
             f"max_position_embeddings={longest}; shorten one of them"
         )
-    return ids
+    return torch.tensor([ids])
 
 
 class StreamPrinter:
     """Prints tokens as they come; bytes of an unfinished character wait for their last token."""
 
-    def __init__(self, tokenizer: Any, recursions: int, *, color: bool, quiet: bool) -> None:
+    def __init__(self, tokenizer: Any, recursions: int, *, color: bool) -> None:
         self.tokenizer, self.recursions = tokenizer, recursions
-        self.color, self.quiet = color and recursions > 1, quiet
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False, markup=False)
+        self.color = color and recursions > 1 and self.console.is_terminal
+        self.context: list[int] = []
         self.waiting: list[int] = []
+        self.depth = 0
 
-    def begin(self, prompt: str) -> None:
-        """Print the legend and the prompt."""
+    def begin(self, prompt: str, ids: list[int]) -> None:
+        """Print the legend and the prompt, whose ids are ``ids``."""
+        self.context = ids[-CONTEXT:]
         if self.color:
             self.console.print(render_terminal([], [], self.recursions))
-        self.console.print(prompt, end="", style="bold", markup=False)
+        self._print(prompt, style="bold")
 
     def put(self, token: int, depth: int) -> None:
         """Print one token."""
         self.waiting.append(token)
-        text = self.tokenizer.decode(self.waiting, skip_special_tokens=True)
-        if self.quiet or (text.endswith("\ufffd") and len(self.waiting) < 8):
-            return
-        self.waiting = []
-        if self.color:
-            self.console.print(self._colored(text, depth), end="")
-        else:
-            self.console.print(text, end="", markup=False)
-        self.console.file.flush()
-
-    def _colored(self, text: str, depth: int) -> Any:
-        return render_terminal([text], [depth], self.recursions, legend=False)
+        self.depth = depth
+        text = self._text()
+        if not text.endswith("\ufffd") or len(self.waiting) >= CONTEXT:
+            self._show(text)
 
     def end(self) -> None:
-        """Finish the line."""
+        """Print what still waits, and finish the line."""
+        if self.waiting:
+            self._show(self._text())
         self.console.print()
+
+    def _text(self) -> str:
+        """What the waiting tokens add to the text."""
+        before = self.tokenizer.decode(self.context, skip_special_tokens=True)
+        both = self.tokenizer.decode(self.context + self.waiting, skip_special_tokens=True)
+        return str(both[len(before) :])
+
+    def _show(self, text: str) -> None:
+        self.context = (self.context + self.waiting)[-CONTEXT:]
+        self.waiting = []
+        if self.color:
+            colored = render_terminal([text], [self.depth], self.recursions, legend=False)
+            self.console.print(colored, end="")
+        else:
+            self._print(text)
+        self.console.file.flush()
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        # A token must not steer a terminal; a file gets what was said.
+        shown = printable(text) if self.console.is_terminal else text
+        self.console.print(shown, end="", style=style)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Annotated
 
 import typer
@@ -13,7 +13,7 @@ from mor.data import DataIndex
 from mor.model.flops import count_parameters, flops_per_token
 from mor.train import Recipe, load_recipe, plan_budget
 from mor.train import train as run_training
-from mor.train.recipe import builtin_recipes
+from mor.train.recipe_file import builtin_recipes
 
 
 def add_to(app: typer.Typer) -> None:
@@ -51,7 +51,7 @@ def show_plan(recipe: Recipe) -> None:
     index = DataIndex.load(recipe.data.path)
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     section, seq_len = recipe.train, recipe.data.seq_len
-    per_step = section.batch_size * section.gradient_accumulation_steps * seq_len
+    per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1"))) * seq_len
     plan = plan_budget(section.budget, config, seq_len, per_step)
     total, inner = count_parameters(config)
     flops = flops_per_token(config, seq_len)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.errors import MorError
-from mor.eval.passes import batches
+from mor.eval.passes import batches, check_sample
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers import BoundaryRouter
 
@@ -20,42 +21,82 @@ def calibrate(
     batch_size: int = 8,
     capacities: list[float] | None = None,
 ) -> list[float]:
-    """Replace ``router.boundary`` by its value on the first ``max_sequences`` of ``dataset``.
+    """Replace ``router.boundary``, so that the sample runs each depth at its capacity.
 
-    Runs training's selection at ``capacities`` (default the model's) and stores what separates the
-    selected from the others. With the threshold router one checkpoint so serves many capacities.
+    Depth by depth: with the boundaries of the depths before it in place, the causal rule says who
+    reaches a depth, and the boundary is put where ``capacity x tokens`` of them go on. On the first
+    ``max_sequences`` of ``dataset`` the causal rule then hits the capacities to a token. With the
+    threshold router one checkpoint so serves many capacities. The boundaries become the rule, also
+    where ``router_decision_rule`` was the paper's 0.5.
+
+    Args:
+        model: changed in place: ``router.boundary``, and in its configuration the capacities and
+            the decision rule. Left in the mode it was in, and as it was where this raises.
+        dataset: items with ``input_ids`` [T].
+        max_sequences, batch_size: size of the sample; sequences at a time.
+        capacities: share of tokens at each depth, non-increasing; default the model's.
 
     Returns:
-        The new boundaries, one per depth.
+        The boundaries (logit units), one per depth; where the capacity is 1 as they were.
 
     Raises:
-        MorError: the router decides without boundaries.
+        MorError: the router decides without boundaries, or there is no sample.
         ConfigError: capacities that do not fit the model.
     """
-    router = model.model.router
+    router, config = model.model.router, model.config
     if not isinstance(router, BoundaryRouter):
         raise MorError(
-            f"router={model.config.router!r} stores no boundaries; only expert_choice and "
+            f"router={config.router!r} stores no boundaries; only expert_choice and "
             "threshold can be calibrated"
         )
-    before = model.config.router_capacities
-    if capacities is not None:
-        model.config.router_capacities = [float(c) for c in capacities]
-        try:
-            model.config.check()
-        except MorError:
-            model.config.router_capacities = before
-            raise
+    count = check_sample(dataset, max_sequences, batch_size)
+    before = config.router_capacities, config.router_decision_rule, router.boundary.clone()
     was_training = model.training
     model.eval()
-    router.observing = True
-    router.boundary_steps.zero_()
     try:
-        count = min(max_sequences, len(dataset))  # type: ignore[arg-type]
-        for ids in batches(dataset, count, batch_size, model.device):
-            model(ids, use_cache=False, routing="topk")
-        router.finish_step()
+        if capacities is not None:
+            config.router_capacities = [float(c) for c in capacities]
+            config.check()
+        config.router_decision_rule = "boundary"
+        for depth, capacity in enumerate(config.router_capacities):
+            if capacity < 1:
+                values, tokens = _candidates(model, dataset, count, batch_size, depth)
+                router.boundary[depth] = _between(values, max(1, round(capacity * tokens)))
+    except BaseException:
+        config.router_capacities, config.router_decision_rule = before[:2]
+        router.boundary.copy_(before[2])
+        raise
     finally:
-        router.observing = False
         model.train(was_training)
+    router.boundary_steps.fill_(1)  # more training starts its running mean from here
     return router.boundary.tolist()
+
+
+def _candidates(
+    model: MoRForCausalLM, dataset: Dataset, count: int, batch_size: int, depth: int
+) -> tuple[Tensor, int]:
+    """Decision scores of all tokens that reach ``depth`` under the causal rule; tokens in all."""
+    found, tokens = [], 0
+    for ids in batches(dataset, count, batch_size, model.device):
+        output = model(
+            ids,
+            use_cache=False,
+            routing="causal",
+            max_depth=depth + 1,
+            output_router_traces=True,
+        )
+        tokens += ids.numel()
+        if len(output.traces) > depth:
+            trace = output.traces[depth]
+            scores = trace.scores.decision
+            valid = None if trace.candidates is None else trace.candidates.valid
+            found.append(scores.flatten() if valid is None else scores[valid])
+    return torch.cat(found) if found else torch.zeros(0), tokens
+
+
+def _between(values: Tensor, kept: int) -> float:
+    """A boundary that ``kept`` of ``values`` lie above; below all where there are no more."""
+    ordered = values.sort(descending=True).values
+    if kept >= len(ordered):
+        return float(ordered[-1]) - 1.0 if len(ordered) else 0.0
+    return float((ordered[kept - 1] + ordered[kept]) / 2)

@@ -9,7 +9,7 @@ import torch
 
 from mor.data import PackedDataset
 from mor.errors import MorError
-from mor.eval.passes import run_pass, token_nll
+from mor.eval.passes import check_sample, run_pass, token_nll
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import dead_positions, entropy, max_violation
 
@@ -41,7 +41,8 @@ def evaluate(
         progress: called with (batches done, batches in all).
 
     Raises:
-        MorError: the data's vocabulary does not fit the model, or the sequences are too long.
+        MorError: the data's vocabulary does not fit the model, the sequences are too long, or
+            there is nothing to look at.
     """
     config = model.config
     if dataset.index.vocab_size > config.vocab_size:
@@ -55,7 +56,7 @@ def evaluate(
             f"seq_len={dataset.seq_len} is past the model's max_position_embeddings="
             f"{config.max_position_embeddings}"
         )
-    count = len(dataset) if max_sequences is None else min(max_sequences, len(dataset))
+    count = check_sample(dataset, max_sequences, batch_size)
     router = model.model.router
     leaky_too = config.is_routed and router.looks_ahead
     passes = config.num_recursions + int(leaky_too)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.choices import Routing
+from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import decision_accuracy
 
@@ -24,7 +25,7 @@ class PassResult:
 
     Attributes:
         nll_sum: nats over all targets. targets: how many.
-        depth_counts: [R + 1] tokens that ran 0..R recursions.
+        depth_counts: [R + 1] tokens that ran 0..R recursions (int64, as all counts).
         reached: [seq_len] whether any sequence ran the last depth at that position.
         agreements, candidates: [R] of the causal rule against the selection (top-k passes).
     """
@@ -32,10 +33,16 @@ class PassResult:
     recursions: int
     nll_sum: float = 0.0
     targets: int = 0
-    depth_counts: Tensor = field(default_factory=lambda: torch.zeros(0))
+    depth_counts: Tensor = field(init=False)
     reached: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
-    agreements: Tensor = field(default_factory=lambda: torch.zeros(0))
-    candidates: Tensor = field(default_factory=lambda: torch.zeros(0))
+    agreements: Tensor = field(init=False)
+    candidates: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start all counts at 0."""
+        self.depth_counts = torch.zeros(self.recursions + 1, dtype=torch.long)
+        self.agreements = torch.zeros(self.recursions, dtype=torch.long)
+        self.candidates = torch.zeros(self.recursions, dtype=torch.long)
 
     @property
     def nll(self) -> float:
@@ -45,7 +52,7 @@ class PassResult:
     @property
     def shares(self) -> Tensor:
         """Share of tokens by final depth, [R + 1]."""
-        return self.depth_counts / self.depth_counts.sum().clamp(min=1)
+        return self.depth_counts.double() / self.depth_counts.sum().clamp(min=1)
 
     def score(self, bytes_per_token: float) -> dict[str, object]:
         """NLL, perplexity, bits per byte, mean depth, share of tokens active at each depth."""
@@ -64,6 +71,21 @@ def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
     flat = logits[:, :-1].flatten(0, 1).float()
     losses = F.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none")
     return losses.view(len(ids), -1)
+
+
+def check_sample(dataset: Dataset, max_sequences: int | None, batch_size: int) -> int:
+    """How many sequences to look at.
+
+    Raises:
+        MorError: none, or none at a time.
+    """
+    for name, value in (("max_sequences", max_sequences), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise MorError(f"{name}={value} must be at least 1")
+    length = len(dataset)  # type: ignore[arg-type]
+    if not length:
+        raise MorError("the data set holds no sequence")
+    return length if max_sequences is None else min(max_sequences, length)
 
 
 def batches(dataset: Dataset, count: int, size: int, device: torch.device) -> Iterator[Tensor]:
@@ -96,8 +118,6 @@ def run_pass(
     """
     recursions = model.config.num_recursions
     result = PassResult(recursions)
-    result.depth_counts = torch.zeros(recursions + 1)
-    result.agreements, result.candidates = torch.zeros(recursions), torch.zeros(recursions)
     for ids in batches(dataset, count, batch_size, model.device):
         output = model(
             ids,

@@ -75,7 +75,12 @@ def generate_with_depths(
     handle = model.register_forward_hook(remember)
     try:
         with torch.inference_mode():
-            model.generate(input_ids, streamer=streamer, **options)  # type: ignore[misc]
+            model.generate(  # type: ignore[misc]
+                input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                streamer=streamer,
+                **options,
+            )
     finally:
         handle.remove()
     return tokens, depths

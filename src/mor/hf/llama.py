@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig
 
-from mor.config import MoRConfig
+from mor.config import ROPE_TYPES, MoRConfig
 from mor.hf.files import ConversionError, one_line
 
 REQUIRED = (
@@ -32,7 +32,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "quantization_config": (None,),
     "partial_rotary_factor": (1, None),
 }
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
 
 def llama_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:

@@ -226,12 +226,14 @@ class CachedAttend:
         """Write, then attend to every entry up to each query's own."""
         name = self._name(layer)
         if self._writes(layer):
-            assert key is not None and value is not None
+            assert key is not None
+            assert value is not None
             self.group.write(name, self.rows, self.slots, key, value)
             if self.fresh:
                 return causal_attention(query, key, value)
         elif self.refreshed is not None:
-            assert key is not None and value is not None
+            assert key is not None
+            assert value is not None
             keys, values = self._refresh(name, key, value)
             return slot_attention(query, keys, values, self.slots)
         keys, values = self.group.read(name, None if self.all_rows else self.rows)

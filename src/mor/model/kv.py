@@ -44,7 +44,8 @@ class CausalAttend:
         self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
     ) -> Tensor:
         """Plain causal attention within each row."""
-        assert key is not None and value is not None
+        assert key is not None
+        assert value is not None
         return causal_attention(query, key, value)
 
 
@@ -83,7 +84,8 @@ class SharedAttend:
         """Causal attention of the queries over the stored rows."""
         shared = self.config.shared_layer(layer)
         if self._first(layer):
-            assert key is not None and value is not None
+            assert key is not None
+            assert value is not None
             # Kept from the first pass: checkpointing runs this again in the backward pass.
             self.store.setdefault(shared, (key, value))
             return causal_attention(query, key, value)
@@ -92,11 +94,13 @@ class SharedAttend:
             keys, values = keys[self.rows], values[self.rows]
         if self.slots is None:
             if self.update:
-                assert key is not None and value is not None
+                assert key is not None
+                assert value is not None
                 keys, values = key, value
             return causal_attention(query, keys, values)
         if self.update:
-            assert key is not None and value is not None
+            assert key is not None
+            assert value is not None
             keys, values = self._refresh(keys, key), self._refresh(values, value)
         return scattered_attention(query, keys, values, self.slots)
 

@@ -70,7 +70,7 @@ def batch_metrics(
     found["dead_tokens"] = dead_positions((depths == recursions).any(0))
     for depth, trace in enumerate(traces):
         agree, count = decision_accuracy(router, trace, depth)
-        found[f"accuracy/{depth}"] = float(agree / count)
+        found[f"accuracy/{depth}"] = float(agree / count.clamp(min=1))
         if isinstance(router, BoundaryRouter):
             found[f"boundary/{depth}"] = float(router.boundary[depth])
     return found

@@ -33,8 +33,8 @@ class ModelOutput:
         depths: [B, T] recursions that each token ran; 0 at padding.
         losses: router loss terms by name, not weighted.
         states: stream at the stages' seams, where asked for: after embed, each prelude layer,
-            each recursion, each coda layer. Front-packed rows if the batch had padding.
-        traces: routing per depth, where asked for.
+            each recursion up to the depth cap, each coda layer; zero at padding.
+        traces: routing per depth, where asked for. Front-packed rows if the batch had padding.
     """
 
     hidden: Tensor
@@ -201,6 +201,7 @@ class MoRModel(nn.Module):
         if packing is not None:
             zeros = output.hidden.new_zeros(batch, width, output.hidden.shape[-1])
             output.hidden = packing.scatter(zeros, output.hidden)
+            output.states = [packing.scatter(zeros, state) for state in output.states]
             depths = torch.zeros(batch, width, dtype=torch.long, device=hidden.device)
             output.depths = packing.scatter(depths, output.depths)
         return output
@@ -267,9 +268,10 @@ class MoRModel(nn.Module):
         """Packing that brings real tokens to the front; None where there is no padding."""
         if attention_mask is None:
             return None
-        if attention_mask.dim() != 2 or attention_mask.shape[1] < width:
+        shape = attention_mask.shape
+        if len(shape) != 2 or shape[0] != batch or shape[1] < width:
             raise ValueError(
-                f"attention_mask has shape {tuple(attention_mask.shape)}; it must be "
+                f"attention_mask has shape {tuple(shape)}; it must be "
                 f"[{batch}, T] with T of at least {width}, 1 for real tokens"
             )
         real = attention_mask[:, -width:].bool()

@@ -125,6 +125,8 @@ def run_recursions(
         if active is not None:
             inner = _inner_packing(active, candidates_valid, tokens.shape[1])
             if inner is None:
+                if keep_states:
+                    result.states += [hidden] * (max_depth - depth)
                 break
             packing = inner if packing is None else packing.then(inner)
             candidates_valid = packing.valid

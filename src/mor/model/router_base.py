@@ -166,7 +166,7 @@ class Router(nn.Module):
         return self.combine(hidden, output, scores.gate)
 
     def combine(self, base: Tensor, output: Tensor, gate: Tensor | None) -> Tensor:
-        """The update rule: gated h + g y (paper eq. 2.1), additive h + y, residual h + g (y - h)."""
+        """The update rule: gated h + g y (paper 2.1), additive h + y, residual h + g (y - h)."""
         rule = self.config.update_rule
         if rule == "additive":
             return base + output

@@ -2,16 +2,19 @@
 
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import RouterCallback
-from mor.train.recipe import Recipe, RecipeError, load_recipe, parse_recipe
-from mor.train.run import train
+from mor.train.recipe import Recipe, RecipeError, parse_recipe
+from mor.train.recipe_file import dump_recipe, load_recipe
+from mor.train.run import Interrupted, train
 from mor.train.trainer import MoRTrainer
 
 __all__ = [
+    "Interrupted",
     "MoRTrainer",
     "Plan",
     "Recipe",
     "RecipeError",
     "RouterCallback",
+    "dump_recipe",
     "load_recipe",
     "parse_recipe",
     "plan_budget",

@@ -17,8 +17,8 @@ class Plan:
     Attributes:
         steps: optimiser steps.
         tokens_per_step: over all devices and micro-batches.
-        flops_per_step: training FLOPs of one step at final capacities.
-        warmup_extra: FLOPs that capacity warm-up adds over the whole run.
+        flops_per_step: training FLOPs of one step after all warm-up.
+        warmup_extra: FLOPs that the router's warm-up adds over the whole run.
     """
 
     steps: int
@@ -37,12 +37,22 @@ class Plan:
         return self.steps * self.flops_per_step + self.warmup_extra
 
 
-def step_flops(config: MoRConfig, seq_len: int, step: int | None = None) -> float:
-    """Training FLOPs per token at optimiser step ``step`` (None: after all warm-up)."""
+def warmup_steps(config: MoRConfig) -> int:
+    """Optimiser steps during which the router lets more tokens through than it will later."""
+    if config.router in ("expert_choice", "threshold", "random"):
+        return config.router_capacity_warmup_steps
+    return config.router_balance_warmup_steps if config.router == "token_choice" else 0
+
+
+def training_flops(config: MoRConfig, seq_len: int, step: int | None = None) -> float:
+    """Training FLOPs per token at optimiser step ``step`` (0-based; None: after all warm-up)."""
     active = active_fractions(config)
-    if step is not None and config.router in ("expert_choice", "threshold", "random"):
-        warmup = config.router_capacity_warmup_steps
-        active = [warm_capacity(c, step, warmup) for c in active]
+    warmup = warmup_steps(config)
+    if step is not None and step < warmup:
+        if config.router == "token_choice":
+            active = [1.0] * config.num_recursions
+        else:
+            active = [warm_capacity(c, step, warmup) for c in active]
     return flops_per_token(config, seq_len, active).training
 
 
@@ -52,26 +62,27 @@ def plan_budget(budget: Budget, config: MoRConfig, seq_len: int, tokens_per_step
     Raises:
         RecipeError: the budget does not pay for a single step.
     """
-    settled = tokens_per_step * step_flops(config, seq_len)
-    warmup = config.router_capacity_warmup_steps if config.is_routed else 0
-    extra = [
-        tokens_per_step * step_flops(config, seq_len, step) - settled for step in range(warmup)
-    ]
-    if budget.steps is not None:
-        steps = budget.steps
-    elif budget.tokens is not None:
-        steps = int(budget.tokens // tokens_per_step)
+    settled = tokens_per_step * training_flops(config, seq_len)
+    warmup = warmup_steps(config)
+
+    def extra(step: int) -> float:
+        return tokens_per_step * training_flops(config, seq_len, step) - settled
+
+    added = 0.0
+    if budget.flops is None:
+        steps = budget.steps or int((budget.tokens or 0) // tokens_per_step)
+        added = sum(map(extra, range(min(steps, warmup))))
     else:
-        assert budget.flops is not None
-        steps, spent = 0, 0.0
-        while steps < warmup and spent + settled + extra[steps] <= budget.flops:
-            spent += settled + extra[steps]
+        steps = 0
+        while steps < warmup and (steps + 1) * settled + added + extra(steps) <= budget.flops:
+            added += extra(steps)
             steps += 1
         if steps == warmup:
-            steps += int((budget.flops - spent) // settled)
+            steps = max(steps, int((budget.flops - added) // settled))
     if steps < 1:
+        first = settled + (extra(0) if warmup else 0.0)
         raise RecipeError(
             f"train.budget={budget.model_dump(exclude_none=True)} does not pay for one step of "
-            f"{tokens_per_step} tokens ({settled:.3g} FLOPs); raise it or shrink the batch"
+            f"{tokens_per_step} tokens ({first:.3g} FLOPs); raise it or shrink the batch"
         )
-    return Plan(steps, tokens_per_step, settled, sum(extra[:steps]))
+    return Plan(steps, tokens_per_step, settled, added)

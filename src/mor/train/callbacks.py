@@ -1,10 +1,15 @@
-"""Callbacks: router state per optimiser step, the JSON-lines log, the progress bar."""
+"""Callbacks: router state per optimiser step, the end of a run, the log, the progress bar."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,56 @@ class RouterCallback(TrainerCallback):
         find_router(kwargs["model"]).finish_step()
 
 
+class EndOfRunCallback(TrainerCallback):
+    """Logs and scores the last step; on Ctrl-C or SIGTERM ends with a checkpoint, losing nothing.
+
+    Attributes:
+        stopped: whether the run ended early because it was asked to.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.stopped = False
+
+    @contextmanager
+    def listening(self, *, alone: bool) -> Iterator[None]:
+        """Take the signals while training runs; a second one interrupts at once.
+
+        Args:
+            alone: no other rank trains along. Several would stop at different steps and wait for
+                each other for ever, so there a signal keeps its usual meaning.
+        """
+        if not alone or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signals = (signal.SIGINT, signal.SIGTERM)
+        before = {number: signal.getsignal(number) for number in signals}
+
+        def ask(number: int, frame: Any) -> None:
+            if self.asked:
+                raise KeyboardInterrupt
+            self.asked = True
+            # No print: a signal may come in the middle of one.
+            os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop now\n")
+
+        for number in signals:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set what the Trainer does after this step."""
+        if state.global_step >= state.max_steps:
+            control.should_log = control.should_evaluate = True
+        elif self.asked:
+            self.stopped = control.should_save = control.should_training_stop = True
+
+
 class JsonLogCallback(TrainerCallback):
     """Appends every log entry to ``log.jsonl``; on resume, drops what lies past the checkpoint."""
 
@@ -58,11 +113,13 @@ class JsonLogCallback(TrainerCallback):
         kept = []
         for line in self.path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] <= state.global_step:
+                if 0 < json.loads(line)["step"] <= state.global_step:
                     kept.append(line + "\n")
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a kill
-        self.path.write_text("".join(kept) if state.global_step else "", encoding="utf-8")
+        fresh = self.path.with_name(self.path.name + ".partial")
+        fresh.write_text("".join(kept), encoding="utf-8")
+        fresh.replace(self.path)
 
     def on_log(
         self,
@@ -85,12 +142,12 @@ class ProgressCallback(TrainerCallback):
 
     def __init__(self, label: str, console: Console | None = None) -> None:
         self.label = label
-        self.console = console or Console(file=sys.stderr)
+        self.console = console or Console(file=sys.stderr, highlight=False)
         self.bar: Progress | None = None
         self.task: Any = None
-        self.note = ""
         self.began = 0.0
         self.first = 0
+        self.told = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -112,6 +169,13 @@ class ProgressCallback(TrainerCallback):
         )
         self.bar.start()
 
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Advance."""
+        if self.bar is not None:
+            self.bar.update(self.task, completed=state.global_step)
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -120,31 +184,18 @@ class ProgressCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Remember the newest loss and speed."""
-        if logs and "lm_loss" in logs:
-            self.note = f"loss {logs['lm_loss']:.3f}"
-            if "tokens_per_s" in logs:
-                self.note += f" · {logs['tokens_per_s']:,.0f} tokens/s"
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Advance."""
-        if not state.is_world_process_zero:
+        """Tell the newest loss and speed."""
+        if not state.is_world_process_zero or not logs or "lm_loss" not in logs:
             return
+        note = f"loss {logs['lm_loss']:.3f} · {logs['tokens_per_s']:,.0f} tokens/s"
+        step, last = state.global_step, state.max_steps
         if self.bar is not None:
-            self.bar.update(self.task, completed=state.global_step, note=self.note)
-            return
-        tenth = max(1, state.max_steps // 10)
-        if state.global_step % tenth == 0 or state.global_step == state.max_steps:
-            spent = time.monotonic() - self.began
-            done = max(1, state.global_step - self.first)
-            left = spent / done * (state.max_steps - state.global_step)
-            self.console.print(
-                f"{self.label}: step {state.global_step}/{state.max_steps} · {self.note} · "
-                f"{left:.0f} s left",
-                highlight=False,
-            )
+            self.bar.update(self.task, note=note)
+        elif step * 10 // last > self.told * 10 // last:
+            self.told = step
+            spent = (time.monotonic() - self.began) / max(1, step - self.first)
+            left = spent * (last - step)
+            self.console.print(f"{self.label}: step {step}/{last} · {note} · {left:.0f} s left")
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,20 +1,17 @@
-"""One run from recipe to folder: data, model, trainer, final checkpoint, summary."""
+"""One run from recipe to folder: data, model, trainer, final model, summary."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
+from torch import Tensor
 from torch.utils.data import Dataset, Subset
-from transformers import AutoTokenizer, PrinterCallback, TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from mor.data import PackedDataset
@@ -22,17 +19,53 @@ from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
+from mor.train.arguments import training_arguments
 from mor.train.budget import Plan, plan_budget
-from mor.train.callbacks import JsonLogCallback, ProgressCallback
+from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
+from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, last_checkpoint, write_whole
 from mor.train.recipe import Recipe
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
-    """Train what ``recipe`` says and leave a run folder.
+class Interrupted(MorError):
+    """Training ended early because it was asked to; the message says how to go on."""
 
-    The folder ``recipe.run_dir`` holds ``model/`` (for ``from_pretrained``, tokenizer included),
-    ``recipe.yaml``, ``log.jsonl``, ``summary.json`` and ``checkpoints/``.
+
+class WholeSteps(Dataset[dict[str, Tensor]]):
+    """A dataset cut, in every epoch, to a whole number of optimiser steps.
+
+    So every step sees as many tokens as the budget and the log count. What is left out differs
+    between epochs, as the order does.
+    """
+
+    def __init__(self, inner: PackedDataset, per_step: int) -> None:
+        """Raise ``MorError`` where ``inner`` does not fill one step."""
+        self.inner = inner
+        self.count = len(inner) // per_step * per_step
+        if not self.count:
+            raise MorError(
+                f"split {inner.split!r} of {inner.index.directory} has {len(inner)} sequences of "
+                f"seq_len={inner.seq_len}, fewer than the {per_step} of one optimiser step; "
+                "lower train.batch_size or train.gradient_accumulation_steps, or prepare more text"
+            )
+
+    def __len__(self) -> int:
+        """Sequences per epoch."""
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """The sequence at ``index`` of this epoch's order."""
+        return self.inner[index]
+
+    def set_epoch(self, epoch: int) -> None:
+        """Use the order of ``epoch``."""
+        self.inner.set_epoch(epoch)
+
+
+def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+    """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.folder`).
+
+    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint.
 
     Args:
         recipe: validated.
@@ -43,126 +76,72 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         The run folder.
 
     Raises:
-        MorError: the data folder is wrong, the run exists already, nothing to resume from.
+        MorError: the data folder is wrong, the run exists already, nothing to resume from, the
+            loss is no longer a number. An existing run is then as it was.
+        Interrupted: asked to stop; ``resume`` goes on.
     """
-    if recipe.train.threads:
-        torch.set_num_threads(recipe.train.threads)
-    disable_progress_bar()  # one bar is enough: ours
     data, section = recipe.data, recipe.train
-    train_set = PackedDataset(
-        data.path, data.train_split, data.seq_len, order_seed=recipe.train.seed
-    )
-    validation: Dataset = PackedDataset(data.path, data.validation_split, data.seq_len)
-    count = min(section.eval_sequences, len(validation))  # type: ignore[arg-type]
-    validation = Subset(validation, range(count))
-    config = recipe.model_config_for(train_set.index.vocab_size, train_set.index.eos_token_id)
-    per_step = section.batch_size * section.gradient_accumulation_steps * data.seq_len
-    per_step *= int(os.environ.get("WORLD_SIZE", "1"))
-    plan = plan_budget(section.budget, config, data.seq_len, per_step)
-    checkpoint = _claim(recipe.run_dir, resume, overwrite)
+    if section.threads:
+        torch.set_num_threads(section.threads)
+    disable_progress_bar()  # one bar is enough: ours
+    packed = PackedDataset(data.path, data.train_split, data.seq_len, order_seed=section.seed)
+    per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1")))
+    train_set = WholeSteps(packed, per_step)
+    scored = PackedDataset(data.path, data.validation_split, data.seq_len)
+    validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
+    config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
+    plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
+    arguments = training_arguments(recipe, plan)
+    checkpoint = None
+    with arguments.main_process_first(local=False, desc="run folder"):
+        if arguments.process_index == 0:
+            checkpoint = claim(recipe, resume=resume, overwrite=overwrite)
+        elif resume:
+            checkpoint = last_checkpoint(recipe.run_dir / CHECKPOINTS)
     set_seed(section.seed)
     model = MoRForCausalLM(config)
-    if section.gradient_checkpointing:
-        model.gradient_checkpointing_enable()
-    began = time.monotonic()
+    model.model.gradient_checkpointing = section.gradient_checkpointing
+    log, end = JsonLogCallback(recipe.run_dir / LOG), EndOfRunCallback()
     progress = ProgressCallback(recipe.name)
     trainer = MoRTrainer(
         model=model,
-        args=training_arguments(recipe, plan),
+        args=arguments,
         train_dataset=train_set,
         eval_dataset=validation,
         seq_len=data.seq_len,
         auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-        callbacks=[JsonLogCallback(recipe.run_dir / "log.jsonl"), progress],
+        callbacks=[end, log, progress],
     )
     trainer.remove_callback(PrinterCallback)
-    _write(recipe.run_dir / "recipe.yaml", yaml.safe_dump(json.loads(recipe.model_dump_json())))
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        with end.listening(alone=arguments.world_size == 1):
+            _run(trainer, checkpoint)
     finally:
         progress.close()
+    if end.stopped:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
+            f"{arguments.output_dir}; go on with the same command and --resume"
+        )
     if trainer.is_world_process_zero():
-        _save_model(trainer, train_set.index.directory / "tokenizer", recipe.run_dir / "model")
-        record = summary(recipe, plan, trainer, time.monotonic() - began)
-        _write(recipe.run_dir / "summary.json", json.dumps(record, indent=2) + "\n")
+        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+        record = summary(recipe, plan, trainer)
+        write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
 
 
-def _claim(run_dir: Path, resume: bool, overwrite: bool) -> str | None:
-    """Make the run folder ours; the checkpoint to resume from, if asked for."""
-    checkpoints = run_dir / "checkpoints"
-    if resume:
-        found = get_last_checkpoint(str(checkpoints)) if checkpoints.is_dir() else None
-        if found is None:
-            raise MorError(
-                f"{checkpoints} holds no checkpoint to resume from; start without --resume "
-                "(and set train.save_steps to keep checkpoints)"
-            )
-        return found
-    if run_dir.exists() and any(run_dir.iterdir()):
-        if not overwrite:
-            raise MorError(
-                f"{run_dir} already holds a run; use --resume, --overwrite or another name"
-            )
-        shutil.rmtree(run_dir)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    return None
+def _run(trainer: MoRTrainer, checkpoint: Path | None) -> None:
+    """Train; where the last step was saved and only what follows is missing, load it."""
+    if checkpoint is not None:
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        if state.global_step >= trainer.args.max_steps:
+            trainer._load_from_checkpoint(str(checkpoint))
+            trainer.state = state
+            return
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
-def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
-    """Transformers' arguments for this recipe: AdamW, trapezoid, no shuffling but the dataset's."""
-    section = recipe.train
-    report_to = section.report_to
-    if report_to is None:
-        report_to = ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
-    if "tensorboard" in report_to:
-        if not importlib.util.find_spec("tensorboard"):
-            raise MorError(
-                "train.report_to names tensorboard, which is not installed: "
-                "pip install 'mixture-of-recursions[tensorboard]' or set train.report_to=[]"
-            )
-        os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / "tensorboard")
-    extra: dict[str, Any] = {}
-    if not torch.cuda.is_available():
-        extra["use_cpu"] = True
-    return TrainingArguments(
-        output_dir=str(recipe.run_dir / "checkpoints"),
-        run_name=recipe.name,
-        max_steps=plan.steps,
-        per_device_train_batch_size=section.batch_size,
-        per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation_steps,
-        learning_rate=section.learning_rate,
-        adam_beta1=section.adam_beta1,
-        adam_beta2=section.adam_beta2,
-        adam_epsilon=section.adam_epsilon,
-        weight_decay=section.weight_decay,
-        max_grad_norm=section.max_grad_norm,
-        lr_scheduler_type="warmup_stable_decay",
-        lr_scheduler_kwargs={
-            "num_decay_steps": round(section.decay_fraction * plan.steps),
-            "decay_type": "linear",
-        },
-        warmup_steps=round(section.warmup_fraction * plan.steps),
-        bf16=section.dtype == "bfloat16",
-        seed=section.seed,
-        logging_steps=section.logging_steps,
-        logging_nan_inf_filter=False,
-        eval_strategy="steps" if section.eval_steps else "no",
-        eval_steps=section.eval_steps,
-        save_strategy="steps" if section.save_steps else "no",
-        save_steps=section.save_steps or 500,
-        save_total_limit=section.save_total_limit,
-        prediction_loss_only=True,
-        dataloader_num_workers=section.num_workers,
-        dataloader_drop_last=True,
-        report_to=report_to or "none",
-        disable_tqdm=True,
-        **extra,
-    )
-
-
-def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer, wall_s: float) -> dict[str, Any]:
+def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
     """What was trained, at what cost, by which code on which machine."""
     model = trainer.model
     assert isinstance(model, MoRForCausalLM)
@@ -181,8 +160,9 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer, wall_s: float) -> d
         "tokens": steps * plan.tokens_per_step,
         "steps": steps,
         "train_flops": trainer.flops_until(steps),
-        "wall_s": round(wall_s, 3),
-        "tokens_per_s": trainer.tokens_run / max(1e-9, trainer.train_seconds),
+        "eval_nll": trainer.last_logged("eval_loss"),
+        "wall_s": trainer.last_logged("elapsed_s"),
+        "tokens_per_s": trainer.last_logged("tokens_per_s"),
         "peak_memory_bytes": peak_memory_bytes(),
         "seed": recipe.train.seed,
         "seq_len": recipe.data.seq_len,
@@ -201,9 +181,3 @@ def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
         AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)
-
-
-def _write(path: Path, text: str) -> None:
-    fresh = path.with_name(path.name + ".partial")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)

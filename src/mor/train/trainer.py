@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-import resource
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,14 +19,18 @@ from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.metrics import batch_metrics
 from mor.model.router_base import Router
-from mor.train.budget import step_flops
+from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
 
 
-def peak_memory_bytes() -> int:
-    """Peak memory so far: of the GPU where there is one, else of this process."""
+def peak_memory_bytes() -> int | None:
+    """Peak memory so far: of the GPU where there is one, else of this process; None if unknown."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
@@ -45,9 +50,10 @@ class MoRTrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.seq_len = seq_len
         self.auxiliary_router_lr_factor = auxiliary_router_lr_factor
-        self.train_seconds = 0.0
-        self.tokens_run = 0
-        self._started = time.monotonic()
+        self._tokens_run = 0
+        self._began: float | None = None
+        self._elapsed_before = 0.0
+        self._paused = 0.0
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._metrics: dict[str, float] = {}
         self._flops: list[float] = [0.0]
@@ -72,40 +78,90 @@ class MoRTrainer(Trainer):
         """Planned training FLOPs of the first ``step`` optimiser steps."""
         config = self._router.config
         while len(self._flops) <= step:
-            one = step_flops(config, self.seq_len, len(self._flops) - 1) * self.tokens_per_step
+            one = training_flops(config, self.seq_len, len(self._flops) - 1) * self.tokens_per_step
             self._flops.append(self._flops[-1] + one)
         return self._flops[step]
+
+    def last_logged(self, key: str) -> float | None:
+        """The newest value of ``key`` in the log, sessions before a resume included."""
+        entries = reversed(self.state.log_history)
+        return next((entry[key] for entry in entries if key in entry), None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """In order: the dataset itself is shuffled by (seed, epoch), so resuming needs no state."""
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
-    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """AdamW on all but norms; an auxiliary router gets a learning rate of its own.
+    # Optimiser: an auxiliary router's loss reaches no other parameter, so one optimiser serves
+    # both, with a learning rate and a gradient norm of its own (FACTS B.3, as released).
 
-        Its loss reaches no other parameter, so one optimiser serves both.
-        """
-        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+    def _auxiliary(self) -> list[nn.Parameter]:
         auxiliary = getattr(self._router, "auxiliary", None)
-        if auxiliary is None or self.auxiliary_router_lr_factor == 1:
-            return optimizer
-        own = {id(p) for p in auxiliary.parameters()}
+        return [] if auxiliary is None else list(auxiliary.parameters())
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """AdamW, decay on all but norms; an auxiliary router gets a learning rate of its own."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer() if model is None else super().create_optimizer(model)
+        own = {id(p) for p in self._auxiliary()}
         moved = []
         for group in optimizer.param_groups:
             moved += [p for p in group["params"] if id(p) in own]
             group["params"] = [p for p in group["params"] if id(p) not in own]
-        rate = self.args.learning_rate * self.auxiliary_router_lr_factor
-        optimizer.add_param_group(
-            {"params": moved, "lr": rate, "weight_decay": self.args.weight_decay}
-        )
+        if moved:
+            rate = self.args.learning_rate * self.auxiliary_router_lr_factor
+            decay = self.args.weight_decay
+            optimizer.add_param_group({"params": moved, "lr": rate, "weight_decay": decay})
         return optimizer
 
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Time the step: tokens/s counts training alone, not evaluation and saving."""
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        """Clip an auxiliary router by itself: its gradients must not slow the network's."""
+        own = {id(p) for p in self._auxiliary()}
+        if not own:
+            return super()._clip_grad_norm(model)
+        limit = self.args.max_grad_norm
+        for which in (True, False):
+            chosen = [p for p in model.parameters() if (id(p) in own) == which]
+            norm = self.accelerator.clip_grad_norm_(chosen, limit)
+        return norm
+
+    # Clock: tokens/s counts data, forward, backward and optimiser, not evaluation and saving.
+
+    @contextmanager
+    def _untimed(self) -> Iterator[None]:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # what is still queued is training
         began = time.monotonic()
+        yield
+        self._paused += time.monotonic() - began
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Score the evaluation set under the causal rule."""
+        with self._untimed():
+            return super().evaluate(*args, **kwargs)
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """Save a checkpoint, unless it holds a number that is none: the last good one stays."""
+        with self._untimed():
+            assert isinstance(self.model, nn.Module)
+            if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+                raise self._diverged("a weight is not a finite number")
+            super()._save_checkpoint(*args, **kwargs)
+
+    def _diverged(self, what: str) -> MorError:
+        return MorError(
+            f"{what} at step {self.state.global_step}; lower train.learning_rate="
+            f"{self.args.learning_rate} or warm up longer; checkpoints in {self.args.output_dir} "
+            "are untouched"
+        )
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Count tokens, and start the clock at the first step."""
+        if self._began is None:
+            self._began = time.monotonic()
+            self._elapsed_before = self.last_logged("elapsed_s") or 0.0
         loss = super().training_step(*args, **kwargs)
-        self.train_seconds += time.monotonic() - began
-        self.tokens_run += self.tokens_per_step // self.args.gradient_accumulation_steps
+        self._tokens_run += self.tokens_per_step // self.args.gradient_accumulation_steps
         return loss
 
     def compute_loss(
@@ -120,6 +176,7 @@ class MoRTrainer(Trainer):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         upcoming = self.state.global_step + 1
         logs_next = upcoming % max(1, int(self.args.logging_steps)) == 0
+        logs_next = logs_next or upcoming >= self.state.max_steps
         inputs = {**inputs, "output_router_traces": logs_next}
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         self._note(outputs, logs_next)
@@ -141,29 +198,27 @@ class MoRTrainer(Trainer):
         """Add parts of the loss, router metrics, tokens, FLOPs, speed and memory.
 
         Raises:
-            MorError: the loss is not a finite number; the last checkpoint is kept.
+            MorError: the loss or the gradient is not a finite number; the last checkpoint is kept.
         """
         step = self.state.global_step
         if "loss" in logs and self._parts:
-            if not math.isfinite(logs["loss"]):
-                raise MorError(
-                    f"the training loss is {logs['loss']} at step {step}; lower "
-                    f"train.learning_rate={self.args.learning_rate} or raise the warm-up; "
-                    f"checkpoints in {self.args.output_dir} are untouched"
-                )
-            # A micro-batch's language-model part is already its share of the step's sum.
-            per_step = self.args.gradient_accumulation_steps
+            for name in ("loss", "grad_norm"):
+                if not math.isfinite(logs.get(name, 0.0)):
+                    raise self._diverged(f"the training run's {name} is {logs[name]}")
+            # Micro-batches and ranks each hold their share of the step's language-model loss.
+            shares = self.args.gradient_accumulation_steps * self.args.world_size
             for name, values in self._parts.items():
-                mean = float(torch.stack(values).mean())
-                logs[name] = mean * per_step if name == "lm_loss" else mean
+                mean = self.accelerator.reduce(torch.stack(values).float().mean(), "mean")
+                logs[name] = float(mean) * (shares if name == "lm_loss" else 1)
             logs |= self._metrics
-            logs["tokens"] = step * self.tokens_per_step
-            logs["flops"] = self.flops_until(step)
-            logs["elapsed_s"] = time.monotonic() - self._started
-            logs["tokens_per_s"] = self.tokens_run / max(1e-9, self.train_seconds)
-            logs["peak_memory_bytes"] = peak_memory_bytes()
-            self._parts = {}
-        elif "eval_loss" in logs:
+            assert self._began is not None
+            elapsed = time.monotonic() - self._began
+            logs["elapsed_s"] = self._elapsed_before + elapsed
+            logs["tokens_per_s"] = self._tokens_run / max(1e-9, elapsed - self._paused)
+            memory = peak_memory_bytes()
+            logs |= {} if memory is None else {"peak_memory_bytes": memory}
+            self._parts, self._metrics = {}, {}
+        if "loss" in logs or "eval_loss" in logs:
             logs["tokens"] = step * self.tokens_per_step
             logs["flops"] = self.flops_until(step)
         super().log(logs, start_time)

@@ -1,0 +1,290 @@
+"""A run that stops and goes on ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+from tests.tiny import tiny_recipe
+
+from mor.errors import MorError
+from mor.train import Interrupted, MoRTrainer, Recipe, train
+
+WARM = {"router_capacity_warmup_steps": 7}
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "expert_choice, warming up": ("expert_choice", WARM),
+    "expert_choice, auxiliary router": ("expert_choice", {"router_objective": "aux_router"}),
+    "threshold": ("threshold", WARM),
+    "token_choice, loss-free": (
+        "token_choice",
+        {"router_balancing": "loss_free", "router_balance_warmup_steps": 2},
+    ),
+    "random": ("random", {}),
+}
+
+
+def weights(folder: Path) -> dict[str, bytes]:
+    tensors = load_file(folder / "model" / "model.safetensors")
+    return {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+
+
+def entries(folder: Path) -> list[dict[str, Any]]:
+    """The log without what a clock says."""
+    clock = ("elapsed_s", "tokens_per_s", "peak_memory_bytes", "eval_runtime")
+    clock += ("eval_samples_per_second", "eval_steps_per_second")
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]
+
+
+def as_if_killed(folder: Path, step: int) -> None:
+    """What a power cut leaves after ``step`` was saved: more log, no model, half of a line."""
+    shutil.rmtree(folder / "model")
+    (folder / "summary.json").unlink()
+    for checkpoint in (folder / "checkpoints").iterdir():
+        if int(checkpoint.name.split("-")[1]) > step:
+            shutil.rmtree(checkpoint)
+    with (folder / "log.jsonl").open("a") as log:
+        log.write('{"step": 9, "los')
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_resuming_gives_the_same_bits(kind: str, data: Path, tmp_path: Path) -> None:
+    router, model = KINDS[kind]
+    # Three steps or so fill an epoch: the checkpoint lies within a later one.
+    recipe = tiny_recipe(
+        data,
+        tmp_path,
+        router,
+        model,
+        budget={"steps": 9},
+        batch_size=4,
+        save_steps=5,
+        eval_steps=3,
+        save_total_limit=9,
+    )
+    folder = train(recipe)
+    assert entries(folder)[4]["epoch"] > 1
+    expected, log = weights(folder), entries(folder)
+    as_if_killed(folder, 5)
+    train(recipe, resume=True)
+    assert weights(folder) == expected
+    assert entries(folder) == log
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    counted = [json.loads(line)["elapsed_s"] for line in lines if "elapsed_s" in line]
+    assert counted == sorted(counted)
+
+
+def test_boundaries_and_bias_are_in_the_checkpoint(data: Path, tmp_path: Path) -> None:
+    """Otherwise the tests above would compare zeros."""
+    for kind, name in (("threshold", "boundary"), ("token_choice, loss-free", "bias")):
+        router, model = KINDS[kind]
+        recipe = tiny_recipe(data, tmp_path / name, router, model)
+        tensor = load_file(train(recipe) / "model" / "model.safetensors")[f"model.router.{name}"]
+        assert tensor.abs().max() > 0
+
+
+def test_the_routers_step_is_the_trainers(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, int]] = []
+    before = MoRTrainer.training_step
+
+    def spy(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
+        seen.append((self.state.global_step, self._router.step))
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(MoRTrainer, "training_step", spy)
+    recipe = tiny_recipe(data, tmp_path, "threshold", save_steps=4, save_total_limit=9)
+    folder = train(recipe)
+    as_if_killed(folder, 4)
+    train(recipe, resume=True)
+    twice = [step for step in range(8) for _ in range(2)]  # two micro-batches
+    assert seen == [(step, step) for step in [*twice, *twice[8:]]]
+
+
+# Asked to stop ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
+    """Do something once, in the middle of a step."""
+    before = MoRTrainer.training_step
+
+    def plan(step: int, action: Callable[[], None]) -> None:
+        todo = [action]
+
+        def acting(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
+            if self.state.global_step == step and todo:
+                todo.pop()()
+            return before(self, *args, **kwargs)
+
+        monkeypatch.setattr(MoRTrainer, "training_step", acting)
+
+    return plan
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_with_a_checkpoint(
+    number: signal.Signals,
+    at_step: Any,
+    data: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    plain = train(tiny_recipe(data, tmp_path / "plain", "threshold"))
+    recipe = tiny_recipe(data, tmp_path, "threshold", gradient_accumulation_steps=1, batch_size=4)
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    at_step(3, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Interrupted, match=r"stopped at step 4 of 8.*--resume"):
+        train(recipe)
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert "stopping after this step" in capfd.readouterr().err
+    folder = recipe.run_dir
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint-4"]
+    assert not (folder / "model").exists()
+    train(recipe, resume=True)
+    again = train(
+        tiny_recipe(
+            data, tmp_path / "again", "threshold", gradient_accumulation_steps=1, batch_size=4
+        )
+    )
+    assert weights(folder) == weights(again)
+    assert weights(folder) != weights(plain)
+
+
+def test_a_second_signal_stops_at_once(at_step: Any, data: Path, tmp_path: Path) -> None:
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    at_step(3, twice)
+    recipe = tiny_recipe(data, tmp_path, save_steps=2)
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe)
+    assert [p.name for p in (recipe.run_dir / "checkpoints").iterdir()] == ["checkpoint-2"]
+    train(recipe, resume=True)
+
+
+def test_a_signal_in_the_last_step_changes_nothing(
+    at_step: Any, data: Path, tmp_path: Path
+) -> None:
+    at_step(7, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert (train(tiny_recipe(data, tmp_path)) / "model").is_dir()
+
+
+# What can be resumed, and what cannot ----------------------------------------------------------
+
+
+@pytest.fixture
+def stopped(data: Path, tmp_path: Path) -> Recipe:
+    """A run with checkpoints at 3, 6 and 8 that never came to its end."""
+    recipe = tiny_recipe(data, tmp_path, save_steps=3, save_total_limit=9)
+    as_if_killed(train(recipe), 8)
+    return recipe
+
+
+def test_what_was_saved_last_need_not_be_trained(stopped: Recipe) -> None:
+    """Killed between the last checkpoint and the model: only the model is written."""
+    folder = stopped.run_dir
+    train(stopped, resume=True)
+    saved = load_file(folder / "checkpoints" / "checkpoint-8" / "model.safetensors")
+    written = load_file(folder / "model" / "model.safetensors")
+    assert all(written[name].equal(saved[name]) for name in saved)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 8
+    assert summary["tokens_per_s"] > 0
+    assert summary["eval_nll"] > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "harm"),
+    [
+        ("model.safetensors", "cut"),
+        ("optimizer.pt", "cut"),
+        ("scheduler.pt", "cut"),
+        ("rng_state.pth", "cut"),
+        ("trainer_state.json", "cut"),
+        ("trainer_state.json", "gone"),
+        ("model.safetensors", "gone"),
+    ],
+)
+def test_a_checkpoint_cut_short_is_passed_over(name: str, harm: str, stopped: Recipe) -> None:
+    path = stopped.run_dir / "checkpoints" / "checkpoint-8" / name
+    if harm == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-40])
+    train(stopped, resume=True)
+    steps = [entry["step"] for entry in entries(stopped.run_dir) if "loss" in entry]
+    assert steps == list(range(1, 9))
+
+
+def test_nothing_to_resume(data: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(data, tmp_path)
+    with pytest.raises(MorError, match="holds no run to resume; start without --resume"):
+        train(recipe, resume=True)
+    assert not recipe.run_dir.exists()
+    folder = train(recipe)
+    with pytest.raises(MorError, match="holds a finished run; nothing is left to resume"):
+        train(recipe, resume=True)
+    as_if_killed(folder, 0)
+    with pytest.raises(MorError, match="holds no whole checkpoint"):
+        train(recipe, resume=True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"learning_rate": 0.5},
+        {"batch_size": 4},
+        {"budget": {"steps": 9}},
+        {"model": {"hidden_size": 32}},
+        {"model": {"router_capacities": [1.0, 0.5, 0.5]}},
+    ],
+)
+def test_another_recipe(changes: dict[str, Any], stopped: Recipe, data: Path) -> None:
+    changed = tiny_recipe(
+        data, stopped.output, **{"save_steps": 3, "save_total_limit": 9} | changes
+    )
+    name = next(iter(changes))
+    name = f"model.{next(iter(changes['model']))}" if name == "model" else f"train.{name}"
+    with pytest.raises(MorError, match=rf"begun with another recipe: {name}=.* was "):
+        train(changed, resume=True)
+
+
+def test_bookkeeping_may_change(stopped: Recipe, data: Path) -> None:
+    changed = tiny_recipe(data, stopped.output, logging_steps=2, save_steps=4, eval_steps=4)
+    train(changed, resume=True)
+
+
+# Numbers that are none -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("logging_steps", [1, 100])
+def test_a_loss_that_is_no_number(logging_steps: int, data: Path, tmp_path: Path) -> None:
+    """Step 1 learns nothing (warm-up from 0), step 2 breaks all; what was whole is kept."""
+    recipe = tiny_recipe(
+        data,
+        tmp_path,
+        learning_rate=1e25,
+        budget={"steps": 20},
+        save_steps=1,
+        logging_steps=logging_steps,
+        weight_decay=0.0,
+    )
+    with pytest.raises(MorError, match=r"at step \d+; lower train.learning_rate=1e\+25") as caught:
+        train(recipe)
+    assert "\n" not in str(caught.value)
+    kept = list((recipe.run_dir / "checkpoints").iterdir())
+    assert kept
+    for checkpoint in kept:
+        tensors = load_file(checkpoint / "model.safetensors")
+        assert all(bool(tensor.isfinite().all()) for tensor in tensors.values())
+    assert not (recipe.run_dir / "model").exists()

@@ -1,0 +1,197 @@
+"""The optimiser's groups, stock Trainers, and several ranks."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.strategies import random_ids, small_config
+from tests.tiny import SEQ_LEN, tiny_recipe
+from torch.testing import assert_close
+from transformers import Trainer, TrainingArguments
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.data import PackedDataset
+from mor.hf.load import load_model
+from mor.model.routers import BoundaryRouter
+from mor.train import MoRTrainer, RouterCallback, dump_recipe, train
+
+
+def arguments(folder: Path, **fields: Any) -> TrainingArguments:
+    return TrainingArguments(
+        output_dir=str(folder),
+        use_cpu=True,
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **{"weight_decay": 0.1, "learning_rate": 1e-3, "save_strategy": "no"} | fields,
+    )
+
+
+def trainer_of(config: MoRConfig, folder: Path, **fields: Any) -> MoRTrainer:
+    model = MoRForCausalLM(config)
+    return MoRTrainer(model=model, args=arguments(folder, **fields), seq_len=SEQ_LEN)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_decay_on_all_but_norms(tied: bool, tmp_path: Path) -> None:
+    trainer = trainer_of(small_config("expert_choice", tie_word_embeddings=tied), tmp_path)
+    assert trainer.model is not None
+    groups = trainer.create_optimizer().param_groups
+    decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    for name, parameter in trainer.model.named_parameters():
+        assert (id(parameter) in decayed) == (re.search(r"norm", name) is None), name
+    assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
+    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+
+
+def test_an_auxiliary_router_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    config = small_config("expert_choice", router_objective="aux_router")
+    trainer = trainer_of(config, tmp_path, lr_scheduler_type="constant")
+    optimizer = trainer.create_optimizer()
+    router = trainer.model.model.router  # type: ignore[union-attr]
+    own = {id(p) for p in router.auxiliary.parameters()}
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for parameter in trainer.model.parameters():  # type: ignore[union-attr]
+        assert rates[id(parameter)] == pytest.approx(0.01 if id(parameter) in own else 0.001)
+    assert trainer.create_optimizer() is optimizer
+    assert len(optimizer.param_groups) == 3
+
+
+def test_an_auxiliary_router_is_clipped_by_itself(tmp_path: Path) -> None:
+    """However large its gradient is, the network's stays as it is."""
+    trainer = trainer_of(small_config("expert_choice", router_objective="aux_router"), tmp_path)
+    assert isinstance(trainer.model, MoRForCausalLM)
+    own = list(trainer.model.model.router.auxiliary.parameters())  # type: ignore[union-attr]
+    others = [p for p in trainer.model.parameters() if all(p is not q for q in own)]
+    for parameter in trainer.model.parameters():
+        parameter.grad = torch.full_like(parameter, 1e-4)
+    for parameter in own:
+        parameter.grad = torch.full_like(parameter, 1e4)
+    norm = trainer._clip_grad_norm(trainer.model)
+    assert norm < 1
+    assert all(bool((p.grad == 1e-4).all()) for p in others)
+    total = torch.stack([p.grad.norm() for p in own if p.grad is not None]).norm()
+    assert float(total) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("router", ["expert_choice", "threshold", "token_choice"])
+def test_a_stock_trainer_needs_one_callback(router: str, data: Path, tmp_path: Path) -> None:
+    dataset = PackedDataset(data, "train", SEQ_LEN)
+    fields = {"vocab_size": dataset.index.vocab_size, "router_balancing": "loss_free"}
+    model = MoRForCausalLM(small_config(router, **fields, router_capacity_warmup_steps=2))
+    trainer = Trainer(
+        model=model,
+        args=arguments(
+            tmp_path,
+            max_steps=5,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=2,
+            logging_steps=1,
+        ),
+        train_dataset=dataset,
+        callbacks=[RouterCallback()],
+    )
+    trainer.train()
+    found = model.model.router
+    assert found.step == 4
+    if isinstance(found, BoundaryRouter):
+        # Depth 0 takes all tokens, and at step 0 of the warm-up so do the others.
+        assert found.boundary_steps.tolist() == [0, 4, 4]
+    else:
+        assert found.bias.abs().max() > 0
+
+
+# Several ranks ---------------------------------------------------------------------------------
+
+
+def rank(number: int, folder: str, router: str) -> None:
+    """What one of two ranks sees and stores: a batch of its own, then one optimiser step."""
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/meet-{router}", rank=number, world_size=2
+    )
+    fields = {"router_balancing": "loss_free"} if router == "token_choice" else {}
+    model = make_model_alone(router, **fields).train()
+    model(random_ids(number, 2 + 2 * number, 12))
+    RouterCallback().on_step_end(None, None, None, model=model)  # type: ignore[arg-type]
+    stored = model.model.router.state_dict()
+    torch.save(stored, f"{folder}/{router}-{number}.pt")
+    dist.destroy_process_group()
+
+
+def make_model_alone(router: str, **fields: Any) -> MoRForCausalLM:
+    torch.manual_seed(0)
+    return MoRForCausalLM(small_config(router, **fields))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="forks")
+@pytest.mark.parametrize("router", ["expert_choice", "threshold", "token_choice"])
+def test_ranks_store_the_same(router: str, tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ranks = [
+        context.Process(target=rank, args=(number, str(tmp_path), router)) for number in (0, 1)
+    ]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode == 0
+    one, other = (torch.load(tmp_path / f"{router}-{number}.pt") for number in (0, 1))
+    name = "bias" if router == "token_choice" else "boundary"
+    assert_close(one[name], other[name], rtol=0, atol=0)
+    # It is the mean (or the load) of both, not what either would have stored alone.
+    fields = {"router_balancing": "loss_free"} if router == "token_choice" else {}
+    alone = make_model_alone(router, **fields).train()
+    both = [random_ids(0, 2, 12), random_ids(1, 4, 12)]
+    for ids in both:
+        alone(ids)
+    alone.model.router.finish_step()
+    assert_close(one[name], getattr(alone.model.router, name))
+    assert one[name].abs().max() > 0
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
+    """``torchrun mor train``: the same run as one process with twice the batch."""
+    fields = {"gradient_accumulation_steps": 1, "budget": {"steps": 3}, "adam_epsilon": 1e-3}
+    one = train(tiny_recipe(data, tmp_path / "one", batch_size=4, **fields))
+    recipe = tiny_recipe(data, tmp_path / "two", batch_size=2, **fields, threads=1)
+    path = tmp_path / "two.yaml"
+    path.write_text(dump_recipe(recipe))
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        meet = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(found.getsockname()[1])}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "mor.cli", "train", str(path)],
+            env=os.environ | meet | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
+    said = [process.communicate(timeout=120)[0] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], said
+    weights = [load_model(folder).state_dict() for folder in (one, recipe.run_dir)]
+    # Where the boundary lies is estimated per batch; no gradient reads it.
+    weights = [{k: v for k, v in found.items() if "boundary" not in k} for found in weights]
+    assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
+    logs = [
+        [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+        for folder in (one, recipe.run_dir)
+    ]
+    for name in ("loss", "lm_loss", "tokens", "flops", "router/aux_loss", "eval_nll"):
+        values = [[entry[name] for entry in log if name in entry] for log in logs]
+        assert values[0] == pytest.approx(values[1], rel=1e-4), name
