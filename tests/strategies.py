@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
 from mor.choices import KVSharing, RouterType, Sharing, UpdateRule
+from mor.model.router_base import Scores
 
 ROUTERS: tuple[str, ...] = get_args(RouterType)
 ROUTED = tuple(router for router in ROUTERS if router != "fixed")
@@ -138,6 +139,16 @@ def make_model(
                 model(torch.randint(config.vocab_size, (4, 12)))
                 model.model.router.finish_step()
     return model.eval()
+
+
+def train(model: MoRForCausalLM, ids: Tensor, **how: Any) -> Any:
+    """One training forward with the ids themselves as labels."""
+    return model.train()(ids, labels=ids, **how)
+
+
+def scores_of(values: Tensor) -> Scores:
+    """Scores that are these values in every respect, for routers without a model."""
+    return Scores(values, values, values)
 
 
 def random_ids(seed: int, *shape: int) -> Tensor:

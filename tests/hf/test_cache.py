@@ -150,7 +150,7 @@ def test_training_and_labels_keep_no_cache() -> None:
 def test_a_sequence_past_the_maximum_is_refused() -> None:
     """Real tokens count, padding does not."""
     model = make_model(small_config("expert_choice", max_position_embeddings=12))
-    message = "the sequence has 13 tokens; max_position_embeddings=12 allows no more"
+    message = "the sequence is 13 tokens long, past max_position_embeddings=12"
     with torch.no_grad():
         model(random_ids(0, 2, 12))
         with pytest.raises(ValueError, match=message):

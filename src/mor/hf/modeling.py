@@ -149,7 +149,6 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         if cache is None and wanted and labels is None:
             cache = MoRCache(self.config)
         self._check_length(inputs_embeds if input_ids is None else input_ids, attention_mask, cache)
-        self._check_length(input_ids if inputs_embeds is None else inputs_embeds, cache)
         states = bool(output_hidden_states)
         output = self.model(
             input_ids=input_ids,
@@ -184,15 +183,6 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         )
         return result.to_tuple() if return_dict is False else result
 
-    def _check_length(self, tokens: Tensor | None, cache: MoRCache | None) -> None:
-        width = 0 if tokens is None else tokens.shape[1]
-        columns = width + (0 if cache is None else cache.columns)
-        if columns > self.config.max_position_embeddings:
-            raise ValueError(
-                f"the sequence is {columns} tokens long, past max_position_embeddings="
-                f"{self.config.max_position_embeddings}"
-            )
-
     def _check_ids(self, input_ids: Tensor | None) -> None:
         # A wrong id on a GPU kills the process long after; there the check would cost a sync.
         if input_ids is None or input_ids.device.type != "cpu" or not input_ids.numel():
@@ -216,7 +206,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         tokens = int((real + seen).max())
         if tokens > limit:
             raise ValueError(
-                f"the sequence has {tokens} tokens; max_position_embeddings={limit} allows no more"
+                f"the sequence is {tokens} tokens long, past max_position_embeddings={limit}"
             )
 
     def _prepare_cache_for_generation(  # type: ignore[override]

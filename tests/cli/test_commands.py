@@ -1,0 +1,470 @@
+"""Every command as a user runs it: what it does, what it says, how it ends."""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tests.tiny import SEQ_LEN, tiny_fields, write_corpus
+from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.utils import logging
+
+import mor
+from mor.cli import main
+from mor.data import PackedDataset
+from mor.eval import evaluate
+from mor.hf.load import load_model
+from mor.train import MoRTrainer
+
+
+@dataclass
+class Done:
+    """How a command ended and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def error(self) -> str:
+        """The one line that it said why it failed."""
+        assert self.code == 2, self
+        assert "Traceback" not in self.err
+        lines = self.err.strip().splitlines()
+        assert len(lines) == 1, self.err
+        assert lines[0].startswith("error: ")
+        return lines[0].removeprefix("error: ")
+
+
+Mor = Callable[..., Done]
+
+
+@pytest.fixture
+def mor_(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Any:
+    """``mor_("eval", folder)`` runs a command in this process, as the console script does."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.delenv("MOR_DEBUG", raising=False)
+    verbosity = logging.get_verbosity()
+
+    def run(*words: Any) -> Done:
+        monkeypatch.setattr(sys, "argv", ["mor", *map(str, words)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capfd.readouterr()
+        code = ended.value.code
+        assert isinstance(code, int) or code is None
+        return Done(code or 0, out, err)
+
+    yield run
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def recipe(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe file that trains two steps into its own folder."""
+    root = tmp_path_factory.mktemp("recipes")
+    fields = tiny_fields(data, root / "runs", "threshold")
+    fields["train"] |= {"budget": {"steps": 2}}
+    path = root / "recipe.yaml"
+    path.write_text(yaml.safe_dump(fields))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run(recipe: Path) -> Path:
+    """A finished run; read only."""
+    from mor.train import load_recipe, train
+
+    return train(load_recipe(recipe))
+
+
+# Data ------------------------------------------------------------------------------------------
+
+
+def test_data(mor_: Mor, tmp_path: Path) -> None:
+    source, out = write_corpus(tmp_path / "text"), tmp_path / "out"
+    done = mor_("data", "prepare", source, "--out", out, "--vocab-size", 300)
+    assert done.code == 0
+    assert f"prepared: {out}" in done.out.replace("\n", "")
+    assert (
+        "already prepared" in mor_("data", "prepare", source, "--out", out, "--vocab-size", 300).out
+    )
+    info = mor_("data", "info", out)
+    assert "train" in info.out
+    assert "validation" in info.out
+    assert mor_("data", "verify", out).out.splitlines() == [
+        "ok train-00000.bin",
+        "ok validation-00000.bin",
+    ]
+    shard = out / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[70] ^= 1
+    shard.write_bytes(content)
+    assert "train-00000.bin is damaged" in mor_("data", "verify", out).error
+
+
+@pytest.mark.parametrize("text", [None, ""])
+def test_data_without_text(mor_: Mor, text: str | None, tmp_path: Path) -> None:
+    source = tmp_path / "text.txt"
+    if text is not None:
+        source.write_text(text)
+    out = tmp_path / "out"
+    assert str(source) in mor_("data", "prepare", source, "--out", out).error
+    assert not out.exists()
+    assert [p for p in tmp_path.iterdir() if p != source] == []
+
+
+# Training --------------------------------------------------------------------------------------
+
+
+def test_train(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
+    done = mor_("train", recipe, "--set", f"output={tmp_path}", "--set", "train.budget.steps=3")
+    assert done.code == 0
+    assert done.out == f"trained: {tmp_path / 'tiny'}\n"
+    assert "step 3/3" in done.err
+    summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
+    assert summary["steps"] == 3
+    assert summary["command"].startswith("mor train ")
+
+
+def test_dry_run(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
+    done = mor_("train", recipe, "--set", f"output={tmp_path}", "--dry-run")
+    assert done.code == 0
+    rows = {
+        cells[1].strip(): cells[2].strip()
+        for line in done.out.splitlines()
+        if len(cells := line.split("│")) == 4
+    }
+    assert rows["family, router"] == "mor, threshold"
+    assert rows["steps"] == "2"
+    assert rows["tokens"] == f"{2 * 4 * SEQ_LEN} ({4 * SEQ_LEN} per step)"
+    assert rows["unrolled layers"] == "5"
+    assert not list(tmp_path.iterdir())
+
+
+def test_recipes(mor_: Mor) -> None:
+    done = mor_("recipes")
+    assert "demo/threshold" in done.out.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["nothing.yaml"], "recipe 'nothing.yaml' does not exist"),
+        (["demo/treshold"], "did you mean demo/threshold?"),
+        (["RECIPE", "--set", "train.lr=1"], "train.lr is not a field"),
+        (["RECIPE", "--set", "train.batch_size=0"], "train.batch_size=0"),
+        (["RECIPE", "--set", "model.router_capacities=[1,0.2,0.5]"], "rises with depth"),
+        (["RECIPE", "--set", "model.num_hidden_layers=9"], "num_hidden_layers=9"),
+        (["RECIPE", "--set", "data.path=nowhere"], "data folder nowhere does not exist"),
+        (["RECIPE", "--set", "data.train_split=test"], "has no split 'test'"),
+        (["RECIPE", "--set", "train.batch_size=9999"], "lower train.batch_size"),
+        (["RECIPE", "--resume"], "finished run"),
+        (["RECIPE", "--resume", "--set", "name=other"], "holds no run to resume"),
+        (["RECIPE"], "already holds a run; use --resume, --overwrite or another name"),
+        (["RECIPE", "--dry-run", "--set", "model.vocab_size=10"], "vocab_size=10 is smaller"),
+    ],
+)
+def test_training_that_cannot_be(
+    mor_: Mor, words: list[str], error: str, recipe: Path, run: Path
+) -> None:
+    before = sorted(run.parent.rglob("*"))
+    done = mor_("train", *[str(recipe) if word == "RECIPE" else word for word in words])
+    assert error in done.error
+    assert sorted(run.parent.rglob("*")) == before
+
+
+def test_ctrl_c(mor_: Mor, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+    import signal
+
+    before = MoRTrainer.training_step
+
+    def interrupted(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 0 and not os.environ.get("DONE"):
+            monkeypatch.setenv("DONE", "1")
+            os.kill(os.getpid(), signal.SIGINT)
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(MoRTrainer, "training_step", interrupted)
+    words = ["train", recipe, "--set", f"output={tmp_path}"]
+    done = mor_(*words)
+    assert done.code == 130
+    last = done.err.splitlines()[-1]
+    assert "stopped at step 1 of 2" in last
+    assert "--resume" in last
+    assert "Traceback" not in done.err
+    assert mor_(*words, "--resume").code == 0
+    assert (tmp_path / "tiny" / "summary.json").is_file()
+
+
+# Evaluation ------------------------------------------------------------------------------------
+
+
+def test_eval(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
+    done = mor_("eval", run, "--data", data, "--json", "--out", tmp_path / "eval.json")
+    assert done.code == 0
+    assert done.err == ""
+    found = json.loads(done.out)
+    assert json.loads((tmp_path / "eval.json").read_text()) == found
+    dataset = PackedDataset(data, "validation", SEQ_LEN)  # a run folder's own seq_len
+    expected = evaluate(load_model(run), dataset)
+    assert found["causal"] == expected["causal"]
+    assert found["leaky"] == expected["leaky"]
+    assert found["seq_len"] == SEQ_LEN
+    assert found["command"].startswith("mor eval ")
+    assert len(found["sample"]["tokens"]) == SEQ_LEN
+
+
+def test_eval_table(mor_: Mor, run: Path, data: Path) -> None:
+    done = mor_("eval", run, "--data", data, "--max-sequences", 2, "--seq-len", 8)
+    assert done.code == 0
+    for words in (
+        "causal",
+        "leaky top-k (looks ahead, not causal)",
+        "at most 1 recursion",
+        "causal minus leaky",
+    ):
+        assert words in done.out
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["nowhere", "--data", "DATA"], "model folder 'nowhere' does not exist"),
+        (["DATA", "--data", "DATA"], "is no model folder"),
+        (["RUN", "--data", "RUN"], "is not a prepared data folder"),
+        (["RUN", "--data", "DATA", "--split", "test"], "has no split 'test'"),
+        (["RUN", "--data", "DATA", "--seq-len", "99999"], "shorten seq_len"),
+        (["RUN", "--data", "DATA", "--seq-len", "65"], "max_position_embeddings=64"),
+        (["RUN", "--data", "DATA", "--out", "no/such/x.json"], "out=no/such/x.json"),
+    ],
+)
+def test_evaluation_that_cannot_be(
+    mor_: Mor, words: list[str], error: str, run: Path, data: Path
+) -> None:
+    places = {"RUN": run, "DATA": data}
+    assert error in mor_("eval", *[places.get(word, word) for word in words]).error
+
+
+def test_calibrate(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "served"
+    done = mor_("calibrate", run, "--data", data, "--out", out, "--capacity", "1,0.5,0.25")
+    assert done.code == 0
+    assert "boundaries" in done.out
+    model = load_model(out)
+    assert model.config.router_capacities == [1, 0.5, 0.25]
+    scored = json.loads(
+        mor_("eval", out, "--data", data, "--split", "train", "--seq-len", SEQ_LEN, "--json").out
+    )
+    assert scored["causal"]["active_fraction"] == pytest.approx([1, 0.5, 0.25], abs=0.02)
+    assert "nothing is overwritten" in mor_("calibrate", run, "--data", data, "--out", out).error
+
+
+@pytest.mark.parametrize("capacity", ["1,0.25,0.5", "1,0.5", "nan,0.5,0.2", "2,1,1"])
+def test_capacities_that_cannot_be(
+    mor_: Mor, capacity: str, run: Path, data: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = mor_("calibrate", run, "--data", data, "--out", out, "--capacity", capacity)
+    assert "router_capacities" in done.error
+    assert not list(tmp_path.iterdir())
+    assert mor_("calibrate", run, "--data", data, "--out", out, "--capacity", "1;2").code == 2
+
+
+# Generation ------------------------------------------------------------------------------------
+
+
+def test_generate_is_generate(mor_: Mor, run: Path) -> None:
+    words = ["generate", run, "--prompt", "the king", "--max-new-tokens", 9, "--greedy", "--json"]
+    words += ["--ignore-eos"]
+    found = json.loads(mor_(*words).out)
+    model, tokenizer = load_model(run), mor.hf.load.load_tokenizer(run)
+    ids = tokenizer("the king", return_tensors="pt").input_ids
+    expected = model.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)
+    assert found["token_ids"] == expected[0, ids.shape[1] :].tolist()
+    assert found["text"] == tokenizer.decode(found["token_ids"])
+    assert found["prompt"] == "the king"
+    # A token's depth is that of the place it was said from.
+    depths = model(expected[:, :-1], use_cache=False).depths[0, ids.shape[1] - 1 :].tolist()
+    assert found["depths"] == depths
+    assert found["mean_depth"] == pytest.approx(sum(depths) / 9)
+    assert json.loads(mor_(*words).out)["token_ids"] == found["token_ids"]
+
+
+def test_generate_streams_plain_text_into_a_pipe(mor_: Mor, run: Path) -> None:
+    words = ["generate", run, "--prompt", "a :heart: [b]", "--max-new-tokens", 30, "--seed", 3]
+    done = mor_(*words)
+    found = json.loads(mor_(*words, "--json").out)
+    assert done.code == 0
+    shown = mor.hf.load.load_tokenizer(run).decode(found["token_ids"], skip_special_tokens=True)
+    assert done.out == f"a :heart: [b]{shown}\n"
+    assert f"{len(found['token_ids'])} tokens, mean depth" in done.err
+
+
+def test_sampling_follows_the_seed(mor_: Mor, run: Path) -> None:
+    def ids(*words: Any) -> list[int]:
+        base = ["generate", run, "--prompt", "my lord", "--max-new-tokens", 20, "--json"]
+        return json.loads(mor_(*base, *words).out)["token_ids"]
+
+    assert ids("--seed", 1) == ids("--seed", 1)
+    assert ids("--seed", 1) != ids("--seed", 2)
+    assert ids("--top-k", 1, "--seed", 1) == ids("--greedy")
+    assert ids("--temperature", 0.001, "--min-p", 0.5) == ids("--greedy")
+
+
+def test_max_depth(mor_: Mor, run: Path) -> None:
+    words = ["generate", run, "--prompt", "thou", "--max-new-tokens", 12, "--json"]
+    assert set(json.loads(mor_(*words, "--max-depth", 1).out)["depths"]) == {1}
+    assert "max_depth=4 must lie in 1..3" in mor_(*words, "--max-depth", 4).error
+    assert "max_depth=0 must lie in 1..3" in mor_(*words, "--max-depth", 0).error
+
+
+def test_prompts(mor_: Mor, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["generate", run, "--max-new-tokens", 3, "--greedy", "--json"]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("the king"))
+    piped = json.loads(mor_(*words, "--prompt", "-").out)
+    assert piped["prompt"] == "the king"
+    assert piped["token_ids"] == json.loads(mor_(*words, "--prompt", "the king").out)["token_ids"]
+    empty = json.loads(mor_(*words).out)
+    assert empty["prompt"] == ""
+    model = load_model(run)
+    expected = model.generate(torch.tensor([[0]]), max_new_tokens=3, do_sample=False)
+    assert empty["token_ids"] == expected[0, 1:].tolist()
+
+
+def test_a_prompt_too_long(mor_: Mor, run: Path) -> None:
+    done = mor_("generate", run, "--prompt", "king " * 100)
+    assert "max_position_embeddings=64; shorten one of them" in done.error
+    done = mor_("generate", run, "--prompt", "king", "--max-new-tokens", 64)
+    assert "max_new_tokens=64" in done.error
+
+
+def test_a_tokenizer_of_another_model(mor_: Mor, run: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(run / "model", tmp_path / "model"))
+    config = json.loads((folder / "config.json").read_text()) | {"vocab_size": 20}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert "of another shape" in mor_("generate", folder, "--prompt", "king").error
+    small = load_model(run)
+    small.resize_token_embeddings(20)
+    small.save_pretrained(folder)
+    assert "belongs to another model" in mor_("generate", folder, "--prompt", "king").error
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--temperature", 0),
+        ("--temperature", "inf"),
+        ("--max-new-tokens", 0),
+        ("--top-p", 2),
+        ("--top-k", -1),
+    ],
+)
+def test_sampling_options_that_cannot_be(mor_: Mor, option: tuple[str, Any], run: Path) -> None:
+    done = mor_("generate", run, "--prompt", "king", *option)
+    assert done.code == 2
+    assert "Traceback" not in done.err
+
+
+# The rest --------------------------------------------------------------------------------------
+
+
+def test_convert_llama(mor_: Mor, run: Path, tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=300,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+    )
+    llama = LlamaForCausalLM(config).eval()
+    llama.save_pretrained(tmp_path / "llama")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(run / "model" / name, tmp_path / "llama")
+    out = tmp_path / "ours"
+    assert "convert it first: mor convert llama" in mor_("generate", tmp_path / "llama").error
+    assert mor_("convert", "llama", tmp_path / "llama", "--out", out).code == 0
+    words = ["generate", out, "--prompt", "the king", "--greedy", "--max-new-tokens", 8, "--json"]
+    found = json.loads(mor_(*words, "--ignore-eos").out)
+    ids = mor.hf.load.load_tokenizer(out)("the king", return_tensors="pt").input_ids
+    expected = llama.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
+    assert found["token_ids"] == expected[0, ids.shape[1] :].tolist()
+    assert set(found["depths"]) == {1}
+    assert mor_("convert", "llama", tmp_path / "llama", "--out", out).error
+    assert mor_("convert", "llama", tmp_path / "none", "--out", tmp_path / "x").error
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # matplotlib's own
+def test_report(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
+    scored = Path(shutil.copytree(run, tmp_path / "tiny"))
+    assert mor_("eval", scored, "--data", data, "--out", scored / "eval.json").code == 0
+    done = mor_("report", scored, "--out", tmp_path / "report")
+    assert done.code == 0
+    assert (tmp_path / "report" / "index.html").is_file()
+    assert "tiny" in done.out
+    assert "is not a folder" in mor_("report", tmp_path / "no", "--out", tmp_path / "r").error
+    assert not (tmp_path / "r").exists()
+
+
+def test_version_and_help(mor_: Mor) -> None:
+    assert mor_("version").out.strip() == mor.__version__
+    assert "calibrate" in mor_("--help").out
+    assert mor_("nonsense").code == 2
+
+
+def test_errors_of_the_network_and_the_system_are_one_line(
+    mor_: Mor, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["eval", run, "--data", data]
+    for error, said in (
+        (ValueError("input_ids holds token id 9\nvocab_size=5"), "token id 9 vocab_size=5"),
+        (PermissionError(13, "Permission denied", "x.json"), "Permission denied: 'x.json'"),
+    ):
+        monkeypatch.setattr("mor.cli.evaluate.evaluate_model", raising(error))
+        assert said in mor_(*words).error
+    monkeypatch.setattr("mor.cli.evaluate.evaluate_model", raising(KeyboardInterrupt()))
+    done = mor_(*words)
+    assert done.code == 130
+    assert "Traceback" not in done.err
+
+
+def raising(error: BaseException) -> Callable[..., Any]:
+    def raise_(*args: Any, **kwargs: Any) -> Any:
+        raise error
+
+    return raise_
+
+
+def test_debugging_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOR_DEBUG", "1")
+    monkeypatch.setattr(sys, "argv", ["mor", "eval", "nowhere", "--data", "x"])
+    with pytest.raises(mor.MorError, match="'nowhere' does not exist"):
+        main()
+
+
+@pytest.mark.slow
+def test_the_module_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mor.cli", "eval", "nowhere", "--data", "x"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "error: model folder 'nowhere' does not exist\n"
