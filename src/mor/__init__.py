@@ -1,7 +1,7 @@
 """mor: train, evaluate, generate with Mixture-of-Recursions language models (arXiv 2507.10524).
 
-``import mor`` registers :class:`MoRConfig` and :class:`MoRForCausalLM` with Transformers' AutoConfig
-and AutoModelForCausalLM.
+``import mor`` registers :class:`MoRConfig` and :class:`MoRForCausalLM` with Transformers'
+AutoConfig and AutoModelForCausalLM.
 """
 
 from mor.config import ConfigError, MoRConfig

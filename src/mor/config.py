@@ -29,7 +29,6 @@ from mor.choices import (
 )
 from mor.errors import MorError
 
-
 _DEFAULT_BLOCK = 4
 # Those whose frequencies do not change with the length of the sequence.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")

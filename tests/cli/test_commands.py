@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.tiny import SEQ_LEN, tiny_fields, write_corpus
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
@@ -25,6 +24,7 @@ from mor.data import PackedDataset
 from mor.eval import evaluate
 from mor.hf.load import load_model
 from mor.train import MoRTrainer
+from tests.tiny import SEQ_LEN, tiny_fields, write_corpus
 
 
 @dataclass
@@ -37,13 +37,12 @@ class Done:
 
     @property
     def error(self) -> str:
-        """The one line that it said why it failed."""
+        """The one line that said why it failed, after bars of the work until then."""
         assert self.code == 2, self
-        assert "Traceback" not in self.err
-        lines = self.err.strip().splitlines()
-        assert len(lines) == 1, self.err
-        assert lines[0].startswith("error: ")
-        return lines[0].removeprefix("error: ")
+        *before, last = self.err.strip().splitlines()
+        assert all("━" in line for line in before), self.err
+        assert last.startswith("error: ")
+        return last.removeprefix("error: ")
 
 
 Mor = Callable[..., Done]

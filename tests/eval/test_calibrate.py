@@ -9,13 +9,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import SEEDS, make_model, small_config
-from tests.tiny import SEQ_LEN
 
 from mor import ConfigError, MoRForCausalLM
 from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.eval import calibrate, evaluate
+from tests.strategies import SEEDS, make_model, small_config
+from tests.tiny import SEQ_LEN
 
 
 @pytest.fixture(scope="module")

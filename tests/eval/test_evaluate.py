@@ -11,8 +11,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import ROUTERS, make_model, small_config
-from tests.tiny import SEQ_LEN
 
 from mor import MoRForCausalLM
 from mor.data import PackedDataset
@@ -20,6 +18,8 @@ from mor.data import load_tokenizer as tokenizer_of
 from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.evaluate import token_texts
+from tests.strategies import ROUTERS, make_model, small_config
+from tests.tiny import SEQ_LEN
 
 
 @pytest.fixture(scope="module")

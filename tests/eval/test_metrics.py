@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from tests.strategies import small_config
 
 from mor.model.metrics import (
     active_fraction,
@@ -21,6 +20,7 @@ from mor.model.recursion import DepthTrace
 from mor.model.router_base import Router, Scores
 from mor.model.routers import build_router
 from mor.ops.compaction import pack
+from tests.strategies import small_config
 
 DEPTHS = torch.tensor([[1, 1, 2, 3], [1, 1, 1, 2]])  # of two rows of four tokens, at R = 3
 

@@ -6,13 +6,13 @@ import copy
 
 import pytest
 import torch
-from tests.strategies import KV_SHARING, ROUTED, ROUTERS, make_model, random_ids, small_config
 from torch import Tensor
 from torch.testing import assert_close
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
 
 from mor import MoRCache, MoRForCausalLM
+from tests.strategies import KV_SHARING, ROUTED, ROUTERS, make_model, random_ids, small_config
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 

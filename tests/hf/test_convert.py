@@ -10,6 +10,10 @@ import pytest
 import torch
 import yaml
 from safetensors import safe_open
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mor import MorError
+from mor.hf.convert import convert_authors
 from tests.hf.checkpoints import (
     CYCLE,
     EXPERT,
@@ -24,10 +28,6 @@ from tests.hf.checkpoints import (
     put,
     write,
 )
-from transformers import LlamaConfig, LlamaForCausalLM
-
-from mor import MorError
-from mor.hf.convert import convert_authors
 
 
 @pytest.mark.parametrize("name", [VANILLA, CYCLE, EXPERT, TOKEN])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.hf.checkpoints import CYCLE, EXPERT, TOKEN, VANILLA, assign, convert, golden, load, write
 from torch import Tensor
 
 from mor import MorError, MoRForCausalLM
 from mor.hf.convert import convert_authors, convert_llama
+from tests.hf.checkpoints import CYCLE, EXPERT, TOKEN, VANILLA, assign, convert, golden, load, write
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], Any]
 

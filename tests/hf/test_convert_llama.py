@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.hf.checkpoints import VANILLA, golden, load
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MorError
 from mor.hf import files
 from mor.hf.convert import convert_llama
+from tests.hf.checkpoints import VANILLA, golden, load
 
 
 def llama_folder(folder: Path, save: str = "safetensors", **changes: Any) -> LlamaForCausalLM:

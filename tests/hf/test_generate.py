@@ -8,6 +8,11 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import given
+from torch import Tensor
+from transformers import TextIteratorStreamer
+from transformers.generation.streamers import BaseStreamer
+
+from mor import MoRCache, MoRConfig, MoRForCausalLM
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -19,11 +24,6 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
-from torch import Tensor
-from transformers import TextIteratorStreamer
-from transformers.generation.streamers import BaseStreamer
-
-from mor import MoRCache, MoRConfig, MoRForCausalLM
 
 NEW = 8
 # No token of the tests ends a text by chance: ids are drawn below, padding is told by the mask.

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.strategies import make_model, random_ids, small_config
 
 from mor.data import train_tokenizer
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
+from tests.strategies import make_model, random_ids, small_config
 
 
 @pytest.fixture(scope="module")

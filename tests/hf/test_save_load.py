@@ -11,6 +11,10 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors import SafetensorError, safe_open
+from torch.testing import assert_close
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from mor import MoRConfig, MoRForCausalLM
 from tests.strategies import (
     KV_SHARING,
     ROUTERS,
@@ -20,10 +24,6 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
-from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM
-
-from mor import MoRConfig, MoRForCausalLM
 
 # One folder for all examples is right here: each example writes all of it anew.
 same_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])

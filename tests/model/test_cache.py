@@ -6,6 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.model import DepthCache
+from mor.model.cache import KVGroup
 from tests.strategies import (
     KV_SHARING,
     ROUTERS,
@@ -18,12 +24,6 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
-from torch import Tensor
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
-from mor.model import DepthCache
-from mor.model.cache import KVGroup
 
 CLOSE = {"atol": 1e-4, "rtol": 1e-4}
 EXACT = {"atol": 1e-7, "rtol": 1e-7}

@@ -8,6 +8,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.model.routers import ROUTERS as ROUTER_CLASSES
 from tests.strategies import (
     KV_SHARING,
     ROUTERS,
@@ -17,10 +21,6 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
-from mor.model.routers import ROUTERS as ROUTER_CLASSES
 
 STRICT = {"atol": 1e-5, "rtol": 1e-5}  # also in float32, for the plain models
 

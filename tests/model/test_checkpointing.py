@@ -7,6 +7,10 @@ import copy
 import pytest
 import torch
 from hypothesis import given
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from tests.strategies import (
     KV_SHARING,
     ROUTERS,
@@ -17,10 +21,6 @@ from tests.strategies import (
     pad_rows,
     small_config,
 )
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
-from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}
 MASKS = [[True] * 11, [False] * 4 + [True] * 7]

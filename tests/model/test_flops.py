@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from tests.strategies import make_model, small_config
 from torch.utils.flop_counter import FlopCounterMode
 
 from mor import MoRConfig, MoRForCausalLM, preset
 from mor.model.flops import active_fractions, count_parameters, flops_per_token
+from tests.strategies import make_model, small_config
 
 # Width 8, two heads of 4, one of keys and values, FFN 12, vocabulary 10, sequences of 6 tokens.
 # One layer has 8*8 (q) + 8*8 (o) + 8*4 (k) + 8*4 (v) + 3 * 8*12 (gate, up, down) = 480 weights,

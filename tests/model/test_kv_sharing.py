@@ -8,6 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.model import kv as kv_module
+from mor.ops.attention import slot_attention
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -20,12 +26,6 @@ from tests.strategies import (
     random_ids,
     small_config,
 )
-from torch import Tensor, nn
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
-from mor.model import kv as kv_module
-from mor.ops.attention import slot_attention
 
 NEAR = {"atol": 1e-7, "rtol": 1e-7}
 SHARED = tuple(kind for kind in KV_SHARING if kind != "none")

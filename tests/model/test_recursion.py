@@ -6,6 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from mor import MoRConfig, MoRForCausalLM
 from tests.reference import reference
 from tests.strategies import (
     KV_SHARING,
@@ -18,9 +21,6 @@ from tests.strategies import (
     padding_masks,
     small_config,
 )
-from torch.testing import assert_close
-
-from mor import MoRConfig, MoRForCausalLM
 
 ROUGH = {"atol": 1e-4, "rtol": 1e-4}
 

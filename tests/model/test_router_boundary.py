@@ -6,16 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import (
-    KV_SHARING,
-    SEEDS,
-    distinct_rows,
-    make_model,
-    random_ids,
-    scores_of,
-    small_config,
-    train,
-)
 
 from mor import MoRConfig
 from mor.model.router_base import Scores
@@ -25,6 +15,16 @@ from mor.model.routers import (
     ThresholdRouter,
     TokenChoiceRouter,
     batch_boundary,
+)
+from tests.strategies import (
+    KV_SHARING,
+    SEEDS,
+    distinct_rows,
+    make_model,
+    random_ids,
+    scores_of,
+    small_config,
+    train,
 )
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}

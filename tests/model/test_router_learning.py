@@ -4,6 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from mor import MoRForCausalLM
+from mor.model.router_base import Scores
+from mor.model.routers import (
+    TokenChoiceRouter,
+)
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -12,14 +20,6 @@ from tests.strategies import (
     random_ids,
     small_config,
     train,
-)
-from torch import Tensor
-from torch.testing import assert_close
-
-from mor import MoRForCausalLM
-from mor.model.router_base import Scores
-from mor.model.routers import (
-    TokenChoiceRouter,
 )
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}

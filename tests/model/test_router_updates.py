@@ -8,14 +8,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.strategies import (
-    ROUTERS,
-    SEEDS,
-    configs,
-    make_model,
-    random_ids,
-    small_config,
-)
 from torch.testing import assert_close
 
 from mor import MoRConfig
@@ -24,6 +16,14 @@ from mor.model.routers import (
     BoundaryRouter,
     ExpertChoiceRouter,
     FixedRouter,
+)
+from tests.strategies import (
+    ROUTERS,
+    SEEDS,
+    configs,
+    make_model,
+    random_ids,
+    small_config,
 )
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}

@@ -9,6 +9,17 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
+
+from mor import MoRConfig
+from mor.model.router_base import Scores
+from mor.model.routers import (
+    ExpertChoiceRouter,
+    RandomRouter,
+    TokenChoiceRouter,
+    as_mask,
+    top_k_rows,
+)
 from tests.strategies import (
     ROUTED,
     SEEDS,
@@ -20,17 +31,6 @@ from tests.strategies import (
     scores_of,
     small_config,
     train,
-)
-from torch import Tensor
-
-from mor import MoRConfig
-from mor.model.router_base import Scores
-from mor.model.routers import (
-    ExpertChoiceRouter,
-    RandomRouter,
-    TokenChoiceRouter,
-    as_mask,
-    top_k_rows,
 )
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.strategies import configs, small_config
 
 from mor import MoRConfig
 from mor.train import RecipeError, plan_budget
 from mor.train.budget import training_flops
 from mor.train.recipe import Budget
+from tests.strategies import configs, small_config
 
 TOKENS = 4 * 16
 

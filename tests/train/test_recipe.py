@@ -11,12 +11,12 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tiny import tiny_fields
 
 from mor.choices import RouterType
 from mor.errors import MorError
 from mor.train import Recipe, RecipeError, dump_recipe, load_recipe, parse_recipe
 from mor.train.recipe_file import apply_overrides, builtin_recipes
+from tests.tiny import tiny_fields
 
 
 def fields(**changes: Any) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
-from tests.tiny import tiny_recipe
 
 from mor.errors import MorError
 from mor.train import Interrupted, MoRTrainer, Recipe, train
+from tests.tiny import tiny_recipe
 
 WARM = {"router_capacity_warmup_steps": 7}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -15,8 +15,6 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from tests.strategies import random_ids, small_config
-from tests.tiny import SEQ_LEN, tiny_recipe
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
@@ -25,6 +23,8 @@ from mor.data import PackedDataset
 from mor.hf.load import load_model
 from mor.model.routers import BoundaryRouter
 from mor.train import MoRTrainer, RouterCallback, dump_recipe, train
+from tests.strategies import random_ids, small_config
+from tests.tiny import SEQ_LEN, tiny_recipe
 
 
 def arguments(folder: Path, **fields: Any) -> TrainingArguments:

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus
 from torch.testing import assert_close
 
 from mor.data import PackedDataset
@@ -20,6 +19,7 @@ from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
 from mor.train.budget import training_flops
 from mor.train.folder import claim
+from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus
 
 TOKENS = 2 * 2 * SEQ_LEN  # of one step of the tiny recipe
 
@@ -210,7 +210,6 @@ def test_gradient_checkpointing_changes_nothing(router: str, data: Path, tmp_pat
     assert_close(weights_of(frugal), weights_of(plain))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # TensorBoard's own
 def test_tensorboard(data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator

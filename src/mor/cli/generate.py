@@ -174,6 +174,7 @@ class StreamPrinter:
         self.console.file.flush()
 
     def _print(self, text: str, style: str | None = None) -> None:
-        # A token must not steer a terminal; a file gets what was said.
-        shown = printable(text) if self.console.is_terminal else text
-        self.console.print(shown, end="", style=style)
+        if self.console.is_terminal:
+            self.console.print(printable(text), end="", style=style)  # no token steers a terminal
+        else:
+            self.console.file.write(text)  # a file gets what was said, tabs and all
