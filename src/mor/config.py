@@ -10,8 +10,7 @@ weights of their own.
 
 from __future__ import annotations
 
-import itertools
-from typing import Any, get_args
+from typing import Any
 
 from transformers import PretrainedConfig
 
@@ -27,26 +26,11 @@ from mor.choices import (
     UpdateRule,
     default_capacities,
 )
-from mor.errors import MorError
+from mor.config_checks import ROPE_TYPES, ConfigError, check_config
+
+__all__ = ["ROPE_TYPES", "ConfigError", "MoRConfig"]
 
 _DEFAULT_BLOCK = 4
-# Those whose frequencies do not change with the length of the sequence.
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-class ConfigError(MorError, ValueError):
-    """A field of the configuration is wrong; the message names it and says what would be right."""
-
-
-def _one_of(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        allowed = ", ".join(get_args(choices))
-        raise ConfigError(f"{name}={value!r} is not known; use one of: {allowed}")
-
-
-def _at_least(name: str, value: Any, minimum: float) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < minimum:
-        raise ConfigError(f"{name}={value!r} must be a number of at least {minimum}")
 
 
 class MoRConfig(PretrainedConfig):
@@ -244,109 +228,4 @@ class MoRConfig(PretrainedConfig):
         Raises:
             ConfigError: naming the first wrong field.
         """
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "intermediate_size",
-            "num_attention_heads",
-            "num_key_value_heads",
-            "head_dim",
-            "max_position_embeddings",
-            "num_recursions",
-            "num_recursion_layers",
-        ):
-            _at_least(name, getattr(self, name), 1)
-        for name in (
-            "num_prelude_layers",
-            "num_coda_layers",
-            "router_capacity_warmup_steps",
-            "router_balance_warmup_steps",
-            "router_aux_loss_coef",
-            "router_z_loss_coef",
-            "router_balancing_loss_coef",
-            "router_bias_update_rate",
-        ):
-            _at_least(name, getattr(self, name), 0)
-        if self.num_attention_heads % self.num_key_value_heads:
-            raise ConfigError(
-                f"num_key_value_heads={self.num_key_value_heads} must divide "
-                f"num_attention_heads={self.num_attention_heads}"
-            )
-        if self.head_dim % 2:
-            raise ConfigError(f"head_dim={self.head_dim} must be even: RoPE rotates two halves")
-        rope_type = self.rope_parameters.get("rope_type", "default")
-        if rope_type not in ROPE_TYPES:
-            raise ConfigError(
-                f"rope_parameters['rope_type']={rope_type!r} is not supported; use one of: "
-                f"{', '.join(ROPE_TYPES)}"
-            )
-        _one_of("sharing", self.sharing, Sharing)
-        _one_of("kv_sharing", self.kv_sharing, KVSharing)
-        _one_of("update_rule", self.update_rule, UpdateRule)
-        _one_of("router", self.router, RouterType)
-        _one_of("router_architecture", self.router_architecture, RouterArchitecture)
-        _one_of("router_activation", self.router_activation, RouterActivation)
-        _one_of("router_objective", self.router_objective, Objective)
-        _one_of("router_balancing", self.router_balancing, Balancing)
-        _one_of("router_decision_rule", self.router_decision_rule, DecisionRule)
-        self._check_sharing()
-        self._check_router()
-
-    def _check_sharing(self) -> None:
-        private = self.num_prelude_layers + self.num_coda_layers
-        if not self.sharing.startswith("middle_") and private:
-            raise ConfigError(
-                f"sharing={self.sharing!r} has no private layers, but num_prelude_layers="
-                f"{self.num_prelude_layers} and num_coda_layers={self.num_coda_layers}; "
-                f"use sharing='middle_{self.sharing}' or set both to 0"
-            )
-        if self.interleaved and self.is_routed:
-            raise ConfigError(
-                f"router={self.router!r} needs the block to be applied as a whole; "
-                f"sharing={self.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
-            )
-        if self.interleaved and self.kv_sharing == "recursive_update":
-            raise ConfigError(
-                "kv_sharing='recursive_update' refreshes keys and values per depth and needs "
-                f"sharing='cycle' or 'middle_cycle', not {self.sharing!r}"
-            )
-
-    def _check_router(self) -> None:
-        depths, capacities = self.num_recursions, self.router_capacities
-        if self.is_routed and depths < 2:
-            raise ConfigError(
-                f"router={self.router!r} chooses between depths and needs num_recursions of at "
-                f"least 2, not {depths}; use router='fixed' for one recursion"
-            )
-        if len(capacities) != depths:
-            raise ConfigError(
-                f"router_capacities={capacities} has {len(capacities)} entries; "
-                f"num_recursions={depths} needs one for each depth"
-            )
-        if any(not 0 < c <= 1 for c in capacities):
-            raise ConfigError(f"router_capacities={capacities}: each must lie in (0, 1]")
-        if any(b > a for a, b in itertools.pairwise(capacities)):
-            raise ConfigError(
-                f"router_capacities={capacities} rises with depth; a token that has left cannot "
-                "come back: give a non-increasing list"
-            )
-        fixed = self.router_fixed_depth
-        if fixed is not None and not 1 <= fixed <= depths:
-            raise ConfigError(f"router_fixed_depth={fixed} must lie in 1..num_recursions={depths}")
-        token_choice, softmax = self.router == "token_choice", self.router_activation == "softmax"
-        if softmax and self.is_routed and not token_choice:
-            raise ConfigError(
-                "router_activation='softmax' compares depths and belongs to router='token_choice'; "
-                "use 'sigmoid', 'tanh' or 'none'"
-            )
-        if token_choice and self.router_activation not in ("softmax", "sigmoid"):
-            raise ConfigError(
-                f"router_activation={self.router_activation!r} is not defined for "
-                "router='token_choice'; use 'softmax' or 'sigmoid'"
-            )
-        if self.router_temperature <= 0:
-            raise ConfigError(f"router_temperature={self.router_temperature} must be positive")
-        if not 0 <= self.router_boundary_momentum < 1:
-            raise ConfigError(
-                f"router_boundary_momentum={self.router_boundary_momentum} must lie in [0, 1)"
-            )
+        check_config(self)

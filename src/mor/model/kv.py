@@ -1,7 +1,7 @@
 """Keys and values during one forward pass without a cache: training and plain evaluation.
 
 The recursion asks :class:`RowKV` for one :class:`~mor.model.layers.Attend` per stage and depth.
-:class:`mor.model.cache.CacheKV` answers the same calls with a cache behind it.
+:class:`mor.model.cached.CacheKV` answers the same calls with a cache behind it.
 """
 
 from __future__ import annotations

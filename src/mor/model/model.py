@@ -14,7 +14,8 @@ from torch.utils.checkpoint import checkpoint
 
 from mor.choices import Routing
 from mor.config import MoRConfig
-from mor.model.cache import CacheKV, DepthCache
+from mor.model.cache import DepthCache
+from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
 from mor.model.recursion import DepthTrace, run_recursions

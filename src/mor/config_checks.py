@@ -1,0 +1,156 @@
+"""Which configurations make sense. Every message names the field, its value and what is right."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, get_args
+
+from mor.choices import (
+    Balancing,
+    DecisionRule,
+    KVSharing,
+    Objective,
+    RouterActivation,
+    RouterArchitecture,
+    RouterType,
+    Sharing,
+    UpdateRule,
+)
+from mor.errors import MorError
+
+if TYPE_CHECKING:
+    from mor.config import MoRConfig
+
+# Those whose frequencies do not change with the length of the sequence.
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+
+class ConfigError(MorError, ValueError):
+    """A field of the configuration is wrong; the message names it and says what would be right."""
+
+
+def _one_of(name: str, value: Any, choices: Any) -> None:
+    if value not in get_args(choices):
+        allowed = ", ".join(get_args(choices))
+        raise ConfigError(f"{name}={value!r} is not known; use one of: {allowed}")
+
+
+def _at_least(name: str, value: Any, minimum: float) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < minimum:
+        raise ConfigError(f"{name}={value!r} must be a number of at least {minimum}")
+
+
+def check_config(config: MoRConfig) -> None:
+    """Validate every field.
+
+    Raises:
+        ConfigError: naming the first wrong field.
+    """
+    for name in (
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "num_recursions",
+        "num_recursion_layers",
+    ):
+        _at_least(name, getattr(config, name), 1)
+    for name in (
+        "num_prelude_layers",
+        "num_coda_layers",
+        "router_capacity_warmup_steps",
+        "router_balance_warmup_steps",
+        "router_aux_loss_coef",
+        "router_z_loss_coef",
+        "router_balancing_loss_coef",
+        "router_bias_update_rate",
+    ):
+        _at_least(name, getattr(config, name), 0)
+    if config.num_attention_heads % config.num_key_value_heads:
+        raise ConfigError(
+            f"num_key_value_heads={config.num_key_value_heads} must divide "
+            f"num_attention_heads={config.num_attention_heads}"
+        )
+    if config.head_dim % 2:
+        raise ConfigError(f"head_dim={config.head_dim} must be even: RoPE rotates two halves")
+    rope_type = config.rope_parameters.get("rope_type", "default")
+    if rope_type not in ROPE_TYPES:
+        raise ConfigError(
+            f"rope_parameters['rope_type']={rope_type!r} is not supported; use one of: "
+            f"{', '.join(ROPE_TYPES)}"
+        )
+    _one_of("sharing", config.sharing, Sharing)
+    _one_of("kv_sharing", config.kv_sharing, KVSharing)
+    _one_of("update_rule", config.update_rule, UpdateRule)
+    _one_of("router", config.router, RouterType)
+    _one_of("router_architecture", config.router_architecture, RouterArchitecture)
+    _one_of("router_activation", config.router_activation, RouterActivation)
+    _one_of("router_objective", config.router_objective, Objective)
+    _one_of("router_balancing", config.router_balancing, Balancing)
+    _one_of("router_decision_rule", config.router_decision_rule, DecisionRule)
+    _check_sharing(config)
+    _check_router(config)
+
+
+def _check_sharing(config: MoRConfig) -> None:
+    private = config.num_prelude_layers + config.num_coda_layers
+    if not config.sharing.startswith("middle_") and private:
+        raise ConfigError(
+            f"sharing={config.sharing!r} has no private layers, but num_prelude_layers="
+            f"{config.num_prelude_layers} and num_coda_layers={config.num_coda_layers}; "
+            f"use sharing='middle_{config.sharing}' or set both to 0"
+        )
+    if config.interleaved and config.is_routed:
+        raise ConfigError(
+            f"router={config.router!r} needs the block to be applied as a whole; "
+            f"sharing={config.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
+        )
+    if config.interleaved and config.kv_sharing == "recursive_update":
+        raise ConfigError(
+            "kv_sharing='recursive_update' refreshes keys and values per depth and needs "
+            f"sharing='cycle' or 'middle_cycle', not {config.sharing!r}"
+        )
+
+
+def _check_router(config: MoRConfig) -> None:
+    depths, capacities = config.num_recursions, config.router_capacities
+    if config.is_routed and depths < 2:
+        raise ConfigError(
+            f"router={config.router!r} chooses between depths and needs num_recursions of at "
+            f"least 2, not {depths}; use router='fixed' for one recursion"
+        )
+    if len(capacities) != depths:
+        raise ConfigError(
+            f"router_capacities={capacities} has {len(capacities)} entries; "
+            f"num_recursions={depths} needs one for each depth"
+        )
+    if any(not 0 < c <= 1 for c in capacities):
+        raise ConfigError(f"router_capacities={capacities}: each must lie in (0, 1]")
+    if any(b > a for a, b in pairwise(capacities)):
+        raise ConfigError(
+            f"router_capacities={capacities} rises with depth; a token that has left cannot "
+            "come back: give a non-increasing list"
+        )
+    fixed = config.router_fixed_depth
+    if fixed is not None and not 1 <= fixed <= depths:
+        raise ConfigError(f"router_fixed_depth={fixed} must lie in 1..num_recursions={depths}")
+    token_choice, softmax = config.router == "token_choice", config.router_activation == "softmax"
+    if softmax and config.is_routed and not token_choice:
+        raise ConfigError(
+            "router_activation='softmax' compares depths and belongs to router='token_choice'; "
+            "use 'sigmoid', 'tanh' or 'none'"
+        )
+    if token_choice and config.router_activation not in ("softmax", "sigmoid"):
+        raise ConfigError(
+            f"router_activation={config.router_activation!r} is not defined for "
+            "router='token_choice'; use 'softmax' or 'sigmoid'"
+        )
+    if config.router_temperature <= 0:
+        raise ConfigError(f"router_temperature={config.router_temperature} must be positive")
+    if not 0 <= config.router_boundary_momentum < 1:
+        raise ConfigError(
+            f"router_boundary_momentum={config.router_boundary_momentum} must lie in [0, 1)"
+        )

@@ -1,0 +1,171 @@
+"""Routers that compare a score with a boundary: expert choice and threshold."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mor.config import MoRConfig
+from mor.model.router_base import Router, RouterNet, Scores, all_reduce_mean, masked_mean
+from mor.model.routers.selection import as_mask, batch_boundary, top_k_rows
+
+
+class BoundaryRouter(Router):
+    """Base of expert choice and threshold: one score per depth, compared with a stored boundary.
+
+    ``boundary[r]`` (logit units) is a running mean over training steps of the value that lets the
+    selected share of a batch's candidates through depth r. It is kept in the checkpoint and is all
+    that ``decide`` knows about other tokens. Before any training it is the paper's 0.5 rule.
+    """
+
+    def __init__(self, config: MoRConfig) -> None:
+        super().__init__(config)
+        self.net = RouterNet(config, config.num_recursions, 1)
+        auxiliary = config.router_objective == "aux_router" and self.has_objective
+        self.auxiliary = RouterNet(config, config.num_recursions, 1) if auxiliary else None
+        self.register_buffer("boundary", torch.full((config.num_recursions,), self.half_rule))
+        self.register_buffer("boundary_steps", torch.zeros(config.num_recursions))
+        self._seen: list[list[Tensor]] = [[] for _ in range(config.num_recursions)]
+
+    has_objective = False
+
+    @property
+    def half_rule(self) -> float:
+        """The paper's 0.5 rule in logit units: sigmoid 0.5 and tanh 0 are logit 0; bare is 0.5."""
+        return 0.5 if self.config.router_activation == "none" else 0.0
+
+    def gate(self, logits: Tensor) -> Tensor:
+        """sigmoid or tanh times alpha, or the bare logit (paper, router table)."""
+        kind = self.config.router_activation
+        if kind == "none":
+            return logits
+        squashed = torch.sigmoid(logits) if kind == "sigmoid" else torch.tanh(logits)
+        return squashed * self.config.router_alpha
+
+    def score(
+        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+    ) -> Scores:
+        """One logit per token from the raw stream (no norm), by the network of this depth."""
+        logits = self.net(hidden, depth).squeeze(-1)
+        decision = logits
+        if self.auxiliary is not None:
+            decision = self.auxiliary(hidden.detach(), depth).squeeze(-1)
+        return Scores(self.gate(logits), logits, decision)
+
+    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+        """Above the stored boundary, or the paper's 0.5 rule; a full capacity lets all through."""
+        if self.config.router_capacities[depth] >= 1:
+            return None
+        assert scores.decision is not None
+        if self.config.router_decision_rule == "half":
+            return scores.decision >= self.half_rule
+        return scores.decision > self.boundary[depth]
+
+    def observe(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> None:
+        """Note the value that separates as many of this batch's candidates as were selected."""
+        if active is None or scores.decision is None:
+            return
+        values = scores.decision.detach()
+        mask = as_mask(active, values, valid)
+        self._seen[depth].append(batch_boundary(values, mask.sum(), valid))
+
+    def finish_step(self) -> None:
+        """Running mean: plain at first, then with ``router_boundary_momentum``."""
+        for depth, seen in enumerate(self._seen):
+            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+            if not seen and not distributed:
+                continue
+            zero = torch.zeros((), device=self.boundary.device)
+            total = torch.stack(seen).sum() if seen else zero
+            value = all_reduce_mean(total, zero + len(seen))
+            if torch.isfinite(value):
+                steps = float(self.boundary_steps[depth])
+                keep = min(self.config.router_boundary_momentum, steps / (steps + 1))
+                self.boundary[depth] = keep * self.boundary[depth] + (1 - keep) * value
+                self.boundary_steps[depth] += 1
+            seen.clear()
+
+
+class ExpertChoiceRouter(BoundaryRouter):
+    """Top-k per sequence and depth among the tokens of the previous depth (paper 2.2.1).
+
+    Looks ahead: whether a token is in the top-k depends on the whole sequence. The auxiliary loss
+    (or a second, auxiliary router on the detached stream) teaches scores to tell on their own.
+    """
+
+    looks_ahead = True
+    has_objective = True
+
+    def select(
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
+    ) -> Tensor | None:
+        """``max(1, trunc(capacity x tokens of the row))`` largest logits."""
+        assert scores.logits is not None
+        return top_k_rows(scores.logits, self.capacity(depth), valid, lengths)
+
+    def losses(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """Binary cross-entropy of logits against the selection, mean over candidates; z-loss."""
+        assert scores.logits is not None
+        assert scores.decision is not None
+        terms = {}
+        target = as_mask(active, scores.logits, valid).float()
+        name = {"aux_loss": "aux_loss", "aux_router": "aux_router_loss"}.get(
+            self.config.router_objective
+        )
+        if name is not None:
+            error = F.binary_cross_entropy_with_logits(scores.decision, target, reduction="none")
+            terms[name] = masked_mean(error, valid)
+        if self.config.router_z_loss_coef:
+            terms["z_loss"] = masked_mean(scores.logits.square(), valid)
+        return terms
+
+
+class ThresholdRouter(BoundaryRouter):
+    """Select by the quantile of the scores over the whole batch; decide by its running estimate.
+
+    Training and decoding follow the same rule up to the noise of one batch, so scores need not be
+    pushed to 0 and 1, no auxiliary loss is needed, and capacity can be changed after training by
+    recalibrating the boundary. The batch quantile itself still looks ahead.
+    """
+
+    looks_ahead = True
+
+    def select(
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
+    ) -> Tensor | None:
+        """The ``capacity x tokens of the batch`` largest scores, wherever they stand."""
+        capacity = self.capacity(depth)
+        if capacity >= 1:
+            return None
+        values = scores.decision
+        assert values is not None
+        values = values.detach()
+        candidates: Tensor | int = values.numel() if valid is None else valid.sum()
+        kept = torch.as_tensor(total * capacity, device=values.device).round().long()
+        kept = kept.clamp(min=1).minimum(torch.as_tensor(candidates, device=values.device))
+        mask = values > batch_boundary(values, kept, valid)
+        return mask if valid is None else mask & valid
+
+    def losses(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """None are needed; the z-loss is there for those who want it."""
+        if not self.config.router_z_loss_coef:
+            return {}
+        assert scores.logits is not None
+        return {"z_loss": masked_mean(scores.logits.square(), valid)}

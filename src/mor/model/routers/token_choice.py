@@ -1,0 +1,120 @@
+"""Token choice: a token picks its depth once, at the start."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mor.config import MoRConfig
+from mor.model.router_base import Router, RouterNet, Scores, masked_mean
+
+
+class TokenChoiceRouter(Router):
+    """Each token picks its last depth from the stream before depth 0 (paper 2.2.1).
+
+    Token of choice e runs depths 0..e; its stream is replaced on the way and ends as
+    h0 + g block^(e+1)(h0). Causal by construction. Balance comes from a loss or from a bias that
+    follows the load (arXiv 2408.15664), which never enters the gate.
+    """
+
+    bias: Tensor
+
+    def __init__(self, config: MoRConfig) -> None:
+        super().__init__(config)
+        self.net = RouterNet(config, 1, config.num_recursions)
+        self.register_buffer("bias", torch.zeros(config.num_recursions))
+        self._load: Tensor | None = None
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """softmax or sigmoid over depths, times alpha; [..., R]."""
+        softmax = self.config.router_activation == "softmax"
+        squashed = logits.softmax(-1) if softmax else logits.sigmoid()
+        return squashed * self.config.router_alpha
+
+    def start(self, hidden: Tensor, max_depth: int) -> Scores | None:
+        """Choice and gate of every token; a depth cap cuts the choice, not the gate."""
+        logits = self.net(hidden, 0)
+        chances = self.probabilities(logits)
+        choice = (chances.detach() + self.bias).argmax(-1)
+        if self.training and self.step < self.config.router_balance_warmup_steps:
+            choice = torch.full_like(choice, self.num_recursions - 1)
+        gate = chances.gather(-1, choice[..., None]).squeeze(-1)
+        return Scores(gate=gate, logits=logits, choice=choice.clamp(max=max_depth - 1))
+
+    def score(
+        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+    ) -> Scores:
+        """What :meth:`start` said."""
+        assert started is not None
+        return started
+
+    def select(
+        self,
+        scores: Scores,
+        depth: int,
+        valid: Tensor | None,
+        lengths: Tensor | int,
+        total: Tensor | int,
+    ) -> Tensor | None:
+        """The same as :meth:`decide`: nothing looks ahead."""
+        return self.decide(scores, depth)
+
+    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+        """Every token runs depth 0, and depth r while its choice is at least r."""
+        assert scores.choice is not None
+        return None if depth == 0 else scores.choice >= depth
+
+    def update(
+        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int
+    ) -> Tensor:
+        """Replaced while the token goes on; combined with the origin where it ends."""
+        assert scores.choice is not None
+        ends = (scores.choice == depth)[..., None]
+        return torch.where(ends, self.combine(origin, output, scores.gate), output)
+
+    def _shares(self, choice: Tensor, valid: Tensor | None) -> Tensor:
+        """Tokens that chose each depth, [R]."""
+        chosen = F.one_hot(choice, self.num_recursions).float()
+        if valid is not None:
+            chosen = chosen * valid[..., None]
+        return chosen.flatten(0, -2).sum(0)
+
+    def losses(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> dict[str, Tensor]:
+        """sum_i P_i f_i with f_i = R x share of depth i (1 at balance); logsumexp^2; at depth 0."""
+        if depth > 0:
+            return {}
+        assert scores.logits is not None
+        assert scores.choice is not None
+        terms = {}
+        if self.config.router_balancing == "loss":
+            load = self._shares(scores.choice, valid)
+            load = self.num_recursions * load / load.sum()
+            chances = self.probabilities(scores.logits)
+            mean = torch.stack([masked_mean(c, valid) for c in chances.unbind(-1)])
+            terms["balancing_loss"] = (mean * load).sum()
+        if self.config.router_z_loss_coef:
+            terms["z_loss"] = masked_mean(scores.logits.logsumexp(-1).square(), valid)
+        return terms
+
+    def observe(
+        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+    ) -> None:
+        """Count the load of each depth."""
+        if depth == 0 and scores.choice is not None:
+            load = self._shares(scores.choice, valid)
+            self._load = load if self._load is None else self._load + load
+
+    def finish_step(self) -> None:
+        """Loss-free balancing: move the bias of each depth by u towards the mean load."""
+        load, self._load = self._load, None
+        if self.config.router_balancing != "loss_free" or load is None:
+            return
+        if self.step < self.config.router_balance_warmup_steps:
+            self.bias.zero_()
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(load)
+        self.bias += self.config.router_bias_update_rate * torch.sign(load.mean() - load)
