@@ -22,8 +22,10 @@ import mor
 from mor.cli import main
 from mor.data import PackedDataset
 from mor.eval import evaluate
-from mor.hf.load import load_model
+from mor.hf.generate import generate_with_depths
+from mor.hf.load import load_model, load_tokenizer
 from mor.train import MoRTrainer
+from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import SEQ_LEN, tiny_fields, write_corpus
 
 
@@ -290,7 +292,7 @@ def test_generate_is_generate(mor_: Mor, run: Path) -> None:
     words = ["generate", run, "--prompt", "the king", "--max-new-tokens", 9, "--greedy", "--json"]
     words += ["--ignore-eos"]
     found = json.loads(mor_(*words).out)
-    model, tokenizer = load_model(run), mor.hf.load.load_tokenizer(run)
+    model, tokenizer = load_model(run), load_tokenizer(run)
     ids = tokenizer("the king", return_tensors="pt").input_ids
     expected = model.generate(ids, max_new_tokens=9, do_sample=False, eos_token_id=None)
     assert found["token_ids"] == expected[0, ids.shape[1] :].tolist()
@@ -303,12 +305,31 @@ def test_generate_is_generate(mor_: Mor, run: Path) -> None:
     assert json.loads(mor_(*words).out)["token_ids"] == found["token_ids"]
 
 
+def test_depths_are_those_of_the_places_tokens_are_said_from() -> None:
+    model = make_model(small_config("threshold"))
+    first = []
+    for seed in range(8):
+        prompt = random_ids(seed, 1, 7)
+        seen: list[tuple[int, int]] = []
+        tokens, depths = generate_with_depths(
+            model, prompt, lambda *said: seen.append(said), max_new_tokens=5, do_sample=False
+        )
+        assert seen == list(zip(tokens, depths, strict=True))
+        whole = torch.cat((prompt, torch.tensor([tokens])), 1)
+        found = model(whole, use_cache=False).depths[0].tolist()
+        assert depths == found[6:-1]
+        first.append((found[0], found[6]))
+    assert any(start != end for start, end in first)  # so that a wrong place would show
+    with pytest.raises(ValueError, match=r"must be \[1, T\]"):
+        generate_with_depths(model, random_ids(0, 2, 7))
+
+
 def test_generate_streams_plain_text_into_a_pipe(mor_: Mor, run: Path) -> None:
     words = ["generate", run, "--prompt", "a :heart: [b]", "--max-new-tokens", 30, "--seed", 3]
     done = mor_(*words)
     found = json.loads(mor_(*words, "--json").out)
     assert done.code == 0
-    shown = mor.hf.load.load_tokenizer(run).decode(found["token_ids"], skip_special_tokens=True)
+    shown = load_tokenizer(run).decode(found["token_ids"], skip_special_tokens=True)
     assert done.out == f"a :heart: [b]{shown}\n"
     assert f"{len(found['token_ids'])} tokens, mean depth" in done.err
 
@@ -400,7 +421,7 @@ def test_convert_llama(mor_: Mor, run: Path, tmp_path: Path) -> None:
     assert mor_("convert", "llama", tmp_path / "llama", "--out", out).code == 0
     words = ["generate", out, "--prompt", "the king", "--greedy", "--max-new-tokens", 8, "--json"]
     found = json.loads(mor_(*words, "--ignore-eos").out)
-    ids = mor.hf.load.load_tokenizer(out)("the king", return_tensors="pt").input_ids
+    ids = load_tokenizer(out)("the king", return_tensors="pt").input_ids
     expected = llama.generate(ids, max_new_tokens=8, do_sample=False, eos_token_id=None)
     assert found["token_ids"] == expected[0, ids.shape[1] :].tolist()
     assert set(found["depths"]) == {1}

@@ -16,6 +16,7 @@ from mor.errors import MorError
 from mor.eval import calibrate, evaluate
 from tests.strategies import SEEDS, make_model, small_config
 from tests.tiny import SEQ_LEN
+from torch.utils.data import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +82,22 @@ def test_routers_without_boundaries(router: str, dataset: PackedDataset) -> None
         calibrate(model_of(router, dataset), dataset)
 
 
+class Failing(Dataset[dict[str, torch.Tensor]]):
+    """A dataset that cannot be read any more after ``reads`` sequences."""
+
+    def __init__(self, inner: PackedDataset, reads: int) -> None:
+        self.inner, self.reads = inner, reads
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        self.reads -= 1
+        if self.reads < 0:
+            raise MorError("shard is damaged")
+        return self.inner[index]
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_where_it_raises_the_model_is_as_it_was(training: bool, dataset: PackedDataset) -> None:
     model = model_of("threshold", dataset, router_decision_rule="half").train(training)
@@ -91,10 +108,9 @@ def test_where_it_raises_the_model_is_as_it_was(training: bool, dataset: PackedD
         calibrate(model, dataset, capacities=[0.5, 0.2])
     with pytest.raises(MorError, match="max_sequences=0"):
         calibrate(model, dataset, max_sequences=0)
-    short = PackedDataset(dataset.index.directory, "train", 40)
-    model.config.max_position_embeddings = 30
-    with pytest.raises(ValueError, match="max_position_embeddings=30"):
-        calibrate(model, short, capacities=[0.5, 0.2, 0.1])
+    # Eight reads are one pass over the sample: this one ends within the second depth's.
+    with pytest.raises(MorError, match="shard is damaged"):
+        calibrate(model, Failing(dataset, 12), max_sequences=8, capacities=[0.5, 0.2, 0.1])
     assert torch.equal(model.model.router.boundary, before[0])
     assert model.config.router_capacities == before[1]
     assert model.config.router_decision_rule == "half"

@@ -17,6 +17,7 @@ from mor.eval import evaluate
 from mor.hf.load import load_model, load_tokenizer
 from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
+from mor.train.arguments import trapezoid
 from mor.train.budget import training_flops
 from mor.train.folder import claim
 from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus
@@ -41,7 +42,8 @@ def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One finished run of 8 steps, with capacity warm-up; read only."""
     output = tmp_path_factory.mktemp("runs")
     model = {"router_capacity_warmup_steps": 4}
-    return train(tiny_recipe(data, output, model=model, eval_steps=3, save_steps=3))
+    rhythm = {"eval_steps": 3, "save_steps": 3, "decay_fraction": 0.5}
+    return train(tiny_recipe(data, output, model=model, **rhythm))
 
 
 def test_the_folder(run: Path, data: Path) -> None:
@@ -90,9 +92,20 @@ def test_flops_follow_the_warmup(run: Path) -> None:
 
 
 def test_trapezoid(run: Path) -> None:
-    """8 steps: 2 of warm-up from 0, 4 at the top, 2 down to 0 (which step 9 would have)."""
+    """8 steps: 2 of warm-up from 0, 2 at the top, 4 down to 0 (which step 9 would have)."""
     rates = [entry["learning_rate"] for entry in steps_of(run)]
-    assert rates == pytest.approx([0, 0.005, 0.01, 0.01, 0.01, 0.01, 0.01, 0.005])
+    assert rates == pytest.approx([0, 0.005, 0.01, 0.01, 0.01, 0.0075, 0.005, 0.0025])
+
+
+@pytest.mark.parametrize("steps", range(1, 12))
+@pytest.mark.parametrize("warmup", [0.0, 0.3, 0.5, 1.0])
+def test_warmup_and_decay_never_overlap(steps: int, warmup: float, data: Path) -> None:
+    section = tiny_recipe(data, data, warmup_fraction=warmup, decay_fraction=1 - warmup).train
+    up, down = trapezoid(section, steps)
+    assert up >= 0
+    assert down >= 0
+    assert up + down <= steps
+    assert up == pytest.approx(warmup * steps, abs=0.5)
 
 
 def test_evaluation_on_the_way(run: Path, data: Path) -> None:
