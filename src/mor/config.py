@@ -158,14 +158,19 @@ class MoRConfig(PretrainedConfig):
         self.router_boundary_momentum = router_boundary_momentum
         self.use_cache = use_cache
         kwargs.pop("hidden_act", None)
-        super().__init__(  # type: ignore[call-arg]
-            pad_token_id=pad_token_id,
-            bos_token_id=bos_token_id,
-            eos_token_id=eos_token_id,
-            tie_word_embeddings=tie_word_embeddings,
-            **kwargs,
-        )
+        self.pad_token_id = pad_token_id
+        # Before Transformers looks: our messages say what would be right.
         self.check()
+        try:
+            super().__init__(  # type: ignore[call-arg]
+                pad_token_id=pad_token_id,
+                bos_token_id=bos_token_id,
+                eos_token_id=eos_token_id,
+                tie_word_embeddings=tie_word_embeddings,
+                **kwargs,
+            )
+        except KeyError as error:  # its check of rope_parameters
+            raise ConfigError(str(error.args[0])) from None
 
     def _block_size(self, unrolled: int | None, block: int | None) -> int:
         """K from ``num_recursion_layers``, or from the unrolled depth ``num_hidden_layers``."""

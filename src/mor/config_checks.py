@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -35,9 +36,23 @@ def _one_of(name: str, value: Any, choices: Any) -> None:
         raise ConfigError(f"{name}={value!r} is not known; use one of: {allowed}")
 
 
-def _at_least(name: str, value: Any, minimum: float) -> None:
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value < minimum:
-        raise ConfigError(f"{name}={value!r} must be a number of at least {minimum}")
+def _is_number(value: Any, *kinds: type) -> bool:
+    # type() and not isinstance: True is no number here.
+    return type(value) in kinds and math.isfinite(value)
+
+
+def _whole(config: MoRConfig, minimum: int, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not _is_number(value, int) or value < minimum:
+            raise ConfigError(f"{name}={value!r} must be a whole number of at least {minimum}")
+
+
+def _real(config: MoRConfig, *names: str, zero: bool = False) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if not _is_number(value, int, float) or value < 0 or (value == 0 and not zero):
+            raise ConfigError(f"{name}={value!r} must be a number {'>=' if zero else '>'} 0")
 
 
 def check_config(config: MoRConfig) -> None:
@@ -46,7 +61,9 @@ def check_config(config: MoRConfig) -> None:
     Raises:
         ConfigError: naming the first wrong field.
     """
-    for name in (
+    _whole(
+        config,
+        1,
         "vocab_size",
         "hidden_size",
         "intermediate_size",
@@ -56,19 +73,15 @@ def check_config(config: MoRConfig) -> None:
         "max_position_embeddings",
         "num_recursions",
         "num_recursion_layers",
-    ):
-        _at_least(name, getattr(config, name), 1)
-    for name in (
-        "num_prelude_layers",
-        "num_coda_layers",
-        "router_capacity_warmup_steps",
-        "router_balance_warmup_steps",
-        "router_aux_loss_coef",
-        "router_z_loss_coef",
-        "router_balancing_loss_coef",
-        "router_bias_update_rate",
-    ):
-        _at_least(name, getattr(config, name), 0)
+    )
+    _whole(config, 0, "num_prelude_layers", "num_coda_layers")
+    _whole(config, 0, "router_capacity_warmup_steps", "router_balance_warmup_steps")
+    _real(config, "rms_norm_eps", "initializer_range", "router_temperature")
+    _real(config, "router_aux_loss_coef", "router_z_loss_coef", zero=True)
+    _real(config, "router_balancing_loss_coef", "router_bias_update_rate", zero=True)
+    pad = config.pad_token_id
+    if pad is not None and not 0 <= pad < config.vocab_size:
+        raise ConfigError(f"pad_token_id={pad} must lie in 0..vocab_size - 1 or be left out")
     if config.num_attention_heads % config.num_key_value_heads:
         raise ConfigError(
             f"num_key_value_heads={config.num_key_value_heads} must divide "
@@ -148,8 +161,6 @@ def _check_router(config: MoRConfig) -> None:
             f"router_activation={config.router_activation!r} is not defined for "
             "router='token_choice'; use 'softmax' or 'sigmoid'"
         )
-    if config.router_temperature <= 0:
-        raise ConfigError(f"router_temperature={config.router_temperature} must be positive")
     if not 0 <= config.router_boundary_momentum < 1:
         raise ConfigError(
             f"router_boundary_momentum={config.router_boundary_momentum} must lie in [0, 1)"

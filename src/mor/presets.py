@@ -50,6 +50,8 @@ def preset(
         recursions, unrolled = 1, layers
     else:
         recursions = 3 if num_recursions is None else num_recursions
+        if recursions < 1:
+            raise ConfigError(f"num_recursions={recursions} must be at least 1")
         unrolled = divisible_depth(layers, recursions)
     fields: dict[str, Any] = {
         "vocab_size": 49152,

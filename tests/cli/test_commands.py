@@ -20,7 +20,7 @@ from transformers.utils import logging
 
 import mor
 from mor.cli import main
-from mor.data import PackedDataset
+from mor.data import PackedDataset, prepare
 from mor.eval import evaluate
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_model, load_tokenizer
@@ -260,6 +260,29 @@ def test_evaluation_that_cannot_be(
     assert error in mor_("eval", *[places.get(word, word) for word in words]).error
 
 
+def test_the_datas_tokenizer_is_the_models(
+    mor_: Mor, run: Path, data: Path, tmp_path: Path
+) -> None:
+    """Of equal size, yet other words: the score would be of nonsense."""
+    words = " ".join(f"{letter}{letter}q" for letter in "abcdefghijklmnopqrstuvwxyz" * 4)
+    (tmp_path / "a.txt").write_text(words)
+    (tmp_path / "b.txt").write_text(words[::-1])
+    other = prepare(tmp_path, tmp_path / "data", vocab_size=300, validation_fraction=0.5)
+    assert other.vocab_size == 300
+    for command in (["eval"], ["calibrate", "--out", tmp_path / "out", "--split", "validation"]):
+        done = mor_(*command, run, "--data", other.directory)
+        assert "was prepared with another tokenizer" in done.error
+        assert f"--tokenizer {run / 'model'}" in done.error
+    assert not (tmp_path / "out").exists()
+    # A checkpoint that came without a tokenizer is read by the data's.
+    bare = Path(shutil.copytree(run / "model", tmp_path / "bare"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    found = json.loads(mor_("eval", bare, "--data", data, "--seq-len", 16, "--json").out)
+    assert found["causal"] == json.loads(mor_("eval", run, "--data", data, "--json").out)["causal"]
+    assert "holds no tokenizer" in mor_("generate", bare).error
+
+
 def test_calibrate(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "served"
     done = mor_("calibrate", run, "--data", data, "--out", out, "--capacity", "1,0.5,0.25")
@@ -272,6 +295,9 @@ def test_calibrate(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
     )
     assert scored["causal"]["active_fraction"] == pytest.approx([1, 0.5, 0.25], abs=0.02)
     assert "nothing is overwritten" in mor_("calibrate", run, "--data", data, "--out", out).error
+    words = ["calibrate", run, "--data", data, "--out", tmp_path / "new", "--seq-len", 65]
+    assert "max_position_embeddings=64" in mor_(*words).error
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize("capacity", ["1,0.25,0.5", "1,0.5", "nan,0.5,0.2", "2,1,1"])
@@ -310,11 +336,12 @@ def test_depths_are_those_of_the_places_tokens_are_said_from() -> None:
     first = []
     for seed in range(8):
         prompt = random_ids(seed, 1, 7)
-        seen: list[tuple[int, int]] = []
+        ids: list[int] = []
+        options = {"max_new_tokens": 5, "do_sample": False}
         tokens, depths = generate_with_depths(
-            model, prompt, lambda *said: seen.append(said), max_new_tokens=5, do_sample=False
+            model, prompt, lambda token, depth, ids=ids: ids.append(token), **options
         )
-        assert seen == list(zip(tokens, depths, strict=True))
+        assert ids == tokens
         whole = torch.cat((prompt, torch.tensor([tokens])), 1)
         found = model(whole, use_cache=False).depths[0].tolist()
         assert depths == found[6:-1]

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import Dataset
 
 from mor import ConfigError, MoRForCausalLM
 from mor.data import PackedDataset
@@ -16,7 +17,6 @@ from mor.errors import MorError
 from mor.eval import calibrate, evaluate
 from tests.strategies import SEEDS, make_model, small_config
 from tests.tiny import SEQ_LEN
-from torch.utils.data import Dataset
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from pathlib import Path
@@ -9,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from torch.testing import assert_close
+from transformers import TrainerState
 
 from mor.data import PackedDataset
 from mor.errors import MorError
@@ -19,6 +22,7 @@ from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
 from mor.train.arguments import trapezoid
 from mor.train.budget import training_flops
+from mor.train.callbacks import ProgressCallback
 from mor.train.folder import claim
 from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus
 
@@ -143,6 +147,33 @@ def test_the_last_step_is_logged_whatever_the_rhythm(data: Path, tmp_path: Path)
     steps = steps_of(folder)
     assert [entry["step"] for entry in steps] == [5, 8]
     assert all("router/accuracy/0" in entry for entry in steps)
+
+
+def test_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal one bar with loss, speed and time left; else a line every tenth."""
+    monkeypatch.setenv("COLUMNS", "200")
+    said = {}
+    for terminal in (True, False):
+        console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+        progress, state = ProgressCallback("tiny", console), TrainerState(max_steps=40)
+        state.is_world_process_zero = True
+        told: Any = (None, state, None)
+        progress.on_train_begin(*told)
+        for step in range(1, 41):
+            state.global_step = step
+            progress.on_step_end(*told)
+            if step % 2 == 0:
+                progress.on_log(*told, logs={"lm_loss": 9 - step / 10, "tokens_per_s": 1234.5})
+        progress.on_log(*told, logs={"eval_loss": 3.0})
+        progress.on_train_end(*told)
+        progress.close()
+        said[terminal] = console.file.getvalue()
+    assert "40/40" in said[True]
+    assert "loss 5.000 · 1,234 tokens/s" in said[True]
+    lines = said[False].splitlines()
+    assert len(lines) == 10
+    assert lines[0] == "tiny: step 4/40 · loss 8.600 · 1,234 tokens/s · 0 s left"
+    assert lines[-1].startswith("tiny: step 40/40 · loss 5.000")
 
 
 def test_tokens_budget(data: Path, tmp_path: Path) -> None:

@@ -8,21 +8,45 @@ from typing import Any
 
 import torch
 
+from mor.data import DataIndex
+from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 
 
-def open_model(folder: Path) -> tuple[MoRForCausalLM, Any]:
-    """Model, on the GPU where there is one, and tokenizer of a model folder or a run folder.
+def open_model(folder: Path) -> MoRForCausalLM:
+    """The model of a model folder or a run folder, on the GPU where there is one.
 
     Raises:
         MorError: see :mod:`mor.hf.load`.
     """
-    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    model = load_model(folder)
     if torch.cuda.is_available():
         model.cuda()  # type: ignore[call-arg]
-    return model, tokenizer
+    return model
+
+
+def tokenizer_for(folder: Path, index: DataIndex) -> Any:
+    """The tokenizer beside a model, or the data's where a checkpoint came without one.
+
+    Raises:
+        MorError: the data was prepared with another: the model would read nonsense.
+    """
+    theirs = load_data_tokenizer(index.tokenizer_dir)
+    places = [p for p in (folder, folder / "model") if (p / "tokenizer_config.json").is_file()]
+    if not places:
+        return theirs
+    ours = load_tokenizer(places[0])
+    vocabulary = ours.get_vocab()
+    wrong = [t for t, i in theirs.get_vocab().items() if vocabulary.get(t) != i]
+    if wrong:
+        raise MorError(
+            f"{index.directory} was prepared with another tokenizer than that of {folder} "
+            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
+            f"--tokenizer {places[0]}"
+        )
+    return ours
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mor.cli.common import check_file, open_model, write_json
-from mor.data import PackedDataset
+from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.data import DataIndex, PackedDataset
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
 from mor.hf.files import check_new, new_folder
@@ -50,7 +50,8 @@ def evaluate(
 ) -> None:
     """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R."""
     check_file(out)
-    loaded, tokenizer = open_model(model)
+    loaded = open_model(model)
+    tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
     result = run_evaluation(
         loaded, tokenizer, data, split, length, max_sequences, batch_size, quiet=as_json
@@ -147,8 +148,9 @@ def calibrate(
     """Set the router's stored boundaries from a sample, at the same or at new capacities."""
     check_new(out)
     capacities = None if capacity is None else parse_capacities(capacity)
-    loaded, tokenizer = open_model(model)
+    loaded = open_model(model)
     dataset = PackedDataset(data, split, sequence_length(model, loaded.config, seq_len))
+    tokenizer = tokenizer_for(model, dataset.index)
     boundaries = calibrate_model(
         loaded,
         dataset,

@@ -17,6 +17,7 @@ from transformers import set_seed
 from mor.cli.common import open_model
 from mor.errors import MorError
 from mor.hf.generate import generate_with_depths
+from mor.hf.load import load_tokenizer
 from mor.report import render_terminal
 from mor.report.colors import printable
 
@@ -45,7 +46,7 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object")] = False,
 ) -> None:
     """Go on from PROMPT, streaming; each token's colour tells how many recursions it cost."""
-    loaded, tokenizer = open_model(model)
+    loaded, tokenizer = open_model(model), load_tokenizer(model)
     text = sys.stdin.read() if prompt == "-" else prompt
     ids = encode_prompt(tokenizer, text, loaded.config, max_new_tokens)
     recursions = loaded.config.num_recursions

@@ -76,8 +76,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         The run folder.
 
     Raises:
-        MorError: the data folder is wrong, the run exists already, nothing to resume from, the
-            loss is no longer a number. An existing run is then as it was.
+        MorError: the data folder is wrong, the run exists already, nothing to resume from (an
+            existing run is then as it was); or the loss is no longer a number (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
     data, section = recipe.data, recipe.train
