@@ -62,6 +62,8 @@ def evaluate(
         typer.echo(json.dumps(result))
     else:
         Console().print(score_table(result))
+        if len(result["causal"]["active_fraction"]) > 1:
+            Console().print(router_table(result))
 
 
 def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
@@ -88,7 +90,9 @@ def run_evaluation(
 ) -> dict[str, Any]:
     """Evaluate with a progress bar on standard error; the result carries its provenance."""
     dataset = PackedDataset(data, split, seq_len)
-    with Progress(console=Console(stderr=True), transient=True, disable=quiet) as bar:
+    console = Console(stderr=True)
+    quiet = quiet or not console.is_terminal
+    with Progress(console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("evaluating")
 
         def tell(done: int, total: int) -> None:
@@ -130,6 +134,20 @@ def score_table(result: dict[str, Any]) -> Table:
         )
     if result["gap"] is not None:
         table.caption = f"causal minus leaky: {result['gap']:+.4f} nats/token"
+    return table
+
+
+def router_table(result: dict[str, Any]) -> Table:
+    """What the router did under the causal rule, and how often that rule agrees with training's."""
+    router, active = result["router"], result["causal"]["active_fraction"]
+    table = Table("depth", "tokens active", "causal rule agrees with training's selection")
+    for depth, share in enumerate(active):
+        accuracy = f"{router['accuracy'][depth]:.1%}" if router["accuracy"] else "-"
+        table.add_row(str(depth), f"{share:.1%}", accuracy)
+    table.caption = (
+        f"dead positions {router['dead_tokens']:.1%} · MaxVio {router['max_vio']:.3f} · "
+        f"entropy of depths {router['entropy']:.3f} nats"
+    )
     return table
 
 

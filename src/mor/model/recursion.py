@@ -133,7 +133,8 @@ def run_recursions(
             tokens, scores = inner.gather(tokens), scores.take(inner)
         here = rope if packing is None else (packing.gather(rope[0]), packing.gather(rope[1]))
         output = block(tokens, depth, here, kv.depth(depth, packing))
-        updated = router.update(tokens, output, _gather(packing, origin), scores, depth)
+        start = _gather(packing, origin) if router.returns_to_origin else tokens
+        updated = router.update(tokens, output, start, scores, depth)
         ran = torch.full(tokens.shape[:2], depth + 1, device=hidden.device)
         if packing is None:
             hidden, result.depths = updated, ran

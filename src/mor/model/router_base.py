@@ -84,12 +84,14 @@ class Router(nn.Module):
     Attributes:
         step: the trainer's optimiser step, set by the training callback; warm-ups are functions
             of it, so that resuming needs no counter of our own.
+        returns_to_origin: whether ``update`` needs the stream before depth 0.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
-        observing: gather boundary statistics outside training too (calibration).
+        observing: compute losses and boundary statistics outside training too (analysis).
     """
 
     looks_ahead = False
+    returns_to_origin = False
     boundary: Tensor
     boundary_steps: Tensor
 
@@ -161,7 +163,8 @@ class Router(nn.Module):
     ) -> Tensor:
         """New stream [..., D] from a token's stream, the block's output and its scores.
 
-        ``origin`` is the stream before depth 0, which token choice returns to.
+        ``origin`` is the stream before depth 0 where the router ``returns_to_origin``; otherwise
+        it is not looked at.
         """
         return self.combine(hidden, output, scores.gate)
 
