@@ -82,7 +82,11 @@ REFUSED: list[tuple[str, Change, str]] = [
     (VANILLA, configure("hf_config", 3), "hf_config=3"),
     (VANILLA, configure("hf_config.vocab_size", None), "vocab_size is missing"),
     (VANILLA, configure("hf_config.num_attention_heads", 0), "num_attention_heads is 0"),
-    (VANILLA, configure("hf_config.rms_norm_eps", "small"), "rms_norm_eps.*expected float"),
+    (
+        VANILLA,
+        configure("hf_config.rms_norm_eps", "small"),
+        "rms_norm_eps.*(expected float|must be a number)",
+    ),
     (VANILLA, configure("hf_config.hidden_act", "gelu"), "hidden_act='gelu'"),
     (VANILLA, configure("relaxation", {"enable": True}), r"relaxation\.enable=true"),
     (VANILLA, configure("mor", {"enable": True, "type": "expert"}), r"mor\.enable=True"),

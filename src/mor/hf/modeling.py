@@ -57,7 +57,9 @@ class MoRPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, 0.0, std)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            # A row of a loaded embedding no longer carries the mark that keeps it from being reset.
+            loaded = getattr(module.weight, "_is_hf_initialized", False)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None and not loaded:
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
