@@ -137,7 +137,7 @@ class MoRConfig(PretrainedConfig):
         self.router_architecture = router_architecture
         softmax = router == "token_choice"
         self.router_activation = router_activation or ("softmax" if softmax else "sigmoid")
-        # The published recipes: 0.1 for expert choice, 1.0 for token choice (FACTS: recipes).
+        # The published recipes: 0.1 for expert choice, 1.0 for token choice.
         paper_alpha = 0.1 if router in ("expert_choice", "random") else 1.0
         self.router_alpha = paper_alpha if router_alpha is None else router_alpha
         self.router_temperature = router_temperature

@@ -92,7 +92,7 @@ class MoRTrainer(Trainer):
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
     # Optimiser: an auxiliary router's loss reaches no other parameter, so one optimiser serves
-    # both, with a learning rate and a gradient norm of its own (FACTS B.3, as released).
+    # both, with a learning rate and a gradient norm of its own, as in the released code.
 
     def _auxiliary(self) -> list[nn.Parameter]:
         auxiliary = getattr(self._router, "auxiliary", None)
