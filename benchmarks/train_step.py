@@ -3,13 +3,13 @@
     python benchmarks/train_step.py                          # the table of docs
     python benchmarks/train_step.py --rounds 3 --only vanilla,expert_choice
 
-Forward, backward and AdamW: hidden 256, 4/2 heads, FFN 768, vocabulary 4,096, sequence 512, batch 8;
-vanilla 11 layers, the others 1 + 3 x 3 + 1. Variants are interleaved round by round, so that a busy
-machine hurts all alike; medians and quartiles are reported. FLOPs are those planned: token choice's
-real ones follow its load. Before timing, each variant's loss and gradients are checked to be finite and a
-second forward to give the same loss. The baseline is our vanilla model; Transformers' Llama runs
-beside it with the same weights' shapes. The quotient is time ratio over FLOPs ratio: 1.0 means that
-every saved FLOP saved its time.
+Forward, backward and AdamW: hidden 256, 4/2 heads, FFN 768, vocabulary 4,096, sequence 512, batch
+8; vanilla 11 layers, the others 1 + 3 x 3 + 1. Variants are interleaved round by round, so that a
+busy machine hurts all alike; medians and quartiles are reported. Before timing, each variant's loss
+and gradients are checked to be finite and a second forward to give the same loss. The baseline is
+our vanilla model; Transformers' Llama of the same shape runs beside it. The quotient is time ratio
+over FLOPs ratio: 1.0 means that every saved FLOP saved its time. FLOPs are those planned: token
+choice's real ones follow its load.
 """
 
 from __future__ import annotations

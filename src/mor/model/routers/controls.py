@@ -43,7 +43,7 @@ class FixedRouter(Router):
 
 
 class RandomRouter(Router):
-    """Control: uniform random scores, at the same capacities (``rand_router`` of the released code).
+    """Control: uniform random scores at the same capacities (``rand_router`` of the release).
 
     Training draws anew at each call. Otherwise a token's score is a hash of its position, so that
     its route never depends on the batch or on later tokens, and token u runs depth r iff
