@@ -48,8 +48,9 @@ def combine_losses(
         router_terms: unweighted means over this micro-batch.
         num_items_in_batch: None to average over this micro-batch alone.
     """
-    shifted = labels[:, 1:].reshape(-1)
-    flat = logits[:, :-1].reshape(-1, logits.shape[-1]).float()
+    # The labels move, not the logits: a shifted view of [B, T, V] would have to be copied.
+    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).reshape(-1)
+    flat = logits.reshape(-1, logits.shape[-1]).float()
     summed = F.cross_entropy(flat, shifted, ignore_index=IGNORE, reduction="sum")
     own = (shifted != IGNORE).sum()
     items = own if num_items_in_batch is None else num_items_in_batch
