@@ -13,6 +13,7 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
+from mor.train.folder import write_whole
 
 
 def open_model(folder: Path) -> MoRForCausalLM:
@@ -55,10 +56,8 @@ def write_json(path: Path, content: Any) -> None:
     Raises:
         MorError: it cannot be written.
     """
-    fresh = path.with_name(path.name + ".partial")
     try:
-        fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        fresh.replace(path)
+        write_whole(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise MorError(f"{path} cannot be written: {error.strerror or error}") from None
 

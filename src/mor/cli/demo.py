@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -11,19 +10,20 @@ from typing import Annotated
 
 import torch
 import typer
-import yaml
 from rich.console import Console
 from transformers import set_seed
 
-from mor.cli.evaluate import run_evaluation
+from mor.cli.common import open_model, write_json
+from mor.cli.evaluate import run_evaluation, sequence_length
 from mor.cli.report import show_runs
 from mor.data import console_progress, prepare
 from mor.errors import MorError
 from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
-from mor.train import Recipe, load_recipe
+from mor.train import Recipe, dump_recipe, load_recipe
+from mor.train.folder import RECIPE, SUMMARY
 
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 PROMPT = "HAMLET.\nTo be, or not to be: "
@@ -63,10 +63,11 @@ def demo(
     step("4/4 report")
     spoken = {runs[-1].name: [speak(runs[-1])]}
     page = build_report(runs, out / "report", title="Four twins at equal FLOPs", passages=spoken)
-    show_runs(load_runs(runs))
+    loaded = load_runs(runs)
+    show_runs(loaded)
     sample = spoken[runs[-1].name][0]
     console.print(f"\n[bold]{runs[-1].name} writes, each token coloured by its depth:[/bold]\n")
-    recursions = load_runs([runs[-1]])[0].summary.num_recursions
+    recursions = loaded[-1].summary.num_recursions
     console.print(render_terminal(sample.tokens, sample.depths, recursions))
     console.print(f"\n[bold]report:[/bold] {page}")
 
@@ -114,32 +115,30 @@ def train_twin(name: str, changes: list[str]) -> int:
 
 def finished(recipe: Recipe) -> bool:
     """Whether the run folder holds a finished run of this very recipe."""
-    run_dir = recipe.run_dir
-    if not (run_dir / "summary.json").is_file() or not (run_dir / "recipe.yaml").is_file():
+    trained = recipe.run_dir / RECIPE
+    if not (recipe.run_dir / SUMMARY).is_file() or not trained.is_file():
         return False
-    trained = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
-    return bool(trained == json.loads(recipe.model_dump_json()))
+    return trained.read_text(encoding="utf-8") == dump_recipe(recipe)
 
 
 def evaluate_twin(run: Path, data: Path) -> None:
     """Write eval.json unless it is newer than the model."""
-    result_path, model_path = run / "eval.json", run / "summary.json"
+    result_path, model_path = run / "eval.json", run / SUMMARY
     if result_path.is_file() and result_path.stat().st_mtime > model_path.stat().st_mtime:
         console.print(f"{run.name}: kept from an earlier run")
         return
-    recipe = yaml.safe_load((run / "recipe.yaml").read_text(encoding="utf-8"))
-    model, tokenizer = load_model(run), load_tokenizer(run)
-    seq_len = recipe["data"]["seq_len"]
+    model, tokenizer = open_model(run), load_tokenizer(run)
+    seq_len = sequence_length(run, model.config, None)
     result = run_evaluation(model, tokenizer, data, "validation", seq_len, 256, 16)
-    result_path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    write_json(result_path, result)
     console.print(f"{run.name}: causal NLL {result['causal']['nll']:.4f}")
 
 
 def speak(run: Path, length: int = 160) -> Sample:
     """A passage that the model writes, with the depth each token cost."""
-    model, tokenizer = load_model(run), load_tokenizer(run)
+    model, tokenizer = open_model(run), load_tokenizer(run)
     set_seed(0)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids
+    ids = tokenizer(PROMPT, return_tensors="pt").input_ids.to(model.device)
     tokens, depths = generate_with_depths(
         model, ids, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50
     )

@@ -83,18 +83,18 @@ class CachedAttend:
         assert self.refreshed is not None
         group, own_slots = self.refreshed
         group.write(name, self.rows, own_slots, key, value)
-        merged = []
-        for base, fresh in zip(
-            self.group.read(name, self.rows), group.read(name, self.rows), strict=True
-        ):
-            places = torch.arange(group.used, device=base.device)
-            real = places < group.lengths[self.rows][:, None]
-            # Places that are not real go to a spare last column that is cut off again.
-            target = torch.where(real, group.slots[self.rows, : group.used], base.shape[2])
-            index = target[:, None, :, None].expand_as(fresh)
-            spare = grown(base, 2, base.shape[2] + 1)
-            merged.append(spare.scatter(2, index, fresh)[:, :, :-1])
-        return merged[0], merged[1]
+        stored, own = self.group.read(name, self.rows), group.read(name, self.rows)
+        spare_place = stored[0].shape[2]
+        places = torch.arange(group.used, device=group.lengths.device)
+        real = places < group.lengths[self.rows][:, None]
+        # Places that are not real go to a spare last column that is cut off again.
+        target = torch.where(real, group.slots[self.rows, : group.used], spare_place)
+        index = target[:, None, :, None].expand_as(own[0])
+        keys, values = (
+            grown(base, 2, spare_place + 1).scatter(2, index, fresh)[:, :, :-1]
+            for base, fresh in zip(stored, own, strict=True)
+        )
+        return keys, values
 
 
 class CacheKV:
@@ -115,84 +115,76 @@ class CacheKV:
         self.numbers = cache.seen[:, None] + torch.arange(width, device=lengths.device)
         self.first_slots: Tensor | None = None
 
-    def _whole(self, group: KVGroup) -> CachedAttend:
-        slots = group.reserve(self.every, self.lengths, self.width)
-        group.tokens[self.every[:, None], slots] = self.numbers
+    def _attend(
+        self,
+        group: KVGroup,
+        slots: Tensor,
+        packing: Packing | None = None,
+        *,
+        block: bool,
+        refreshed: tuple[KVGroup, Tensor] | None = None,
+    ) -> CachedAttend:
         return CachedAttend(
             group,
             self.config,
-            self.every,
+            self._rows(packing),
             slots,
-            block=False,
+            block=block,
             fresh=self.fresh,
-            all_rows=True,
+            all_rows=packing is None or packing.rows is None,
+            refreshed=refreshed,
         )
+
+    def _rows(self, packing: Packing | None) -> Tensor:
+        """Batch rows of the tokens of ``packing``."""
+        return self.every if packing is None or packing.rows is None else packing.rows
 
     def prelude(self) -> Attend:
         """The prelude's group, all tokens."""
         assert self.cache.prelude is not None
-        return self._whole(self.cache.prelude)
+        return self._attend(
+            self.cache.prelude, self._appended(self.cache.prelude, None), block=False
+        )
 
     def coda(self) -> Attend:
         """The coda's group, all tokens."""
         assert self.cache.coda is not None
-        return self._whole(self.cache.coda)
+        return self._attend(self.cache.coda, self._appended(self.cache.coda, None), block=False)
 
     def finish(self) -> None:
         """Count the new tokens as seen."""
         assert self.cache.seen is not None
         self.cache.seen = self.cache.seen + self.lengths
 
-    def _appended(self, group: KVGroup, packing: Packing | None) -> tuple[Tensor, Tensor]:
-        """Rows and new slots of the tokens of ``packing`` in ``group``."""
-        if packing is None:
-            rows, counts, width, numbers = self.every, self.lengths, self.width, self.numbers
-        else:
-            rows = self.every if packing.rows is None else packing.rows
-            width = packing.flat.shape[1]
+    def _appended(self, group: KVGroup, packing: Packing | None) -> Tensor:
+        """New slots in ``group`` for the tokens of ``packing`` (None for all)."""
+        rows = self._rows(packing)
+        counts, width, numbers = self.lengths, self.width, self.numbers
+        if packing is not None:
+            width, numbers = packing.flat.shape[1], packing.gather(self.numbers)
             full = torch.full_like(rows, width)
             counts = full if packing.lengths is None else packing.lengths
-            numbers = packing.gather(self.numbers)
         slots = group.reserve(rows, counts, width)
         group.tokens[rows[:, None], slots] = numbers
-        return rows, slots
+        return slots
 
     def depth(self, depth: int, packing: Packing | None) -> Attend:
         """Depth's own group, or depth 0's under sharing."""
         sharing = self.config.kv_sharing
         own = self.cache.depths[0 if sharing == "recursive" else depth]
-        all_rows = packing is None or packing.rows is None
         if sharing == "none" or depth == 0:
-            rows, slots = self._appended(own, packing)
+            slots = self._appended(own, packing)
             if sharing != "none":
                 self._remember(packing, slots)
-            return CachedAttend(
-                own,
-                self.config,
-                rows,
-                slots,
-                block=True,
-                fresh=self.fresh,
-                all_rows=all_rows,
-            )
+            return self._attend(own, slots, packing, block=True)
         assert self.first_slots is not None
         first = self.first_slots if packing is None else packing.gather(self.first_slots)
         refreshed = None
         if sharing == "recursive_update":
-            rows, slots = self._appended(own, packing)
-            own.slots[rows[:, None], slots] = first
+            slots = self._appended(own, packing)
+            own.slots[self._rows(packing)[:, None], slots] = first
             refreshed = (own, slots)
-        rows = self.every if packing is None or packing.rows is None else packing.rows
-        return CachedAttend(
-            self.cache.depths[0],
-            self.config,
-            rows,
-            first,
-            block=True,
-            fresh=self.fresh,
-            all_rows=all_rows,
-            refreshed=refreshed,
-        )
+        return self._attend(self.cache.depths[0], first, packing, block=True, refreshed=refreshed)
 
     def _remember(self, packing: Packing | None, slots: Tensor) -> None:
         """Keep each token's place in the group of depth 0 for the deeper recursions."""

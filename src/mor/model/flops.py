@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
 from mor.choices import default_capacities
 from mor.config import MoRConfig
 from mor.model.model import MoRModel
@@ -130,8 +132,6 @@ def count_parameters(config: MoRConfig) -> tuple[int, int]:
 
     Built on the meta device, so that no memory is taken.
     """
-    import torch
-
     with torch.device("meta"):
         model = MoRModel(config)
     total = sum(p.numel() for p in model.parameters())

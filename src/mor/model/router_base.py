@@ -92,8 +92,6 @@ class Router(nn.Module):
 
     looks_ahead = False
     returns_to_origin = False
-    boundary: Tensor
-    boundary_steps: Tensor
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__()
@@ -218,10 +216,15 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))
 
 
+def is_distributed() -> bool:
+    """Whether several ranks train along."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:
     """``total / count`` over all ranks; nan where nothing was counted."""
     both = torch.stack((total, count))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
+    if is_distributed():
         torch.distributed.all_reduce(both)
     return both[0] / both[1]
 

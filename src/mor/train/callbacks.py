@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mor.model.router_base import Router
 from mor.provenance import append_jsonl
+from mor.train.folder import write_whole
 
 
 def find_router(model: nn.Module) -> Router:
@@ -117,9 +118,7 @@ class JsonLogCallback(TrainerCallback):
                     kept.append(line + "\n")
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a kill
-        fresh = self.path.with_name(self.path.name + ".partial")
-        fresh.write_text("".join(kept), encoding="utf-8")
-        fresh.replace(self.path)
+        write_whole(self.path, "".join(kept))
 
     def on_log(
         self,

@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.router_base import Router, RouterNet, Scores, all_reduce_mean, masked_mean
+from mor.model.router_base import (
+    Router,
+    RouterNet,
+    Scores,
+    all_reduce_mean,
+    is_distributed,
+    masked_mean,
+)
 from mor.model.routers.selection import as_mask, batch_boundary, top_k_rows
 
 
@@ -19,6 +26,10 @@ class BoundaryRouter(Router):
     that ``decide`` knows about other tokens. Before any training it is the paper's 0.5 rule.
     """
 
+    has_objective = False
+    boundary: Tensor
+    boundary_steps: Tensor
+
     def __init__(self, config: MoRConfig) -> None:
         super().__init__(config)
         self.net = RouterNet(config, config.num_recursions, 1)
@@ -27,8 +38,6 @@ class BoundaryRouter(Router):
         self.register_buffer("boundary", torch.full((config.num_recursions,), self.half_rule))
         self.register_buffer("boundary_steps", torch.zeros(config.num_recursions))
         self._seen: list[list[Tensor]] = [[] for _ in range(config.num_recursions)]
-
-    has_objective = False
 
     @property
     def half_rule(self) -> float:
@@ -75,8 +84,7 @@ class BoundaryRouter(Router):
     def finish_step(self) -> None:
         """Running mean: plain at first, then with ``router_boundary_momentum``."""
         for depth, seen in enumerate(self._seen):
-            distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-            if not seen and not distributed:
+            if not seen and not is_distributed():
                 continue
             zero = torch.zeros((), device=self.boundary.device)
             total = torch.stack(seen).sum() if seen else zero

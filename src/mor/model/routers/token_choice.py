@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.router_base import Router, RouterNet, Scores, masked_mean
+from mor.model.router_base import Router, RouterNet, Scores, is_distributed, masked_mean
 
 
 class TokenChoiceRouter(Router):
@@ -116,6 +116,6 @@ class TokenChoiceRouter(Router):
         if self.step < self.config.router_balance_warmup_steps:
             self.bias.zero_()
             return
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
+        if is_distributed():
             torch.distributed.all_reduce(load)
         self.bias += self.config.router_bias_update_rate * torch.sign(load.mean() - load)
