@@ -16,7 +16,7 @@ from mor.model.kv import KV
 from mor.model.layers import Attend
 from mor.model.router_base import Router, Scores
 from mor.model.routers import as_mask
-from mor.ops.compaction import Packing, pack, pack_indices
+from mor.ops.compaction import Packing, nobody, pack, pack_indices
 from mor.ops.rope import Rotation
 
 Block = Callable[[Tensor, int, Rotation, Attend], Tensor]
@@ -124,6 +124,8 @@ def run_recursions(
             result.traces.append(trace)
         if active is not None:
             inner = _inner_packing(active, candidates_valid, tokens.shape[1])
+            if inner is None and router.in_step:
+                inner = nobody(hidden.device)  # the other ranks wait for this one at every depth
             if inner is None:
                 if keep_states:
                     result.states += [hidden] * (max_depth - depth)

@@ -88,6 +88,8 @@ class Router(nn.Module):
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
         observing: compute losses and boundary statistics outside training too (analysis).
+        lockstep: every rank has to run every depth in evaluation too, because weights are gathered
+            from all ranks on the way (:mod:`mor.train.distributed.shard` sets it).
     """
 
     looks_ahead = False
@@ -99,6 +101,17 @@ class Router(nn.Module):
         self.num_recursions = config.num_recursions
         self.step = 0
         self.observing = False
+        self.lockstep = False
+
+    @property
+    def in_step(self) -> bool:
+        """Whether this pass must meet the other ranks at every depth, with or without a token."""
+        return self.lockstep or self.over_ranks
+
+    @property
+    def over_ranks(self) -> bool:
+        """Whether batch statistics are those of all ranks: in training, where ranks train along."""
+        return self.training and is_distributed()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
@@ -219,6 +232,13 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
 def is_distributed() -> bool:
     """Whether several ranks train along."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def sum_over_ranks(*numbers: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
+    """Each scalar summed over all ranks, as int64 on the device of ``like``; one message."""
+    both = torch.stack([torch.as_tensor(n, device=like.device).long() for n in numbers])
+    torch.distributed.all_reduce(both)
+    return tuple(both.unbind())
 
 
 def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:

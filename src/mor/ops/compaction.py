@@ -81,3 +81,13 @@ def pack_indices(index: Tensor, width: int) -> Packing:
     """Packing from ascending token indices [B, k] into rows of ``width`` tokens, all active."""
     base = torch.arange(index.shape[0], device=index.device) * width
     return Packing(index + base[:, None], None, None)
+
+
+def nobody(device: torch.device) -> Packing:
+    """Packing of no token: one row with one spare place, which nothing reads or writes.
+
+    A block that runs over it does its part of what ranks do together, and its weights get a
+    gradient of zero instead of none.
+    """
+    zero = torch.zeros(1, dtype=torch.long, device=device)
+    return Packing(zero[:, None], zero, zero)

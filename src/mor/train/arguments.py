@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 
 from mor.errors import MorError
 from mor.train.budget import Plan
+from mor.train.distributed import world_size
 from mor.train.folder import CHECKPOINTS, TENSORBOARD
 from mor.train.recipe import Recipe, TrainSection
 
@@ -33,8 +34,12 @@ def _reports(section: TrainSection) -> list[str]:
     return list(section.report_to)
 
 
-def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, plan: Plan, *, find_unused: bool = False
+) -> TrainingArguments:
     """Transformers' arguments for this recipe. Nothing is written yet.
+
+    ``find_unused`` tells DDP to look for parameters without a gradient, at some cost.
 
     Raises:
         MorError: TensorBoard is asked for and not installed, or bfloat16 is not to be had.
@@ -54,7 +59,7 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         max_steps=plan.steps,
         per_device_train_batch_size=section.batch_size,
         per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        gradient_accumulation_steps=section.accumulation(world_size()),
         learning_rate=section.learning_rate,
         adam_beta1=section.adam_beta1,
         adam_beta2=section.adam_beta2,
@@ -76,6 +81,9 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         prediction_loss_only=True,
         dataloader_num_workers=section.num_workers,
         dataloader_pin_memory=gpu,
+        # Ranks store the same buffers, and by default every parameter gets a gradient.
+        ddp_broadcast_buffers=False,
+        ddp_find_unused_parameters=find_unused,
         report_to=report_to or "none",
         disable_tqdm=True,
         **extra,

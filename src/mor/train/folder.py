@@ -20,6 +20,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 
 from mor.errors import MorError
+from mor.train import sharded
 from mor.train.recipe import Recipe, parse_recipe
 from mor.train.recipe_file import dump_recipe
 
@@ -39,6 +40,8 @@ _FREE = {
         "threads",
         "report_to",
         "gradient_checkpointing",
+        "parallel",
+        "fsdp_regather",
     },
 }
 
@@ -112,6 +115,9 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     for section in ("model", "data", "train"):
         content = recipe.model_dump(mode="json")[section]
         for name, value in content.items():
+            if section == "train" and recipe.train.global_batch_size is not None:
+                if name in ("batch_size", "gradient_accumulation_steps"):
+                    continue  # how a step's batch is cut up
             if name not in _FREE.get(section, ()):
                 flat[f"{section}.{name}"] = value
     return flat
@@ -136,13 +142,18 @@ def last_checkpoint(folder: Path) -> Path:
 
 def _is_whole(checkpoint: Path) -> bool:
     # The Trainer writes its state last; the rest guards against what a copy or a disk cut short.
+    shards = sharded.has_shards(checkpoint)
+    if shards and not sharded.is_whole(checkpoint):
+        return False
     try:
-        with safe_open(checkpoint / "model.safetensors", "pt") as weights:
-            weights.keys()
+        if not shards:
+            with safe_open(checkpoint / "model.safetensors", "pt") as weights:
+                weights.keys()
         json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError):
         return False
-    needed = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
+    names = ("scheduler.pt",) if shards else ("optimizer.pt", "scheduler.pt")
+    needed = [checkpoint / name for name in names]
     return all(map(zipfile.is_zipfile, [*needed, *checkpoint.glob("rng_state*.pth")]))
 
 

@@ -67,6 +67,12 @@ class TrainSection(_Section):
     budget: Budget
     batch_size: int = Field(8, ge=1, description="sequences per device and micro-batch")
     gradient_accumulation_steps: int = Field(1, ge=1)
+    global_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="sequences per optimiser step over all devices; accumulation follows from it, "
+        "so that a run is the same on any number of devices",
+    )
     learning_rate: float = Field(3e-3, gt=0)
     adam_beta1: float = Field(0.9, ge=0, lt=1)
     adam_beta2: float = Field(0.95, ge=0, lt=1)
@@ -78,6 +84,14 @@ class TrainSection(_Section):
     decay_fraction: float = Field(0.2, ge=0, le=1, description="of all steps, linear to 0")
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: whole weights on each, or shards of them (FSDP2)"
+    )
+    fsdp_regather: bool = Field(
+        False,
+        description="gather each layer anew for every pass through it, one layer whole at a time; "
+        "False gathers once per optimiser step and keeps it for all recursions",
+    )
     seed: int = Field(0, ge=0, lt=2**32)
     logging_steps: int = Field(10, ge=1)
     eval_steps: int | None = Field(None, ge=1, description="None: only after the last step")
@@ -99,6 +113,37 @@ class TrainSection(_Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _devices(self) -> TrainSection:
+        if self.fsdp_regather and self.parallel != "fsdp":
+            raise ValueError(
+                f"fsdp_regather=True belongs to parallel='fsdp', not {self.parallel!r}"
+            )
+        if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"give global_batch_size={self.global_batch_size} or gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}, not both: the one follows from the other"
+            )
+        return self
+
+    def accumulation(self, world_size: int = 1) -> int:
+        """Micro-batches per optimiser step on each device.
+
+        Raises:
+            RecipeError: ``global_batch_size`` is no multiple of what one micro-batch takes.
+        """
+        if self.global_batch_size is None:
+            return self.gradient_accumulation_steps
+        at_once = self.batch_size * world_size
+        steps, left = divmod(self.global_batch_size, at_once)
+        if left or not steps:
+            raise RecipeError(
+                f"train.global_batch_size={self.global_batch_size} is no multiple of "
+                f"train.batch_size={self.batch_size} x {world_size} processes; "
+                f"use a batch_size that divides it, or {max(1, steps) * at_once}"
+            )
+        return steps
+
 
 class Recipe(_Section):
     """One training run."""
@@ -116,7 +161,7 @@ class Recipe(_Section):
 
     def sequences_per_step(self, world_size: int = 1) -> int:
         """Sequences of one optimiser step over all devices and micro-batches."""
-        return self.train.batch_size * self.train.gradient_accumulation_steps * world_size
+        return self.train.batch_size * self.train.accumulation(world_size) * world_size
 
     def model_config_for(self, vocab_size: int, eos_token_id: int | None) -> MoRConfig:
         """The network, with the vocabulary of the data unless the recipe names its own.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,13 @@ from mor.provenance import provenance
 from mor.train.arguments import training_arguments
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
+from mor.train.distributed import (
+    check_parallel,
+    check_ranks,
+    leaves_unused,
+    shard,
+    world_size,
+)
 from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, last_checkpoint, write_whole
 from mor.train.recipe import Recipe
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
@@ -81,26 +87,31 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         Interrupted: asked to stop; ``resume`` goes on.
     """
     data, section = recipe.data, recipe.train
+    check_parallel(recipe)
     if section.threads:
         torch.set_num_threads(section.threads)
     disable_progress_bar()  # one bar is enough: ours
     packed = PackedDataset(data.path, data.train_split, data.seq_len, order_seed=section.seed)
-    per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1")))
+    per_step = recipe.sequences_per_step(world_size())
     train_set = WholeSteps(packed, per_step)
     scored = PackedDataset(data.path, data.validation_split, data.seq_len)
     validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
     config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
-    arguments = training_arguments(recipe, plan)
+    arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
     checkpoint = None
     with arguments.main_process_first(local=False, desc="run folder"):
         if arguments.process_index == 0:
             checkpoint = claim(recipe, resume=resume, overwrite=overwrite)
         elif resume:
             checkpoint = last_checkpoint(recipe.run_dir / CHECKPOINTS)
+    if checkpoint is not None:
+        check_ranks(recipe, checkpoint)
     set_seed(section.seed)
     model = MoRForCausalLM(config)
     model.model.gradient_checkpointing = section.gradient_checkpointing
+    if section.parallel == "fsdp":
+        shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
     log, end = JsonLogCallback(recipe.run_dir / LOG), EndOfRunCallback()
     progress = ProgressCallback(recipe.name)
     trainer = MoRTrainer(
@@ -123,8 +134,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
             f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
             f"{arguments.output_dir}; go on with the same command and --resume"
         )
+    _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
     if trainer.is_world_process_zero():
-        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
         record = summary(recipe, plan, trainer)
         write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
@@ -172,10 +183,13 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
 
 
 def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
-    """Write ``model/`` beside, then move it into place."""
+    """Write ``model/`` beside, then move it into place. All ranks call: they may hold shards."""
     fresh = out.with_name(out.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(fresh, ignore_errors=True)
     trainer.save_model(str(fresh))
+    if not trainer.is_world_process_zero():
+        return
     (fresh / "training_args.bin").unlink(missing_ok=True)
     if tokenizer_dir.is_dir():
         AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer
 
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
@@ -21,6 +20,7 @@ from mor.model.metrics import batch_metrics
 from mor.model.router_base import Router
 from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
+from mor.train.distributed import RanksTrainer, all_finite
 
 
 def peak_memory_bytes() -> int | None:
@@ -35,7 +35,7 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class MoRTrainer(Trainer):
+class MoRTrainer(RanksTrainer):
     """Trainer with router losses and metrics in the log, and order left to the dataset.
 
     Args:
@@ -144,7 +144,7 @@ class MoRTrainer(Trainer):
         """Save a checkpoint, unless it holds a number that is none: the last good one stays."""
         with self._untimed():
             assert isinstance(self.model, nn.Module)
-            if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            if not all_finite(self.model):
                 raise self._diverged("a weight is not a finite number")
             super()._save_checkpoint(*args, **kwargs)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import torch
 from torch import Tensor
 
+from mor.config import MoRConfig
 from mor.model.router_base import Router, Scores
 from mor.model.routers.selection import top_k_rows
 
@@ -45,12 +48,37 @@ class FixedRouter(Router):
 class RandomRouter(Router):
     """Control: uniform random scores at the same capacities (``rand_router`` of the release).
 
-    Training draws anew at each call. Otherwise a token's score is a hash of its position, so that
+    Training draws anew at each call, one draw for the rows of all ranks, from the seed, the step
+    and the micro-batch: a run does not depend on how many ranks it has, nor on where it was
+    resumed. Otherwise a token's score is a hash of its position, so that
     its route never depends on the batch or on later tokens, and token u runs depth r iff
     u < capacity_r; its gate is spread as the scores of training's winners are.
     """
 
     looks_ahead = True
+
+    def __init__(self, config: MoRConfig) -> None:
+        super().__init__(config)
+        self._calls = 0
+
+    def finish_step(self) -> None:
+        """Count micro-batches from the beginning."""
+        self._calls = 0
+
+    def _draw(self, like: Tensor, depth: int) -> Tensor:
+        """Uniform numbers for the rows of this rank, [A, M]."""
+        ranks, rank = 1, 0
+        if self.over_ranks:
+            ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        rows, width = like.shape
+        self._calls += depth == 0
+        numbers = (torch.initial_seed(), self.step, self._calls, depth)
+        generator = torch.Generator(like.device)
+        generator.manual_seed(
+            int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
+        )
+        drawn = torch.rand(ranks * rows, width, device=like.device, generator=generator)
+        return drawn[rank * rows : (rank + 1) * rows]
 
     def score(
         self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
@@ -58,7 +86,7 @@ class RandomRouter(Router):
         """Uniform scores in [0, 1); the gate is alpha times the score."""
         value = self._hash(positions, 0)
         if self.training:
-            draw = torch.rand(positions.shape, device=positions.device)
+            draw = self._draw(positions, depth)
             return Scores(self.config.router_alpha * draw, draw, value)
         # The largest x of uniform draws are uniform in [1 - x, 1]; x is the share that goes on.
         capacities = self.config.router_capacities
