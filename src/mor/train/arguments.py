@@ -81,8 +81,6 @@ def training_arguments(
         prediction_loss_only=True,
         dataloader_num_workers=section.num_workers,
         dataloader_pin_memory=gpu,
-        # Ranks store the same buffers, and by default every parameter gets a gradient.
-        ddp_broadcast_buffers=False,
         ddp_find_unused_parameters=find_unused,
         report_to=report_to or "none",
         disable_tqdm=True,

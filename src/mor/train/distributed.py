@@ -7,12 +7,14 @@ tested on a CPU; and its checkpoints do not load without it.
 
 Units are the layers, private and shared, each gathered by its own forward; embedding, head, final
 norm and router belong to the root and are gathered when the step begins. A shared layer is one unit
-however often it runs: its gradient is complete, and is reduced once, after its first use's backward.
+however often it runs: its gradient is complete after the backward of its first use, and is reduced
+once.
 """
 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -63,7 +65,7 @@ def check_ranks(recipe: Recipe, checkpoint: Path) -> None:
     if section.global_batch_size is None and before not in (0, here):
         each = section.batch_size * section.gradient_accumulation_steps
         raise MorError(
-            f"{checkpoint} was written by {before} process(es), {before * each} sequences per step; "
+            f"{checkpoint} was written by {before} process(es), {before * each} sequences a step; "
             f"{here} with train.batch_size={section.batch_size} would make it {here * each}: start "
             f"{before}, or begin runs with train.global_batch_size, which fits any number"
         )
@@ -101,6 +103,8 @@ def shard(
     """
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    # Outputs are views here and nobody changes them in place.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     narrow = torch.bfloat16 if dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(narrow, torch.float32, cast_forward_inputs=False)
@@ -124,6 +128,17 @@ def _no_sync(model: FSDPModule) -> Iterator[None]:
         yield
     finally:
         model.set_requires_gradient_sync(True)
+
+
+def eval_batch_size(sequences: int, limit: int) -> int:
+    """Sequences per device so that every rank's last evaluation batch is whole, at most ``limit``.
+
+    Accelerate fills up a last batch that is not with sequences from the front, and the Trainer
+    gives each sequence the mean of its batch: the score would depend on the number of ranks.
+    """
+    ranks = world_size()
+    sizes = range(limit, 0, -1)
+    return next((n for n in sizes if sequences % (n * ranks) == 0), 1) if ranks > 1 else limit
 
 
 def is_sharded(model: Any) -> bool:
@@ -168,6 +183,13 @@ class RanksTrainer(Trainer):
             release(self.model)
         return loss
 
+    lr_scheduler: Any
+
+    @property
+    def _network(self) -> nn.Module:
+        assert isinstance(self.model, nn.Module)
+        return self.model
+
     @property
     def _plain_optimizer(self) -> Any:
         return getattr(self.optimizer, "optimizer", self.optimizer)
@@ -177,7 +199,7 @@ class RanksTrainer(Trainer):
         if not is_sharded(self.model):
             super().save_model(output_dir, _internal_call)
             return
-        out = Path(output_dir or self.args.output_dir)
+        out = Path(output_dir or str(self.args.output_dir))
         if _internal_call:
             sharded.save_shards(self.model, out)
         else:
@@ -187,7 +209,7 @@ class RanksTrainer(Trainer):
         if not is_sharded(self.model):
             super()._save_optimizer_and_scheduler(output_dir)
             return
-        sharded.save_optimizer(self.model, self._plain_optimizer, Path(output_dir))
+        sharded.save_optimizer(self._network, self._plain_optimizer, Path(output_dir))
         if self.args.should_save:
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
 
@@ -197,7 +219,7 @@ class RanksTrainer(Trainer):
         """Weights from either kind of checkpoint into either kind of model."""
         checkpoint = Path(resume_from_checkpoint)
         if is_sharded(self.model) or sharded.has_shards(checkpoint):
-            sharded.load_weights(self.model, checkpoint)
+            sharded.load_weights(self._network, checkpoint)
         else:
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -207,7 +229,7 @@ class RanksTrainer(Trainer):
         ):
             super()._load_optimizer_and_scheduler(checkpoint)
             return
-        sharded.load_optimizer(self.model, self._plain_optimizer, Path(checkpoint))
+        sharded.load_optimizer(self._network, self._plain_optimizer, Path(checkpoint))
         schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
         self.lr_scheduler.load_state_dict(schedule)
 

@@ -112,13 +112,13 @@ def _check_same(recipe: Recipe) -> None:
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """Fields that decide the weights, by dotted name."""
     flat = {}
+    free = {"model": set(), **_FREE}
+    if recipe.train.global_batch_size is not None:  # how a step's batch is cut up does not matter
+        free["train"] = free["train"] | {"batch_size", "gradient_accumulation_steps"}
     for section in ("model", "data", "train"):
         content = recipe.model_dump(mode="json")[section]
         for name, value in content.items():
-            if section == "train" and recipe.train.global_batch_size is not None:
-                if name in ("batch_size", "gradient_accumulation_steps"):
-                    continue  # how a step's batch is cut up
-            if name not in _FREE.get(section, ()):
+            if name not in free[section]:
                 flat[f"{section}.{name}"] = value
     return flat
 

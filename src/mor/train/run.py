@@ -24,6 +24,7 @@ from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallb
 from mor.train.distributed import (
     check_parallel,
     check_ranks,
+    eval_batch_size,
     leaves_unused,
     shard,
     world_size,
@@ -99,6 +100,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
     arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
+    arguments.per_device_eval_batch_size = eval_batch_size(len(validation), section.batch_size)
     checkpoint = None
     with arguments.main_process_first(local=False, desc="run folder"):
         if arguments.process_index == 0:

@@ -60,20 +60,18 @@ def is_whole(checkpoint: Path) -> bool:
     return True
 
 
-def _weights(model: nn.Module, **options: Any) -> dict[str, Any]:
+def _weights(model: Any, **options: Any) -> dict[str, Any]:
     """The state dict by plain names, a tied head left out: it is the embedding."""
     found = get_model_state_dict(model, options=StateDictOptions(**options))
-    if getattr(model, "config").tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         found.pop(_HEAD, None)
     return found
 
 
-def _put_weights(model: nn.Module, weights: dict[str, Any], **options: Any) -> None:
-    weights = {name: tensor for name, tensor in weights.items() if name != _HEAD} | (
-        {_HEAD: weights["model.embed_tokens.weight"]}
-        if getattr(model, "config").tie_word_embeddings
-        else {_HEAD: weights[_HEAD]}
-    )
+def _put_weights(model: Any, weights: dict[str, Any], **options: Any) -> None:
+    """What :func:`_weights` gave, back; every weight has to be there."""
+    if model.config.tie_word_embeddings:
+        weights = weights | {_HEAD: weights["model.embed_tokens.weight"]}
     set_model_state_dict(model, weights, options=StateDictOptions(**options))
 
 
