@@ -120,7 +120,9 @@ def run_recursions(
                 result.losses[name] = result.losses.get(name, 0) + term
         if keep_traces:
             like = torch.empty(tokens.shape[:2], device=tokens.device)
-            trace = DepthTrace(scores, packing, as_mask(active, like, candidates_valid))
+            # Cut off: DDP would take what is returned for a way to the loss.
+            mask = as_mask(active, like, candidates_valid)
+            trace = DepthTrace(scores.detach(), packing, mask)
             result.traces.append(trace)
         if active is not None:
             inner = _inner_packing(active, candidates_valid, tokens.shape[1])

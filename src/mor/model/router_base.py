@@ -39,10 +39,15 @@ class Scores:
 
     def take(self, packing: Packing) -> Scores:
         """The same for the tokens of ``packing``."""
+        return self._each(packing.gather)
+
+    def detach(self) -> Scores:
+        """The same, cut from the graph."""
+        return self._each(Tensor.detach)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Scores:
         parts = {name: getattr(self, name) for name in ("gate", "logits", "decision", "choice")}
-        return replace(
-            self, **{k: None if v is None else packing.gather(v) for k, v in parts.items()}
-        )
+        return replace(self, **{k: None if v is None else change(v) for k, v in parts.items()})
 
 
 class RouterNet(nn.Module):

@@ -183,6 +183,13 @@ class RanksTrainer(Trainer):
             release(self.model)
         return loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """As ever; what it gathered is let go."""
+        scores = super().evaluate(*args, **kwargs)
+        if is_sharded(self.model):
+            release(self.model)
+        return scores
+
     lr_scheduler: Any
 
     @property

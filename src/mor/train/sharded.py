@@ -12,6 +12,7 @@ round.
 from __future__ import annotations
 
 import random
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -60,6 +62,23 @@ def is_whole(checkpoint: Path) -> bool:
     return True
 
 
+def _read(found: dict[str, Any], folder: Path) -> None:
+    """Fill ``found`` from ``folder``; without ranks, this process reads all of it.
+
+    Raises:
+        MorError: a file is missing or damaged, or it is the checkpoint of another network.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.distributed is disabled")
+        try:
+            dcp.load(found, checkpoint_id=folder)
+        except (CheckpointException, OSError, RuntimeError, ValueError) as error:
+            failures = getattr(error, "failures", {})  # the first rank's, its trace left out
+            first = next(iter(failures.values()))[0] if failures else error
+            line = " ".join(str(first).split())[:200]
+            raise MorError(f"{folder} is missing a file or damaged: {line}") from error
+
+
 def _weights(model: Any, **options: Any) -> dict[str, Any]:
     """The state dict by plain names, a tied head left out: it is the embedding."""
     found = get_model_state_dict(model, options=StateDictOptions(**options))
@@ -92,7 +111,7 @@ def load_weights(model: nn.Module, checkpoint: Path) -> None:
     """Weights and buffers from a checkpoint of either kind into a model of either kind."""
     if has_shards(checkpoint):
         found = {"model": _weights(model)}
-        dcp.load(found, checkpoint_id=checkpoint / WEIGHTS)
+        _read(found, checkpoint / WEIGHTS)
         _put_weights(model, found["model"])
         return
     _put_weights(model, load_file(checkpoint / "model.safetensors"), full_state_dict=True)
@@ -102,7 +121,7 @@ def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
     """The optimiser's state, likewise."""
     if has_shards(checkpoint):
         found = {"optimizer": get_optimizer_state_dict(model, optimizer)}
-        dcp.load(found, checkpoint_id=checkpoint / OPTIMIZER)
+        _read(found, checkpoint / OPTIMIZER)
         set_optimizer_state_dict(model, optimizer, found["optimizer"])
         return
     found = torch.load(checkpoint / "optimizer.pt", map_location="cpu", weights_only=True)
@@ -160,6 +179,8 @@ def merge(checkpoint: Path, out: Path) -> None:
     model = MoRForCausalLM(config)
     try:
         load_weights(model, checkpoint)
+    except MorError:
+        raise
     except Exception as error:  # the libraries raise whatever a broken file happens to cause
         line = " ".join(str(error).split())[:200]
         raise MorError(f"{checkpoint} is missing a file or damaged: {line}") from error

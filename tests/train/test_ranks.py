@@ -1,0 +1,207 @@
+"""Two and four processes train as one does: DDP, FSDP2, checkpoints that go from one to another.
+
+``ranks_worker`` makes all the runs, once; each test reads what it left.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from mor.cli import main
+from mor.errors import MorError
+from mor.hf.load import load_model, load_tokenizer
+from mor.train import sharded
+from mor.train.folder import last_checkpoint
+from tests.train.ranks_worker import MODES, PHASES, SAVED, SETTINGS, STEPS, Job, run_folder
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(sys.platform == "win32", reason="forks"),
+    pytest.mark.xdist_group("ranks"),
+]
+JOBS = [job for phase in PHASES for job in phase]
+SEVERAL = [job for job in JOBS if job.world > 1 or job.after]
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with every run in it."""
+    folder = tmp_path_factory.mktemp("ranks")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.train.ranks_worker", str(folder)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        said = process.communicate(timeout=400)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        pytest.fail("the ranks hang: " + process.communicate()[0][-3000:])
+    assert process.returncode == 0, said[-3000:]
+    return folder
+
+
+def log_of(runs: Path, job: Job) -> list[dict[str, Any]]:
+    lines = (run_folder(runs, job) / "log.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def logged(runs: Path, job: Job, name: str) -> list[float]:
+    return [entry[name] for entry in log_of(runs, job) if name in entry]
+
+
+def seen(runs: Path, job: Job) -> list[dict[str, Any]]:
+    """What each rank saw."""
+    return [json.loads((runs / f"{job.name}.{n}.json").read_text()) for n in range(job.world)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_every_setting_meets_every_number_of_ranks() -> None:
+    """Otherwise a test below could pass for want of runs."""
+    for setting in SETTINGS:
+        assert {job.world for job in JOBS if job.setting == setting} >= {1, 2}
+    assert {(job.world, job.mode) for job in SEVERAL} >= {(n, m) for n in (2, 4) for m in MODES}
+
+
+@pytest.mark.parametrize("job", SEVERAL, ids=lambda job: job.name)
+def test_as_one_process(job: Job, runs: Path) -> None:
+    """Losses, parts of the loss, gradient norms, scores, weights and stored boundaries."""
+    alone = Job(job.setting, 1)
+    names = {name for entry in log_of(runs, alone) for name in entry}
+    losses = {"loss", "lm_loss", "grad_norm", "eval_loss"} & names
+    losses |= {name for name in names if name.startswith("router/") and name.endswith("_loss")}
+    for name in losses | {"tokens", "flops", "step"}:
+        expected = logged(runs, alone, name)
+        assert len(expected) >= (1 if name == "eval_loss" else STEPS)
+        assert logged(runs, job, name) == pytest.approx(expected, rel=2e-5, abs=1e-6), name
+    found, expected = weights(run_folder(runs, job)), weights(run_folder(runs, alone))
+    assert found.keys() == expected.keys()
+    assert_close(found, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_something_was_learnt(runs: Path) -> None:
+    """Equal runs that stand still would prove nothing."""
+    for setting in SETTINGS:
+        losses = logged(runs, Job(setting, 1), "loss")
+        assert losses[-1] < losses[0] - 0.1
+        assert len({round(loss, 4) for loss in losses}) == STEPS
+
+
+@pytest.mark.parametrize("job", SEVERAL, ids=lambda job: job.name)
+def test_ranks_end_alike(job: Job, runs: Path) -> None:
+    """Boundaries and biases are the same bits on every rank; weights stay tied and sharded."""
+    first, *others = found = seen(runs, job)
+    assert all(other["buffers"] == first["buffers"] for other in others)
+    if job.setting in ("threshold", "long", "unused"):
+        moved = first["buffers"]["bias" if job.setting == "unused" else "boundary"]
+        assert any(moved)
+    tied = SETTINGS[job.setting][1].get("tie_word_embeddings", True)
+    assert all(one["tied"] == tied for one in found)
+    if job.mode == "ddp":
+        assert not any(any(one["sharded"]) for one in found)
+        assert all(one["held"] == first["parameters"] for one in found)
+    else:
+        assert all(all(one["sharded"]) for one in found)
+        assert sum(one["held"] for one in found) == first["parameters"]
+        assert first["held"] < 1.2 * first["parameters"] / job.world + 100
+
+
+def test_some_ranks_had_no_token(runs: Path) -> None:
+    """The runs of ``sparse`` are those in which a rank would have left the others waiting."""
+    sparse = [job for job in SEVERAL if job.setting == "sparse"]
+    assert len(sparse) >= 3
+    for job in sparse:
+        if job.world == 4:
+            assert any(one["nobody"] for one in seen(runs, job))
+
+
+# Checkpoints ------------------------------------------------------------------------------------
+
+
+def checkpoint(runs: Path, job: Job, step: int = SAVED) -> Path:
+    return run_folder(runs, job) / "checkpoints" / f"checkpoint-{step}"
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_checkpoints_are_sharded(world: int, runs: Path) -> None:
+    """Each rank wrote a part, none the whole; nothing but shards holds weights."""
+    folder = checkpoint(runs, Job("long", world, "fsdp"))
+    for part in (sharded.WEIGHTS, sharded.OPTIMIZER):
+        sizes = [path.stat().st_size for path in (folder / part).glob("*.distcp")]
+        assert len(sizes) == world
+        assert max(sizes) < 0.75 * sum(sizes)
+    assert not (folder / "model.safetensors").exists()
+    assert not (folder / "optimizer.pt").exists()
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_merged_is_what_one_process_has(
+    world: int, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``mor merge`` leaves a model folder, tokenizer included."""
+    folder, out = checkpoint(runs, Job("long", world, "fsdp")), tmp_path / "merged"
+    monkeypatch.setattr("sys.argv", ["mor", "merge", str(folder), "--out", str(out)])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code
+    assert [path.name for path in out.glob("*.safetensors")] == ["model.safetensors"]
+    merged = load_model(out)
+    expected = load_file(checkpoint(runs, Job("long", 1)) / "model.safetensors")
+    state = merged.state_dict()
+    assert_close({name: state[name] for name in expected}, expected, rtol=1e-4, atol=2e-6)
+    assert merged.get_input_embeddings().weight is merged.get_output_embeddings().weight
+    assert merged.config.architectures == ["MoRForCausalLM"]
+    text = "thou said to my king"
+    tokenizer = load_tokenizer(out)
+    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert merged.generate(torch.tensor([[5, 7]]), max_new_tokens=3, do_sample=False).shape == (
+        1,
+        5,
+    )
+
+
+def test_merge_takes_a_run_and_an_ordinary_checkpoint(runs: Path, tmp_path: Path) -> None:
+    sharded.merge(checkpoint(runs, Job("long", 1)), tmp_path / "plain")
+    expected = load_file(checkpoint(runs, Job("long", 1)) / "model.safetensors")
+    assert_close(load_file(tmp_path / "plain" / "model.safetensors"), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("part", [sharded.WEIGHTS, sharded.OPTIMIZER])
+@pytest.mark.parametrize("harm", ["cut", "gone", "metadata"])
+def test_a_damaged_shard_is_passed_over(part: str, harm: str, runs: Path, tmp_path: Path) -> None:
+    source = run_folder(runs, Job("long", 2, "fsdp")) / "checkpoints"
+    shutil.copytree(source, tmp_path / "checkpoints")
+    folder = tmp_path / "checkpoints" / f"checkpoint-{STEPS}"
+    assert last_checkpoint(folder.parent) == folder
+    victim = max((folder / part).glob("*.distcp"), key=lambda path: path.stat().st_size)
+    if harm == "cut":
+        victim.write_bytes(victim.read_bytes()[:-60])
+    elif harm == "gone":
+        victim.unlink()
+    else:
+        (folder / part / ".metadata").write_bytes(b"no metadata")
+    assert last_checkpoint(folder.parent).name == f"checkpoint-{SAVED}"
+    if part == sharded.WEIGHTS:
+        with pytest.raises(MorError, match="is missing a file or damaged"):
+            sharded.merge(folder, tmp_path / "out")
+        assert not (tmp_path / "out").exists()
