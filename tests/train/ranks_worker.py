@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mor.model import recursion
@@ -64,6 +65,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         {},
     ),
     "accumulate": ("threshold", {}, {"gradient_accumulation_steps": 2}),
+    "narrow": ("expert_choice", {}, {"dtype": "bfloat16"}),
     "checkpointing": ("token_choice", {}, {"gradient_checkpointing": True}),
     # Three groups of parameters, a warm-up that ends after the checkpoint.
     "long": (
@@ -98,7 +100,9 @@ PLAIN = ("expert_choice", "threshold", "token_choice", "random", "fixed")
 PHASES: list[list[Job]] = [
     [Job(setting, 1) for setting in SETTINGS],
     [
-        *(Job(setting, 2, mode) for setting in PLAIN for mode in ("ddp", "fsdp")),
+        *(Job(setting, 2, mode) for setting in PLAIN[:3] for mode in ("ddp", "fsdp")),
+        Job("random", 2, "ddp"),
+        Job("fixed", 2, "fsdp"),
         Job("threshold", 2, "regather"),
         Job("apart", 2, "ddp"),
         Job("apart", 2, "fsdp"),
@@ -108,8 +112,8 @@ PHASES: list[list[Job]] = [
         Job("accumulate", 2, "ddp"),
         Job("accumulate", 2, "fsdp"),
         Job("accumulate", 2, "regather"),
-        Job("checkpointing", 2, "ddp"),
-        Job("checkpointing", 2, "fsdp"),
+        Job("narrow", 2, "ddp"),
+        Job("narrow", 2, "fsdp"),
         Job("checkpointing", 2, "regather"),
         Job("long", 2, "fsdp"),
         Job("long", 2, "fsdp", after="long-ddp-1"),
@@ -118,7 +122,7 @@ PHASES: list[list[Job]] = [
         Job("expert_choice", 4, "fsdp"),
         Job("threshold", 4, "ddp"),
         Job("token_choice", 4, "regather"),
-        Job("random", 4, "ddp"),
+        Job("random", 4, "fsdp"),
         Job("sparse", 4, "regather"),
         Job("sparse", 4, "fsdp"),
         Job("long", 4, "fsdp"),
@@ -165,10 +169,30 @@ def work(root: Path, rank: int, phase: list[Job]) -> None:
         seen["nobody"] += 1
         return nobody(*args)
 
+    def counting(inner: Any, kind: str) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            seen[kind] += stepping[0]
+            return inner(*args, **kwargs)
+
+        return call
+
+    def step(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
+        stepping[0] = 1
+        loss = plain_step(self, *args, **kwargs)
+        stepping[0] = 0
+        return loss
+
+    stepping, plain_step = [0], MoRTrainer.training_step
     MoRTrainer.train, recursion.nobody = watched, counted  # type: ignore[method-assign]
+    MoRTrainer.training_step = step  # type: ignore[method-assign]
+    # What FSDP2 calls, in older and newer torch.
+    for kind in ("all_gather", "reduce_scatter"):
+        for name in (f"{kind}_single", f"{kind}_into_tensor", f"{kind}_tensor"):
+            if hasattr(dist, name):
+                setattr(dist, name, counting(getattr(dist, name), kind))
     for job in phase:
         seen.clear()
-        seen["nobody"] = 0
+        seen.update({"nobody": 0, "all_gather": 0, "reduce_scatter": 0})
         router, model, fields = SETTINGS[job.setting]
         common = {
             "batch_size": 4 // job.world,

@@ -90,13 +90,16 @@ def test_as_one_process(job: Job, runs: Path) -> None:
     names = {name for entry in log_of(runs, alone) for name in entry}
     losses = {"loss", "lm_loss", "grad_norm", "eval_loss"} & names
     losses |= {name for name in names if name.startswith("router/") and name.endswith("_loss")}
+    # bfloat16 has 8 bits; what is summed in which order shows.
+    narrow = job.setting == "narrow"
+    near = {"rel": 1e-3, "abs": 1e-3} if narrow else {"rel": 2e-5, "abs": 1e-6}
     for name in losses | {"tokens", "flops", "step"}:
         expected = logged(runs, alone, name)
         assert len(expected) >= (1 if name == "eval_loss" else STEPS)
-        assert logged(runs, job, name) == pytest.approx(expected, rel=2e-5, abs=1e-6), name
+        assert logged(runs, job, name) == pytest.approx(expected, **near), name
     found, expected = weights(run_folder(runs, job)), weights(run_folder(runs, alone))
     assert found.keys() == expected.keys()
-    assert_close(found, expected, rtol=1e-4, atol=2e-6)
+    assert_close(found, expected, rtol=1e-4, atol=3e-3 if narrow else 2e-6)
 
 
 def test_something_was_learnt(runs: Path) -> None:
@@ -124,6 +127,19 @@ def test_ranks_end_alike(job: Job, runs: Path) -> None:
         assert all(all(one["sharded"]) for one in found)
         assert sum(one["held"] for one in found) == first["parameters"]
         assert first["held"] < 1.2 * first["parameters"] / job.world + 100
+
+
+@pytest.mark.parametrize("job", [j for j in SEVERAL if not j.after], ids=lambda job: job.name)
+def test_gathered_once_per_step(job: Job, runs: Path) -> None:
+    """The paper's point: R recursions for one gather, over all micro-batches of a step."""
+    micro = 2 if job.setting == "accumulate" else 1
+    # Root, one private layer before and after, a block of one layer that runs R = 3 times.
+    gathers = {"ddp": 0, "fsdp": 1 + 2 + 1, "regather": micro * (1 + 2 * 2 + 2 * 3)}[job.mode]
+    # With several micro-batches the block's earlier gradients go on their way before its last.
+    reduces = 0 if job.mode == "ddp" else 1 + 2 + micro
+    for one in seen(runs, job):
+        assert one["all_gather"] == STEPS * gathers
+        assert one["reduce_scatter"] == STEPS * reduces
 
 
 def test_some_ranks_had_no_token(runs: Path) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed import ReduceOp, all_reduce
 
 _DIGIT = 11
 _INTEGER = {4: torch.int32, 8: torch.int64}
@@ -53,7 +52,7 @@ def boundary_over_ranks(values: Tensor, kept: Tensor, valid: Tensor | None) -> T
         digit = ((keys >> low) + offset) & (size - 1)
         counts = torch.zeros(size, dtype=torch.long, device=values.device)
         counts.scatter_add_(0, digit, alive.long())
-        all_reduce(counts)
+        torch.distributed.all_reduce(counts)
         downwards = counts.flip(0)
         reached = downwards.cumsum(0)
         if high == bits:
@@ -68,7 +67,7 @@ def boundary_over_ranks(values: Tensor, kept: Tensor, valid: Tensor | None) -> T
     rest = real & (keys < key)
     below = values.masked_fill(~rest, -torch.inf)
     below = torch.cat((below, below.new_full((1,), -torch.inf))).max()
-    all_reduce(below, ReduceOp.MAX)
+    torch.distributed.all_reduce(below, torch.distributed.ReduceOp.MAX)
     # Equal values stand on both sides of the boundary; with none kept it is the largest.
     first_out = torch.where((above + equal > kept) | (kept < 1), last_in, below)
     boundary = torch.where(kept >= number, last_in - 1e-3, (last_in + first_out) / 2)
