@@ -1,7 +1,8 @@
 """Count what one training step sends between ranks: DDP, FSDP2 gathered once, gathered per pass.
 
-    python benchmarks/wire_bytes.py                             # 360M shapes, two gloo processes
-    python benchmarks/wire_bytes.py --preset 135m --ranks 4
+    python benchmarks/wire_bytes.py                    # the paper's 135M shape, two gloo processes
+    python benchmarks/wire_bytes.py --preset 360m      # about 6 GB of memory for each process
+    python benchmarks/wire_bytes.py --ranks 4
 
 Every collective of one step (forward, backward; the optimiser sends nothing) is counted as torch is
 asked for it, with its payload: the whole of the gathered, scattered or reduced tensor. These are
@@ -14,6 +15,7 @@ stands what the formula gives: parameters of every unit times how often it is ga
 # No `from __future__ import annotations`: DDP looks at the types of its hook.
 
 import argparse
+import gc
 import os
 import signal
 import tempfile
@@ -168,6 +170,7 @@ def work(args: argparse.Namespace, rank: int, meet: str) -> None:
     for variant in VARIANTS:
         for mode in MODES:
             records.append(measure(args, variant, mode))
+            gc.collect()  # wrapped models hold themselves in circles
             if rank == 0:
                 append_jsonl(args.out, records[-1] | header)
     if rank == 0:
@@ -206,7 +209,7 @@ def show(records: list[dict[str, Any]]) -> None:
 def main() -> None:
     """Fork the ranks and wait."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default="360m")
+    parser.add_argument("--preset", default="135m")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=16)
