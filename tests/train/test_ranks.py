@@ -6,10 +6,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.train import sharded
 from mor.train.folder import last_checkpoint
+from tests.processes import run_group
 from tests.train.ranks_worker import MODES, PHASES, SAVED, SETTINGS, STEPS, Job, run_folder
 
 pytestmark = [
@@ -33,28 +31,13 @@ pytestmark = [
 ]
 JOBS = [job for phase in PHASES for job in phase]
 SEVERAL = [job for job in JOBS if job.world > 1 or job.after]
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with every run in it."""
     folder = tmp_path_factory.mktemp("ranks")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "tests.train.ranks_worker", str(folder)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        said = process.communicate(timeout=400)[0]
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        pytest.fail("the ranks hang: " + process.communicate()[0][-3000:])
-    assert process.returncode == 0, said[-3000:]
+    run_group(["-m", "tests.train.ranks_worker", str(folder)], timeout=400)
     return folder
 
 
