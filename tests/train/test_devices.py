@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mor.cli import main
 from mor.errors import MorError
 from mor.train import Recipe, RecipeError, train
 from mor.train.distributed import eval_batch_size, leaves_unused
@@ -109,3 +110,36 @@ def test_defaults_are_written_out(data: Path, tmp_path: Path) -> None:
     dumped = tiny_recipe(data, tmp_path).model_dump()["train"]
     assert (dumped["parallel"], dumped["fsdp_regather"]) == ("ddp", False)
     assert "parallel" not in tiny_fields(data, tmp_path)["train"]
+
+
+# mor merge ---------------------------------------------------------------------------------------
+
+
+def mor(*words: object) -> int:
+    """The exit status of a command line."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["mor", *map(str, words)])
+        try:
+            main()
+        except SystemExit as ended:
+            return int(ended.code or 0)
+    return 0
+
+
+def test_merge_says_what_is_wrong(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = train(recipe_of(data, tmp_path, save_steps=4))
+    out = tmp_path / "out"
+    assert mor("merge", tmp_path / "nothing", "--out", out) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert mor("merge", folder, "--out", data) == 2
+    assert "exists already" in capsys.readouterr().err
+    (folder / "recipe.yaml").unlink()
+    assert mor("merge", folder, "--out", out) == 2
+    assert "--tokenizer" in capsys.readouterr().err
+    assert mor("merge", data, "--out", out, "--tokenizer", folder / "model") == 2
+    assert "is no checkpoint: config.json is missing" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out*"))
+    assert mor("merge", folder, "--out", out, "--tokenizer", folder / "model") == 0
+    assert {"model.safetensors", "tokenizer.json"} <= {path.name for path in out.iterdir()}

@@ -97,7 +97,8 @@ def shard(
         regather: False: every weight is gathered once per optimiser step, stays for all recursions,
             forward, backward and micro-batches, and is let go by :func:`release`. True: a layer is
             gathered for each pass through it and let go after it, so that one layer is whole at
-            a time; each of the R recursions then gathers the block anew, forward and backward.
+            a time; each of the R recursions then gathers the block anew, forward and backward, and
+            every micro-batch reduces its gradients.
         dtype: ``bfloat16`` gathers layers in bfloat16, in which autocast would use them anyway;
             root, gradients and sums stay float32.
     """
@@ -114,11 +115,12 @@ def shard(
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     root: Any = model
+    inner.router.lockstep = True
     if not regather:
         root.set_reshard_after_backward(False)
-    inner.router.lockstep = True
-    # Accelerate looks for this name when it accumulates gradients.
-    root.no_sync = partial(_no_sync, root)
+        # Accelerate looks for this name when it accumulates gradients. Without it every micro-batch
+        # reduces its own, and no gradient stays whole: what short memory wants.
+        root.no_sync = partial(_no_sync, root)
 
 
 @contextmanager
