@@ -17,7 +17,7 @@ from torch.testing import assert_close
 from mor import MoRForCausalLM
 from mor.model.routers import batch_boundary
 from mor.model.routers.quantile import boundary_over_ranks
-from tests.strategies import random_ids, small_config
+from tests.strategies import KV_SHARING, random_ids, small_config
 
 SUM, MAX = torch.distributed.ReduceOp.SUM, torch.distributed.ReduceOp.MAX
 
@@ -161,3 +161,44 @@ def test_outside_training_nobody_is_asked() -> None:
         model(ids, routing="topk")
         with pytest.raises(AssertionError, match="a message"):
             model.train()(ids)
+
+
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
+@pytest.mark.parametrize("first", [0, 1, 2])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_rank_without_a_token_keeps_step(kv_sharing: str, first: int, padded: bool) -> None:
+    """From depth ``first`` on it has none: it runs every depth and nothing of it is to be seen."""
+    capacities = [0.9, 0.6, 0.3]
+    config = small_config("threshold", router_capacities=capacities, kv_sharing=kv_sharing)
+    torch.manual_seed(0)
+    model = MoRForCausalLM(config).eval()
+    model.model.router.boundary.fill_(-torch.inf)
+    model.model.router.boundary[first:] = torch.inf
+    ids = random_ids(1, 2, 9)
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[0, :4] = 0
+    plain = model(ids, attention_mask=mask, labels=ids, output_hidden_states=True)
+    ran: list[int] = []
+    before = model.model.recurse
+
+    def noted(hidden: Tensor, depth: int, *rest: Any) -> Tensor:
+        ran.append(depth)
+        return before(hidden, depth, *rest)
+
+    model.model.recurse = noted  # type: ignore[method-assign]
+    model.model.router.lockstep = True
+    kept = model(ids, attention_mask=mask, labels=ids, output_hidden_states=True)
+    assert ran == [0, 1, 2]
+    assert int(kept.depths.max()) == first
+    for one, other in zip(
+        (kept.logits, kept.depths, *kept.hidden_states),
+        (plain.logits, plain.depths, *plain.hidden_states),
+        strict=True,
+    ):
+        assert_close(one, other, rtol=0, atol=0)
+    kept.loss.backward()
+    if first == 0:
+        for parameter in model.model.block.parameters():
+            assert parameter.grad is not None
+            assert not parameter.grad.any()
