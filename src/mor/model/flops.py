@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mor.choices import default_capacities
 from mor.config import MoRConfig
@@ -69,6 +70,7 @@ def flops_per_token(
     seq_len: int,
     active: Sequence[float] | None = None,
     convention: Convention = "exact",
+    pairs: Sequence[float] | None = None,
 ) -> Flops:
     """FLOPs per token of sequences of ``seq_len``.
 
@@ -76,6 +78,8 @@ def flops_per_token(
         config: the model.
         seq_len: tokens per sequence; attention grows with it.
         active: share of tokens that run each depth; default :func:`active_fractions`.
+        pairs: query-key pairs at each depth, per token of the sequence; default those of active
+            tokens spread evenly over rows.
         convention: ``exact`` counts what runs; ``paper`` the paper's published budgets (module
             docstring).
     """
@@ -86,22 +90,21 @@ def flops_per_token(
     keys = queries if paper else config.num_key_value_heads * config.head_dim
     key_value = 2 * 2 * width * keys
     linear = 2 * (2 * width * queries + 3 * width * ffn) + key_value
-    # QK and AV, 2 FLOPs per multiply-add, over the causal half of seq_len keys.
-    attention = 2 * 2 * queries * seq_len / 2
+    # QK and AV, 2 FLOPs per multiply-add; a token meets the causal half of seq_len keys.
+    per_pair = 2 * 2 * queries
+    attention = per_pair * seq_len / 2
+    if pairs is None:
+        reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
+        pairs = [share * keys * seq_len / 2 for share, keys in zip(shares, reach, strict=True)]
     layers = config.num_recursion_layers
     recurse = []
     for depth, share in enumerate(shares):
-        if config.kv_sharing == "none":
-            one = share * linear + share**2 * attention
-        else:
-            skipped = 0.0
-            if config.kv_sharing == "recursive":
-                slices = range(depth * layers, (depth + 1) * layers)
-                again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
-                skipped = key_value * again / layers
-            reach = shares[0]
-            one = share * (linear - skipped) + share * reach * attention
-        recurse.append(layers * one)
+        skipped = 0.0
+        if config.kv_sharing == "recursive":
+            slices = range(depth * layers, (depth + 1) * layers)
+            again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
+            skipped = key_value * again / layers
+        recurse.append(layers * (share * (linear - skipped) + per_pair * pairs[depth]))
     return Flops(
         prelude=config.num_prelude_layers * (linear + attention),
         recurse=tuple(recurse),
@@ -110,6 +113,18 @@ def flops_per_token(
         router=0.0 if paper else _router_flops(config, shares),
         backward=0.0 if paper else 2.0,
     )
+
+
+def batch_flops(config: MoRConfig, depths: Tensor) -> Flops:
+    """FLOPs per token of one batch as it was routed, from the recursions of its tokens [B, T]."""
+    batch, width = depths.shape
+    active = [depths > depth for depth in range(config.num_recursions)]
+    # A token meets the keys of its own depth, or depth 0's, of its row up to its own: on average
+    # half a key fewer than there are, as seq_len / 2 says of a whole row.
+    met = [(a if config.kv_sharing == "none" else active[0]).cumsum(1) - 0.5 for a in active]
+    pairs = [float((m * a).sum()) / (batch * width) for m, a in zip(met, active, strict=True)]
+    shares = [float(a.float().mean()) for a in active]
+    return flops_per_token(config, width, shares, pairs=pairs)
 
 
 def _router_flops(config: MoRConfig, shares: list[float]) -> float:

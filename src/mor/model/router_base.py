@@ -39,10 +39,12 @@ class Scores:
 
     def take(self, packing: Packing) -> Scores:
         """The same for the tokens of ``packing``."""
+        return self.map(packing.gather)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Scores:
+        """``change`` done to every tensor there is."""
         parts = {name: getattr(self, name) for name in ("gate", "logits", "decision", "choice")}
-        return replace(
-            self, **{k: None if v is None else packing.gather(v) for k, v in parts.items()}
-        )
+        return replace(self, **{k: None if v is None else change(v) for k, v in parts.items()})
 
 
 class RouterNet(nn.Module):

@@ -172,6 +172,7 @@ class MoRTrainer(Trainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The model's own loss; in training, its parts are kept for the log."""
+        inputs = {**inputs, "return_logits": False}  # nobody here looks at them
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         upcoming = self.state.global_step + 1
