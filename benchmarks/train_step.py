@@ -138,7 +138,8 @@ class Variant:
         config: Any = self.model.config
         tokens = self.args.batch * self.args.seq_len
         if self.ours:
-            self.flops = batch_flops(config, plain.depths).training * tokens
+            documents = self.batch.get("document_ids")
+            self.flops = batch_flops(config, plain.depths, documents).training * tokens
             self.model.model.use_compiled_layers(self.args.compile)
         else:
             vanilla = variants(self.args)["vanilla"]()

@@ -226,3 +226,14 @@ def test_a_batch_routed_as_planned_costs_what_was_planned(kv_sharing: str) -> No
         assert one.recurse[1] > other.recurse[1] * 1.001
     else:
         assert one.recurse[1] == pytest.approx(other.recurse[1], rel=1e-2)
+
+
+def test_documents_that_are_blind_to_each_other_cost_less() -> None:
+    """Two documents of 32 in a row of 64 are rows of 32."""
+    config = MoRConfig(num_recursions=2, router="threshold")
+    depths = torch.tensor([1, 2] * 32).expand(3, -1)
+    halves = torch.arange(64).expand(3, -1) // 32
+    packed = batch_flops(config, depths, halves)
+    alone = batch_flops(config, depths.reshape(6, 32))
+    assert packed.forward == pytest.approx(alone.forward, rel=1e-12)
+    assert packed.forward < batch_flops(config, depths).forward

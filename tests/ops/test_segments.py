@@ -14,6 +14,7 @@ from mor.ops.attention import (
     causal_attention,
     padded_segment_attention,
     prefix_attention,
+    scattered_segment_attention,
     segment_attention,
     shared_segment_attention,
     slot_attention,
@@ -87,6 +88,8 @@ def test_some_queries_over_the_keys_of_all(
     inputs += [tokens(seed + i, total, kv_count, 4) for i in (1, 2)]
     wanted = dense.shared_segment_attention(*inputs, places, queries, keys)
     both_ways(shared_segment_attention(*inputs, places, queries, keys), wanted, inputs)
+    wanted = dense.shared_segment_attention(*inputs, places, queries, keys)
+    both_ways(scattered_segment_attention(*inputs, places, keys), wanted, inputs)
 
 
 @pytest.mark.parametrize(("length", "queries"), [(300, 171), (129, 128), (70, 64), (5, 1)])
@@ -141,3 +144,38 @@ def test_half_precision_under_autocast() -> None:
     found.float().sum().backward()
     assert query.grad is not None
     assert query.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_what_the_kernel_for_unequal_lengths_is_told(
+    monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    """It runs on CUDA alone; here a stand-in reads the same arguments."""
+    segments = segments_of([4, 1, 6])
+
+    def kernel(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seq_q: Tensor,
+        cu_seq_k: Tensor,
+        max_q: int,
+        max_k: int,
+        *,
+        window_size: tuple[int, int],
+        **more: bool,
+    ) -> Tensor:
+        assert torch.equal(cu_seq_q, cu_seq_k)
+        assert cu_seq_q.dtype == torch.int32
+        assert (max_q, max_k, window_size) == (6, 6, (-1, 0))
+        assert grouped or key.shape == query.shape
+        assert more == ({"enable_gqa": True} if grouped else {})
+        return dense.segment_attention(query, key, value, segments_of(cu_seq_q.diff().tolist()))
+
+    parameters = dict.fromkeys(["enable_gqa"] if grouped else [])
+    told = type("Signature", (), {"parameters": parameters})
+    monkeypatch.setattr(attention, "signature", lambda _: told)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", kernel)
+    inputs = [tokens(i, 11, heads, 4) for i, heads in enumerate((4, 2, 2))]
+    found = attention._varlen(*inputs, segments)
+    both_ways(found, dense.segment_attention(*inputs, segments), inputs)

@@ -71,6 +71,7 @@ def flops_per_token(
     active: Sequence[float] | None = None,
     convention: Convention = "exact",
     pairs: Sequence[float] | None = None,
+    all_pairs: float | None = None,
 ) -> Flops:
     """FLOPs per token of sequences of ``seq_len``.
 
@@ -80,6 +81,7 @@ def flops_per_token(
         active: share of tokens that run each depth; default :func:`active_fractions`.
         pairs: query-key pairs at each depth, per token of the sequence; default those of active
             tokens spread evenly over rows.
+        all_pairs: those of a layer that every token runs; default seq_len / 2.
         convention: ``exact`` counts what runs; ``paper`` the paper's published budgets (module
             docstring).
     """
@@ -92,7 +94,7 @@ def flops_per_token(
     linear = 2 * (2 * width * queries + 3 * width * ffn) + key_value
     # QK and AV, 2 FLOPs per multiply-add; a token meets the causal half of seq_len keys.
     per_pair = 2 * 2 * queries
-    attention = per_pair * seq_len / 2
+    attention = per_pair * (seq_len / 2 if all_pairs is None else all_pairs)
     if pairs is None:
         reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
         pairs = [share * keys * seq_len / 2 for share, keys in zip(shares, reach, strict=True)]
@@ -115,16 +117,37 @@ def flops_per_token(
     )
 
 
-def batch_flops(config: MoRConfig, depths: Tensor) -> Flops:
-    """FLOPs per token of one batch as it was routed, from the recursions of its tokens [B, T]."""
-    batch, width = depths.shape
+def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None = None) -> Flops:
+    """FLOPs per token of one batch as it was routed.
+
+    Args:
+        config: the model.
+        depths: [B, T] recursions that each token ran.
+        document_ids: [B, T] where documents were blind to each other.
+    """
+    begins = torch.zeros_like(depths, dtype=torch.bool)
+    begins[:, 0] = True
+    if document_ids is not None:
+        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+
+    def pairs_of(queries: Tensor, keys: Tensor) -> float:
+        """Per token: of its run's keys, a query meets those up to its own, half of the last."""
+        count = keys.flatten().cumsum(0)
+        before = torch.where(begins.flatten(), count - keys.flatten().long(), 0).cummax(0).values
+        met = (count - before).double() - 0.5
+        return float((met * queries.flatten()).sum()) / queries.numel()
+
     active = [depths > depth for depth in range(config.num_recursions)]
-    # A token meets the keys of its own depth, or depth 0's, of its row up to its own: on average
-    # half a key fewer than there are, as seq_len / 2 says of a whole row.
-    met = [(a if config.kv_sharing == "none" else active[0]).cumsum(1) - 0.5 for a in active]
-    pairs = [float((m * a).sum()) / (batch * width) for m, a in zip(met, active, strict=True)]
-    shares = [float(a.float().mean()) for a in active]
-    return flops_per_token(config, width, shares, pairs=pairs)
+    own = config.kv_sharing == "none"
+    pairs = [pairs_of(tokens, tokens if own else active[0]) for tokens in active]
+    everyone = torch.ones_like(begins)
+    return flops_per_token(
+        config,
+        depths.shape[1],
+        [float(tokens.double().mean()) for tokens in active],
+        pairs=pairs,
+        all_pairs=pairs_of(everyone, everyone),
+    )
 
 
 def _router_flops(config: MoRConfig, shares: list[float]) -> float:

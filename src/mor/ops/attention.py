@@ -8,6 +8,8 @@ of them. :func:`slot_attention` is the plain form with a mask, which the others 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -112,11 +114,14 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Te
     # Here, not above: torch registers its kernels with this module, and the CPU needs none.
     from torch.nn.attention.varlen import varlen_attn
 
+    options: dict[str, Any] = {"window_size": (-1, 0)}  # causal
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:  # its own grouped queries came later than torch 2.11
+    if groups > 1 and "enable_gqa" in signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    elif groups > 1:  # torch 2.11
         key, value = (tokens.repeat_interleave(groups, dim=1) for tokens in (key, value))
     offsets, longest = segments.offsets, segments.longest
-    found = varlen_attn(query, key, value, offsets, offsets, longest, longest, window_size=(-1, 0))
+    found = varlen_attn(query, key, value, offsets, offsets, longest, longest, **options)
     assert isinstance(found, Tensor)
     return found
 
@@ -149,8 +154,7 @@ def shared_segment_attention(
         [N, H, d].
     """
     if query.device.type != "cpu":
-        row = query.new_zeros(key.shape[0], *query.shape[1:]).index_copy(0, places, query)
-        return segment_attention(row, key, value, key_segments)[places]
+        return scattered_segment_attention(query, key, value, places, key_segments)
     of_name = {name: number for number, name in enumerate(key_segments.names)}
     keys, values = key.split(key_segments.lengths), value.split(key_segments.lengths)
     parts = []
@@ -164,6 +168,14 @@ def shared_segment_attention(
         number = of_name[name]
         parts.append(_alone(own, keys[number], values[number], at - key_segments.starts[number]))
     return torch.cat(parts)
+
+
+def scattered_segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, places: Tensor, segments: Segments
+) -> Tensor:
+    """:func:`shared_segment_attention` with each query laid at its own place among the keys."""
+    row = query.new_zeros(key.shape[0], *query.shape[1:]).index_copy(0, places, query)
+    return segment_attention(row, key, value, segments)[places]
 
 
 def _alone(query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None = None) -> Tensor:
