@@ -12,12 +12,13 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mor.choices import Routing
 from mor.config import MoRConfig
+from mor.hf.backbone import Backbone
 from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
-from mor.model.router_base import RouterNet
+from mor.model.router_base import RouterNet, active_router
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 
 
@@ -88,6 +89,11 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         super().__init__(config)
         self.model = MoRModel(config)
         self.post_init()
+
+    @property
+    def base_model(self) -> Any:
+        """The network without its head, as TRL calls it."""
+        return Backbone(self.model)
 
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
@@ -167,9 +173,8 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         logits = self.model.head(output.hidden[:, keep])
         loss = lm_loss = None
         if labels is not None:
-            parts = combine_losses(
-                logits, labels, self.model.router, output.losses, num_items_in_batch
-            )
+            router = active_router(self.model.router)
+            parts = combine_losses(logits, labels, router, output.losses, num_items_in_batch)
             loss, lm_loss = parts.total, parts.lm
         if states:
             output.states.append(self.model.norm(output.hidden))

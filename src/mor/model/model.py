@@ -19,7 +19,7 @@ from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
 from mor.model.recursion import DepthTrace, run_recursions
-from mor.model.router_base import Router
+from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
 from mor.ops.compaction import Packing
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
@@ -222,9 +222,10 @@ class MoRModel(nn.Module):
         states: list[Tensor] | None = [hidden] if keep_states else None
         hidden = self.prelude(hidden, rope, kv.prelude(), states)
         topk = routing == "topk" or (routing is None and self.training)
+        router = active_router(self.router)
         recursion = run_recursions(
             self.recurse,
-            self.router,
+            router,
             hidden,
             rope,
             positions,
@@ -232,7 +233,7 @@ class MoRModel(nn.Module):
             kv,
             causal=not topk,
             max_depth=limit,
-            with_losses=topk and (self.training or self.router.observing),
+            with_losses=topk and (self.training or router.observing),
             keep_states=keep_states,
             keep_traces=keep_traces,
         )

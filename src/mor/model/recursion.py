@@ -115,7 +115,8 @@ def run_recursions(
                 row_lengths = lengths[packing.rows]
             active = router.select(scores, depth, candidates_valid, row_lengths, total)
         if with_losses:
-            router.observe(scores, active, depth, candidates_valid)
+            if not router.frozen:
+                router.observe(scores, active, depth, candidates_valid)
             for name, term in router.losses(scores, active, depth, candidates_valid).items():
                 result.losses[name] = result.losses.get(name, 0) + term
         if keep_traces:
