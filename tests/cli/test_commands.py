@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from transformers.utils import logging
 
 import mor
 from mor.cli import main
+from mor.cli.plan import duration
 from mor.data import PackedDataset, prepare
 from mor.eval import evaluate
 from mor.hf.generate import generate_with_depths
@@ -140,19 +142,54 @@ def test_train(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
     assert summary["command"].startswith("mor train ")
 
 
+def rows_of(table: str) -> dict[str, str]:
+    """The cells of a table of two columns."""
+    return {
+        cells[1].strip(): cells[2].strip()
+        for line in table.splitlines()
+        if len(cells := line.split("│")) == 4
+    }
+
+
 def test_dry_run(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
     done = mor_("train", recipe, "--set", f"output={tmp_path}", "--dry-run")
     assert done.code == 0
-    rows = {
-        cells[1].strip(): cells[2].strip()
-        for line in done.out.splitlines()
-        if len(cells := line.split("│")) == 4
-    }
+    rows = rows_of(done.out)
     assert rows["family, router"] == "mor, threshold"
     assert rows["steps"] == "2"
     assert rows["tokens"] == f"{2 * 4 * SEQ_LEN} ({4 * SEQ_LEN} per step)"
     assert rows["unrolled layers"] == "5"
+    assert re.match(r"[\d.]+ MiB without gradient checkpointing, [\d.]+ MiB with$", rows[MEMORY])
+    parts = ("weights", "gradients", "AdamW", "activations, recursion 2", "logits and loss")
+    assert set(parts) <= set(rows)
+    assert rows["time"].startswith("not known: no log of the same recipe")
     assert not list(tmp_path.iterdir())
+
+
+MEMORY = "memory of a device, estimated"
+
+
+def test_dry_run_with_a_log_and_with_a_probe(mor_: Mor, recipe: Path, run: Path) -> None:
+    """It says which of the two its time comes from."""
+    rows = rows_of(mor_("train", recipe, "--set", "train.budget.steps=9", "--dry-run").out)
+    assert f"(log of {run}, step 2" in rows["at a speed of"]
+    assert "model FLOPs utilisation" not in rows  # the log may come from another machine
+    changes = ("--set", "train.budget.steps=9", "--set", "train.gradient_checkpointing=true")
+    before = sorted(run.parent.rglob("*"))
+    rows = rows_of(mor_("train", recipe, *changes, "--dry-run", "--measure").out)
+    assert "(probe of 3 steps on this CPU" in rows["at a speed of"]
+    assert rows["model FLOPs utilisation"].endswith("%")
+    assert re.search(r"MiB with gradient checkpointing, [\d.]+ MiB without$", rows[MEMORY])
+    assert sorted(run.parent.rglob("*")) == before
+    assert "--measure belongs to --dry-run" in mor_("train", recipe, "--measure").error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "less than 1 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (200000, "2 d 7 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_recipes(mor_: Mor) -> None:
