@@ -21,8 +21,10 @@ from transformers.utils import logging
 
 import mor
 from mor.cli import main
+from mor.cli.card import card_after_training
 from mor.cli.plan import duration
 from mor.data import PackedDataset, prepare
+from mor.errors import MorError
 from mor.eval import evaluate
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_model, load_tokenizer
@@ -140,6 +142,34 @@ def test_train(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
     assert summary["steps"] == 3
     assert summary["command"].startswith("mor train ")
+    card = (tmp_path / "tiny" / "model" / "README.md").read_text()
+    assert "causal rule, as in generation" in card
+
+
+def test_a_card_that_cannot_be_written_does_not_fail_the_training(
+    mor_: Mor, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise MorError("no room")
+
+    monkeypatch.setattr("mor.cli.card.write_card", refuse)
+    done = mor_("train", recipe, "--set", f"output={tmp_path}")
+    assert done.code == 0
+    assert f"no model card: no room; mor card {tmp_path / 'tiny'} writes it" in done.err
+    monkeypatch.undo()
+    monkeypatch.setenv("RANK", "1")
+    card_after_training(tmp_path / "tiny")
+    assert not (tmp_path / "tiny" / "model" / "README.md").exists()
+
+
+def test_card(mor_: Mor, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    done = mor_("card", copy, "--max-sequences", 2)
+    assert done.out.replace("\n", "") == f"written: {copy / 'model' / 'README.md'}"
+    assert "The first 2 sequences of" in (copy / "model" / "README.md").read_text()
+    (copy / "summary.json").unlink()
+    assert "is no finished run" in mor_("card", copy).error
 
 
 def rows_of(table: str) -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from mor.cli.card import card_after_training
 from mor.cli.plan import show_plan
 from mor.errors import MorError
 from mor.train import load_recipe
@@ -31,7 +32,7 @@ def train(
         bool, typer.Option(help="with --dry-run: time a few steps on this machine")
     ] = False,
 ) -> None:
-    """Train what RECIPE says; leaves a run folder with model, log and summary."""
+    """Train what RECIPE says; leaves a run folder with model, model card, log and summary."""
     loaded = load_recipe(recipe, set_)
     if dry_run:
         show_plan(loaded, measure=measure)
@@ -39,6 +40,7 @@ def train(
     if measure:
         raise MorError("--measure belongs to --dry-run; a run measures its speed by itself")
     folder = run_training(loaded, resume=resume, overwrite=overwrite)
+    card_after_training(folder)
     typer.echo(f"trained: {folder}")
 
 
