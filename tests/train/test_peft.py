@@ -16,7 +16,7 @@ from mor.data import PackedDataset
 from mor.eval import calibrate
 from mor.hf.load import load_model
 from mor.model.routers import BoundaryRouter
-from mor.train import RouterCallback
+from mor.train import MoRTrainer, RouterCallback
 from mor.train.callbacks import find_router
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import SEQ_LEN
@@ -42,21 +42,24 @@ def logits_of(model: Any) -> torch.Tensor:
         return model.eval()(input_ids=IDS, use_cache=False).logits
 
 
-def fit(model: PeftModel, data: Path, folder: Path, **fields: Any) -> list[float]:
-    """A stock Trainer, five steps; the losses."""
-    arguments = TrainingArguments(
+def arguments_of(folder: Path, **fields: Any) -> TrainingArguments:
+    """Five steps."""
+    return TrainingArguments(
         output_dir=str(folder),
-        max_steps=5,
         per_device_train_batch_size=2,
-        learning_rate=2e-2,
         logging_steps=1,
         save_strategy="no",
         report_to="none",
         use_cpu=True,
         disable_tqdm=True,
         dataloader_pin_memory=False,
-        **fields,
+        **{"max_steps": 5, "learning_rate": 2e-2} | fields,
     )
+
+
+def fit(model: PeftModel, data: Path, folder: Path, **fields: Any) -> list[float]:
+    """The losses of a stock Trainer."""
+    arguments = arguments_of(folder, **fields)
     dataset = PackedDataset(data, "train", SEQ_LEN)
     trainer = Trainer(model, arguments, train_dataset=dataset, callbacks=[RouterCallback()])
     trainer.train()
@@ -121,6 +124,25 @@ def test_training_with_the_router(
     merged = loaded.merge_and_unload()
     merged.save_pretrained(tmp_path / "merged")
     assert_close(logits_of(load_model(tmp_path / "merged")), trained, rtol=1e-4, atol=1e-4)
+
+
+def test_our_trainer_trains_an_adapter_too(data: Path, tmp_path: Path) -> None:
+    """With an auxiliary router, which it gives a learning rate of its own."""
+    start = base("expert_choice", data, router_objective="aux_router")
+    model = lora(start, modules_to_save=["router"])
+    trainer = MoRTrainer(
+        model=model,
+        args=arguments_of(tmp_path, max_steps=12, learning_rate=5e-3),
+        train_dataset=PackedDataset(data, "train", SEQ_LEN),
+        seq_len=SEQ_LEN,
+    )
+    trainer.train()
+    assert trainer.optimizer is not None
+    own = {id(p) for p in find_router(model).auxiliary.parameters()}
+    assert own == {id(p) for p in trainer.optimizer.param_groups[-1]["params"]}
+    log = [entry for entry in trainer.state.log_history if "lm_loss" in entry]
+    assert log[-1]["lm_loss"] < log[0]["lm_loss"]
+    assert find_router(model).boundary_steps.tolist() == [0, 15, 15]
 
 
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice"])
