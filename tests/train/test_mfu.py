@@ -45,6 +45,19 @@ def test_gpus_that_only_look_alike(name: str) -> None:
     assert peak_of(name, BF16) is None
 
 
+def test_float32_on_a_gpu_depends_on_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA A100-SXM4-80GB")
+    assert peak_flops(F32) == 19.5e12
+    assert peak_flops(BF16) == 312e12
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("high")
+        assert peak_flops(F32) == 156e12
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
 def test_the_cpu_is_measured_once() -> None:
     measured_peak.cache_clear()
     first = measured_peak(F32, 1, seconds=0.01)

@@ -97,6 +97,17 @@ def test_merged_is_the_same_model(router: str, modules_to_save: list[str] | None
     assert_close(logits_of(merged), adapted, rtol=1e-3, atol=1e-4)  # one sum, other rounding
 
 
+def test_without_its_adapter_it_is_the_model_from_before() -> None:
+    start = make_model(small_config("expert_choice"))
+    before = logits_of(start)
+    model = lora(start, modules_to_save=["router"])
+    with torch.no_grad():
+        find_router(model).net.weight.mul_(-1)
+    with model.disable_adapter():
+        assert_close(logits_of(model), before)
+    assert (logits_of(model) - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("router", ["expert_choice", "token_choice", "threshold"])
 def test_training_with_the_router(
@@ -183,7 +194,8 @@ def test_generation_with_the_cache() -> None:
 
 def test_a_merged_router_follows_a_new_capacity(data: Path) -> None:
     """It comes with a copy of the configuration; calibration must not leave that behind."""
-    merged = lora(base("threshold", data), modules_to_save=["router"]).merge_and_unload()
+    start = base("threshold", data, router_capacities=[1.0, 1.0, 1.0])
+    merged = lora(start, modules_to_save=["router"]).merge_and_unload()
     dataset = PackedDataset(data, "validation", SEQ_LEN)
     calibrate(merged, dataset, max_sequences=4, capacities=[1.0, 0.25, 0.125])
     ids = torch.stack([dataset[i]["input_ids"] for i in range(min(4, len(dataset)))])

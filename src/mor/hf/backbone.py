@@ -44,6 +44,8 @@ class Backbone:
 
     def __getattr__(self, name: str) -> Any:
         """Anything else is the network's."""
+        if name == "_model":  # asked for before it is there, as copying does
+            raise AttributeError(name)
         return getattr(self._model, name)
 
     def __call__(

@@ -85,7 +85,7 @@ def peak_flops(dtype: torch.dtype) -> float | None:
     """
     if not torch.cuda.is_available():
         return measured_peak(dtype, torch.get_num_threads())
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     return peak_of(torch.cuda.get_device_name(), dtype, tf32)
 
 
