@@ -19,7 +19,7 @@ from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
 from mor.model.recursion import DepthTrace, Rows, run_recursions
-from mor.model.router_base import Router
+from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
 from mor.ops.compaction import Packing, pack_flat
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
@@ -37,7 +37,7 @@ class ModelOutput:
         states: stream at the stages' seams, where asked for: after embed, each prelude layer,
             each recursion up to the depth cap, each coda layer; zero at padding.
         traces: routing per depth, where asked for. Laid end to end ([1, N]) if the batch had
-            padding, front-packed rows if there was a cache too.
+            padding or documents, front-packed rows if there was a cache too.
     """
 
     hidden: Tensor
@@ -185,7 +185,8 @@ class MoRModel(nn.Module):
             positions: [B, T]; default counts the real tokens of each row.
             cache: keys and values of earlier calls; new ones are added.
             document_ids: [B, T] which document of its row a token belongs to, each document in one
-                piece; a token then sees its own document only. Routing still thinks in rows.
+                piece. A document is then a sequence of its own in every respect: its tokens see no
+                others, and what training selects per sequence is selected per document.
             routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
                 ``router.decide``. Default: ``topk`` in training mode, else ``causal``.
             max_depth: depth cap, 1..R.
@@ -221,12 +222,17 @@ class MoRModel(nn.Module):
                     torch.zeros_like(hidden), torch.zeros_like(real, dtype=torch.long)
                 )
             runs = None if document_ids is None else _runs(document_ids)
-            hidden, positions, rows, runs = _end_to_end(hidden, positions, packing, runs)
-            kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), runs)
+            hidden, positions, rows = _end_to_end(hidden, positions, packing, runs)
+            kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), rows.row_of)
         output = self._stages(hidden, positions, rows, kv, routing, limit, keep_states, keep_traces)
         if isinstance(kv, CacheKV):
             kv.finish()
             kv.cache.columns += width
+        if document_ids is not None and packing is None:
+            output.hidden, output.depths, *output.states = (
+                flat.view(batch, width, *flat.shape[2:])
+                for flat in (output.hidden, output.depths, *output.states)
+            )
         if packing is not None:
             zeros = output.hidden.new_zeros(batch, width, output.hidden.shape[-1])
             output.hidden = packing.scatter(zeros, output.hidden)
@@ -250,9 +256,10 @@ class MoRModel(nn.Module):
         states: list[Tensor] | None = [hidden] if keep_states else None
         hidden = self.prelude(hidden, rope, kv.prelude(), states)
         topk = routing == "topk" or (routing is None and self.training)
+        router = active_router(self.router)
         recursion = run_recursions(
             self.recurse,
-            self.router,
+            router,
             hidden,
             rope,
             positions,
@@ -260,7 +267,7 @@ class MoRModel(nn.Module):
             kv,
             causal=not topk,
             max_depth=limit,
-            with_losses=topk and (self.training or self.router.observing),
+            with_losses=topk and (self.training or router.observing),
             keep_states=keep_states,
             keep_traces=keep_traces,
         )
@@ -333,8 +340,8 @@ def _to_front(
 
 def _end_to_end(
     hidden: Tensor, positions: Tensor | None, packing: Packing | None, runs: Tensor | None
-) -> tuple[Tensor, Tensor, Rows, Tensor | None]:
-    """Stream, positions, rows and runs with the padding left out, all rows in one."""
+) -> tuple[Tensor, Tensor, Rows]:
+    """Stream, positions and rows: one run [1, N] where there is padding or where documents part."""
     batch, width = hidden.shape[:2]
     if positions is None:
         positions = torch.arange(width, device=hidden.device).expand(batch, -1)
@@ -342,13 +349,15 @@ def _end_to_end(
             counts = torch.zeros(batch * width, dtype=torch.long, device=hidden.device)
             counts[packing.flat[0]] = 1
             positions = counts.view(batch, width).cumsum(1) - 1
+    if packing is None and runs is None:
+        return hidden, positions, Rows(width)
     if packing is None:
-        return hidden, positions, Rows(width), runs
-    row_of = packing.row_of
+        hidden, positions, row_of = hidden.flatten(0, 1)[None], positions.flatten()[None], runs
+    else:
+        hidden, positions = packing.gather(hidden), packing.gather(positions)
+        row_of = packing.row_of if runs is None else runs[packing.flat[0]]
     assert row_of is not None
-    runs = row_of if runs is None else runs[packing.flat[0]]
-    rows = Rows(width, torch.bincount(row_of, minlength=batch), row_of)
-    return packing.gather(hidden), packing.gather(positions), rows, runs
+    return hidden, positions, Rows(width, torch.bincount(row_of), row_of)
 
 
 def _runs(document_ids: Tensor) -> Tensor:

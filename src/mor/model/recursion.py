@@ -63,9 +63,9 @@ class Rows:
 
     Attributes:
         width: tokens per row where all rows are equally long.
-        lengths: [B] real tokens per row, front-packed or laid end to end; None when all are real.
-        row_of: [N] batch row of each token where rows are laid end to end (then hidden is [1, N,
-            D]); None where each row is a row of the tensor.
+        lengths: [rows] real tokens per row, front-packed or end to end; None when all are real.
+        row_of: [N] which row each token belongs to, ascending, where rows (or documents, which are
+            rows to all that follows) are laid end to end and hidden is [1, N, D]; else None.
     """
 
     width: int
@@ -144,7 +144,8 @@ def run_recursions(
         else:
             active = _select(router, scores, depth, candidates_valid, rows, packing, total)
         if with_losses:
-            router.observe(scores, active, depth, candidates_valid)
+            if not router.frozen:
+                router.observe(scores, active, depth, candidates_valid)
             for name, term in router.losses(scores, active, depth, candidates_valid).items():
                 result.losses[name] = result.losses.get(name, 0) + term
         if keep_traces:
