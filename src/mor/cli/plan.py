@@ -67,7 +67,12 @@ def _add_memory(table: Table, recipe: Recipe, config: MoRConfig) -> None:
 
     def estimate(checkpointing: bool) -> Memory:
         return estimate_memory(
-            config, section.batch_size, recipe.data.seq_len, section.dtype, checkpointing
+            config,
+            section.batch_size,
+            recipe.data.seq_len,
+            section.dtype,
+            checkpointing,
+            "cuda" if torch.cuda.is_available() else "cpu",
         )
 
     chosen = estimate(section.gradient_checkpointing)

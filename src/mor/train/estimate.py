@@ -2,9 +2,9 @@
 
 An upper estimate: everything is taken to be there at once, though gradients fill while activations
 empty. Activations are what autograd keeps of :class:`mor.model.layers.DecoderLayer` as it is
-written; tokens that run a depth are those planned (rows that a router leaves unequal are padded,
-which comes on top). Not counted: the process itself, the scratch space of kernels, what several
-ranks exchange. ``tests/train/test_estimate.py`` holds it against measured peaks.
+written; tokens that run a depth are those planned. Not counted: the queries that a GPU lays at
+their places in full rows under KV sharing, the process itself, the scratch space of kernels, what
+several ranks exchange. ``tests/train/test_estimate.py`` holds it against measured peaks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from mor.config import MoRConfig
 from mor.model.flops import active_fractions, count_parameters
+from mor.ops.cross_entropy import chunk_rows
 
 FLOAT, HALF = 4, 2
 
@@ -48,6 +49,7 @@ def estimate_memory(
     seq_len: int,
     dtype: str = "float32",
     gradient_checkpointing: bool = False,
+    device_type: str = "cpu",
 ) -> Memory:
     """Memory to train ``config`` on micro-batches [batch_size, seq_len].
 
@@ -56,6 +58,7 @@ def estimate_memory(
         batch_size, seq_len: of one device and micro-batch.
         dtype: ``float32``, or ``bfloat16`` for autocast over float32 weights.
         gradient_checkpointing: layers keep their input alone and run again.
+        device_type: how many tokens get logits at a time depends on it.
     """
     half = dtype == "bfloat16"
     parameters = count_parameters(config)[0]
@@ -64,13 +67,13 @@ def estimate_memory(
         weights=parameters * (FLOAT + (HALF if half else 0)),
         gradients=parameters * FLOAT,
         optimiser=2 * parameters * FLOAT,
-        loss=loss_bytes(config, tokens),
+        loss=loss_bytes(config, tokens, chunk_rows(config.vocab_size, device_type)),
         activations=_activations(config, tokens, half, gradient_checkpointing),
     )
 
 
 def loss_bytes(config: MoRConfig, tokens: int, chunk_tokens: int | None = None) -> float:
-    """Logits, their log-softmax and its gradient, float32: three of [tokens, V].
+    """Logits, their log-softmax and its gradient: three of [tokens, V]; the head's gradient.
 
     Args:
         config: for V.
@@ -78,18 +81,16 @@ def loss_bytes(config: MoRConfig, tokens: int, chunk_tokens: int | None = None) 
         chunk_tokens: how many get logits at a time; None where all do.
     """
     at_once = tokens if chunk_tokens is None else min(tokens, chunk_tokens)
-    return 3.0 * FLOAT * at_once * config.vocab_size
+    return FLOAT * config.vocab_size * (3.0 * at_once + config.hidden_size)
 
 
-def layer_bytes(config: MoRConfig, half: bool, attended: float = 1.0) -> float:
+def layer_bytes(config: MoRConfig, half: bool) -> float:
     """What autograd keeps of one layer per token that runs it.
 
     Args:
         config: the widths.
         half: under autocast to bfloat16. Norms and the stream stay in float32 then, and every
             linear layer keeps a bfloat16 copy of its input.
-        attended: tokens that take part in the attention per token that runs the layer: more than
-            one where queries are laid into full rows (KV sharing).
     """
     width, ffn = config.hidden_size, config.intermediate_size
     queries = config.num_attention_heads * config.head_dim
@@ -97,10 +98,9 @@ def layer_bytes(config: MoRConfig, half: bool, attended: float = 1.0) -> float:
     norms = 2 * 2 * FLOAT * width
     inputs = (3 + 2) * HALF * width if half else 2 * FLOAT * width
     one = HALF if half else FLOAT
-    # q, k, v (keys and values repeated for each query head), the output, and its log-sum-exp.
-    attention = attended * (4 * one * queries + FLOAT * config.num_attention_heads)
-    if attended > 1:
-        attention += one * queries  # the output at the queries' own places, for o_proj
+    # q, k, v, the output, and its log-sum-exp.
+    keys = config.num_key_value_heads * config.head_dim
+    attention = one * (2 * queries + 2 * keys) + FLOAT * config.num_attention_heads
     # gate, silu(gate), up, and their product.
     return norms + inputs + attention + 4 * one * ffn
 
@@ -116,10 +116,7 @@ def _activations(config: MoRConfig, tokens: int, half: bool, again: bool) -> dic
     for depth, share in enumerate(shares):
         if not share:
             continue
-        wide = 1.0
-        if config.kv_sharing != "none" and depth > 0:
-            wide = max(1.0, shares[0] / share)
-        one = stream if again else layer_bytes(config, half, wide)
+        one = stream if again else layer
         # The block's output for the update, and the stream that the router scored.
         update = share * stream if config.is_routed else 0.0
         scored = before * stream if config.router in ("expert_choice", "threshold") else 0.0
