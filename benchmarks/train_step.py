@@ -1,32 +1,41 @@
 """Time one training step of every family, router and KV mode side by side, in one run.
 
-    python benchmarks/train_step.py                          # the table of docs
-    python benchmarks/train_step.py --rounds 3 --only vanilla,expert_choice
+    python benchmarks/train_step.py                          # the table of the docs, eager
+    python benchmarks/train_step.py --compile                # layers through torch.compile
+    python benchmarks/train_step.py --memory --only "vanilla 12,expert_choice R2"
+    python benchmarks/train_step.py --device cuda --dtype bfloat16 --preset 360m --seq-len 2048 \
+        --batch 16 --compile --documents 512
 
-Forward, backward and AdamW: hidden 256, 4/2 heads, FFN 768, vocabulary 4,096, sequence 512, batch
-8; vanilla 11 layers, the others 1 + 3 x 3 + 1. Variants are interleaved round by round, so that a
-busy machine hurts all alike; medians and quartiles are reported. Before timing, each variant's loss
-and gradients are checked to be finite and a second forward to give the same loss. The baseline is
-our vanilla model; Transformers' Llama of the same shape runs beside it. The quotient is time ratio
-over FLOPs ratio: 1.0 means that every saved FLOP saved its time. FLOPs are those planned: token
-choice's real ones follow its load.
+Forward, loss, backward and AdamW. Without ``--preset``: hidden 256, 4/2 heads, FFN 768, vocabulary
+4,096, sequence 512, batch 8; vanilla 11 layers, the others 1 + 3 x 3 + 1. Variants are interleaved
+round by round, so that a busy machine hurts all alike; medians and quartiles are reported.
+
+Before anything is timed, each variant's loss is compared with that of its plain form (all logits in
+memory, layers not compiled) and its gradients are checked to be finite. FLOPs are those of the
+batch as it was routed, from every token's depth. The quotient is time ratio over FLOPs ratio: 1.0
+means that every saved FLOP saved its time. The baseline is our vanilla model; Transformers' Llama
+of the same shape runs beside it as its users run it.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from mor import MoRConfig, MoRForCausalLM
-from mor.model.flops import flops_per_token
+from mor import MoRConfig, MoRForCausalLM, preset
+from mor.model.flops import batch_flops, flops_per_token
 from mor.provenance import append_jsonl, provenance
 
 WIDTHS = {
@@ -35,62 +44,235 @@ WIDTHS = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
 }
-BLOCK = {"num_recursions": 3, "num_recursion_layers": 3}
-VARIANTS: dict[str, dict] = {
-    "vanilla": {"num_hidden_layers": 11},
-    "recursive": BLOCK,
-    "recursive kv": BLOCK | {"kv_sharing": "recursive"},
-    "expert_choice": BLOCK | {"router": "expert_choice"},
-    "expert_choice kv": BLOCK | {"router": "expert_choice", "kv_sharing": "recursive"},
-    "expert_choice kv update": BLOCK
-    | {"router": "expert_choice", "kv_sharing": "recursive_update"},
-    "threshold": BLOCK | {"router": "threshold"},
-    "token_choice": BLOCK | {"router": "token_choice"},
-    "random": BLOCK | {"router": "random"},
-}
+LLAMA = "transformers llama"
+KV = {"": "none", " kv": "recursive", " kv update": "recursive_update"}
 
 
-def build(name: str, vocab: int) -> tuple[torch.nn.Module, MoRConfig | None]:
-    """A model in training mode, and its configuration if it is ours."""
-    torch.manual_seed(0)
-    if name == "transformers llama":
-        config = LlamaConfig(
-            **WIDTHS, vocab_size=vocab, num_hidden_layers=11, tie_word_embeddings=True
+def variants(args: argparse.Namespace) -> dict[str, Any]:
+    """Every model that can be timed, by name, as a function that makes its configuration."""
+    recursions = args.recursions
+
+    def small(**fields: Any) -> Callable[[], MoRConfig]:
+        return lambda: MoRConfig(**WIDTHS, vocab_size=args.vocab, **fields)
+
+    def shaped(family: str, **fields: Any) -> Callable[[], MoRConfig]:
+        room = {"max_position_embeddings": max(2048, args.seq_len)}
+        return lambda: preset(args.preset, family, num_recursions=recursions, **room, **fields)
+
+    block = {"num_recursions": recursions, "num_recursion_layers": 9 // recursions}
+    made: dict[str, Any] = {
+        "vanilla": shaped("vanilla") if args.preset else small(num_hidden_layers=11)
+    }
+    for suffix, kv in KV.items():
+        for router in ("fixed", "expert_choice", "threshold", "token_choice", "random"):
+            if router in ("fixed", "random") and kv == "recursive_update":
+                continue  # the first is no sharing at all, the second is expert_choice's
+            name = ("recursive" if router == "fixed" else router) + suffix
+            if args.preset:
+                family = "recursive" if router == "fixed" else "mor"
+                routed = {} if router == "fixed" else {"router": router}
+                made[name] = shaped(family, kv_sharing=kv, **routed)
+            else:
+                made[name] = small(**block, router=router, kv_sharing=kv)
+    if not args.preset:  # equal depth at R = 2, for memory
+        made["vanilla 32"] = small(num_hidden_layers=32)
+        made["expert_choice R2 32"] = small(
+            num_hidden_layers=32, num_recursions=2, router="expert_choice"
         )
-        return LlamaForCausalLM(config).train(), None
-    ours = MoRConfig(**WIDTHS, vocab_size=vocab, **VARIANTS[name])
-    return MoRForCausalLM(ours).train(), ours
+    return made
 
 
-def make_step(model: torch.nn.Module, ids: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """One optimiser step, router bookkeeping included."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, betas=(0.9, 0.95))
-    router = getattr(getattr(model, "model", None), "router", None)
+def build(name: str, args: argparse.Namespace) -> torch.nn.Module:
+    """A model in training mode, on its device."""
+    torch.manual_seed(0)
+    made = variants(args)
+    if name == LLAMA:
+        ours = made["vanilla"]()
+        shape = {field: getattr(ours, field) for field in (*WIDTHS, "vocab_size", "head_dim")}
+        config = LlamaConfig(
+            **shape,
+            num_hidden_layers=ours.num_hidden_layers,
+            max_position_embeddings=ours.max_position_embeddings,
+            tie_word_embeddings=True,
+        )
+        return LlamaForCausalLM(config).to(args.device).train()
+    return MoRForCausalLM(made[name]()).to(args.device).train()
 
-    def step() -> torch.Tensor:
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if router is not None:
-            router.finish_step()
-        return loss.detach()
 
-    return step
+def batch_of(args: argparse.Namespace, ours: bool) -> dict[str, torch.Tensor]:
+    """Random ids, which are their own labels; documents of random lengths where asked for."""
+    generator = torch.Generator().manual_seed(0)
+    vocab = preset(args.preset, "vanilla").vocab_size if args.preset else args.vocab
+    ids = torch.randint(vocab, (args.batch, args.seq_len), generator=generator)
+    batch = {"input_ids": ids, "labels": ids}
+    if args.documents and ours:
+        ends = torch.rand(ids.shape, generator=generator) < 1 / args.documents
+        batch["document_ids"] = ends.cumsum(1)
+    return {name: tensor.to(args.device) for name, tensor in batch.items()}
 
 
-def check(name: str, model: torch.nn.Module, ids: torch.Tensor) -> None:
-    """Finite loss and gradients, and the same loss twice, or stop."""
-    losses = []
-    for _ in range(2):
+class Variant:
+    """One model with its optimiser, ready to be timed."""
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name, self.args = name, args
+        self.model = build(name, args)
+        self.ours = name != LLAMA
+        self.batch = batch_of(args, self.ours)
+        self.half = args.dtype == "bfloat16"
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True
+        )
+        self.flops = 0.0
+
+    def loss(self, **how: Any) -> Any:
+        """One forward in training mode."""
+        kind = torch.device(self.args.device).type
+        with torch.autocast(kind, torch.bfloat16, enabled=self.half):
+            return self.model(**self.batch, use_cache=False, **how)
+
+    def check(self) -> None:
+        """The loss of the plain form, finite gradients, the FLOPs of this batch; or stop."""
         torch.manual_seed(1)  # the random router draws its scores
-        loss = model(input_ids=ids, labels=ids, use_cache=False).loss
-        losses.append(float(loss.detach()))
-    loss.backward()
-    finite = all(bool(p.grad.isfinite().all()) for p in model.parameters() if p.grad is not None)
-    model.zero_grad()
-    if not finite or abs(losses[0] - losses[1]) > 1e-6:
-        raise SystemExit(f"{name}: losses {losses}, gradients finite: {finite}; nothing is timed")
+        plain = self.loss()
+        config: Any = self.model.config
+        tokens = self.args.batch * self.args.seq_len
+        if self.ours:
+            documents = self.batch.get("document_ids")
+            self.flops = batch_flops(config, plain.depths, documents).training * tokens
+            self.model.model.use_compiled_layers(self.args.compile)
+        else:
+            vanilla = variants(self.args)["vanilla"]()
+            self.flops = flops_per_token(vanilla, self.args.seq_len).training * tokens
+            if self.args.compile:
+                self.model.compile()
+        torch.manual_seed(1)
+        fast = self.loss(**self.how)
+        fast.loss.backward()
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        finite = all(bool(grad.isfinite().all()) for grad in grads)
+        gap = abs(float(plain.loss.detach()) - float(fast.loss.detach()))
+        self.model.zero_grad()
+        if not finite or not gap < (2e-2 if self.half else 1e-4):
+            raise SystemExit(
+                f"{self.name}: loss {gap:.2e} off its plain form, gradients finite: {finite}; "
+                "nothing is timed"
+            )
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """Ours never makes all logits."""
+        return {"return_logits": False} if self.ours else {}
+
+    def step(self) -> None:
+        """One optimiser step, router bookkeeping included."""
+        self.loss(**self.how).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.ours:
+            self.model.model.router.finish_step()
+
+
+def clock(args: argparse.Namespace) -> float:
+    """Seconds, once all that was asked of the device is done."""
+    if torch.device(args.device).type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def time_all(names: list[str], args: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds of every step of every variant, and a line per variant in the results."""
+    made = []
+    for name in names:
+        made.append(Variant(name, args))
+        made[-1].check()
+        for _ in range(2):
+            made[-1].step()
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for _ in range(args.rounds):
+        for variant in made:
+            began = clock(args)
+            variant.step()
+            seconds[variant.name].append(clock(args) - began)
+    report(args, made, seconds)
+    return seconds
+
+
+def report(args: argparse.Namespace, made: list[Variant], seconds: dict[str, list[float]]) -> None:
+    """Print the table and append one JSON line per variant."""
+    base = statistics.median(seconds["vanilla"])
+    base_flops = next(variant.flops for variant in made if variant.name == "vanilla")
+    tokens = args.batch * args.seq_len
+    columns = ("variant", "ms (median)", "quartiles", "tokens/s", "GFLOP/s", "time ratio")
+    table = Table(*columns, "FLOPs ratio", "quotient")
+    cuda = torch.device(args.device).type == "cuda"
+    header = provenance(torch.cuda.get_device_name() if cuda else None)
+    for variant in made:
+        times = sorted(seconds[variant.name])
+        median = statistics.median(times)
+        low, high = times[len(times) // 4], times[-1 - len(times) // 4]
+        ratio, flops_ratio = median / base, variant.flops / base_flops
+        record = {
+            "median_s": median,
+            "quartiles_s": [low, high],
+            "tokens_per_s": tokens / median,
+            "flops_per_s": variant.flops / median,
+            "time_ratio": ratio,
+            "flops_ratio": flops_ratio,
+            "quotient": ratio / flops_ratio,
+        }
+        if args.peak_flops:
+            record["mfu"] = variant.flops / median / args.peak_flops
+        table.add_row(
+            variant.name,
+            f"{median * 1e3:.0f}",
+            f"{low * 1e3:.0f}-{high * 1e3:.0f}",
+            f"{tokens / median:,.0f}",
+            f"{variant.flops / median / 1e9:,.0f}",
+            f"{ratio:.3f}",
+            f"{flops_ratio:.3f}",
+            f"{ratio / flops_ratio:.3f}",
+        )
+        append_jsonl(args.out, settings(args, variant.name, "train_step") | record | header)
+    Console(width=120).print(table)
+    Console(width=120).print(f"load average at the end: {os.getloadavg()[0]:.2f}")
+
+
+def settings(args: argparse.Namespace, name: str, benchmark: str) -> dict[str, Any]:
+    """The conditions of a record."""
+    told = ("rounds", "threads", "batch", "seq_len", "vocab", "preset", "recursions", "documents")
+    mode = "compiled" if args.compile else "eager"
+    return (
+        {"benchmark": benchmark, "variant": name}
+        | {field: getattr(args, field) for field in told}
+        | {"dtype": args.dtype, "device": args.device, "mode": mode}
+    )
+
+
+def memory(names: list[str], args: argparse.Namespace) -> None:
+    """Peak memory of two steps of each variant, in a process of its own."""
+    if args.child:
+        import resource
+
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        variant = Variant(names[0], args)
+        for _ in range(2):
+            variant.step()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+        if torch.device(args.device).type == "cuda":
+            peak = torch.cuda.max_memory_allocated()
+        print(peak)
+        return
+    table, base = Table("variant", "peak MiB above an empty process", "ratio to the first"), 0
+    for name in names:
+        again = [sys.executable, *sys.argv, "--child", "--only", name]
+        told = subprocess.run(again, stdout=subprocess.PIPE, text=True, check=True).stdout
+        peak = int(told.split()[-1])
+        base = base or peak
+        table.add_row(name, f"{peak / 2**20:,.0f}", f"{peak / base:.3f}")
+        record = settings(args, name, "train_step_memory") | {"peak_bytes": peak}
+        append_jsonl(args.out, record | {"ratio": peak / base} | provenance())
+    Console(width=120).print(table)
 
 
 def main() -> None:
@@ -100,84 +282,35 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--vocab", type=int, default=4096)
+    parser.add_argument("--vocab", type=int, default=4096, help="where there is no preset")
+    parser.add_argument("--preset", help="135m, 360m, ... instead of the small shape")
+    parser.add_argument("--recursions", type=int, default=3)
+    parser.add_argument(
+        "--documents", type=int, default=0, help="mean tokens of a document; 0: one"
+    )
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--peak-flops", type=float, help="of the device, for MFU")
+    parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--only", default="", help="comma-separated variants")
+    parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.jsonl"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    names = [*VARIANTS, "transformers llama"]
+    names = [*variants(args), LLAMA]
+    names = [name for name in names if not name.endswith("32")] if not args.only else names
     if args.only:
+        unknown = set(args.only.split(",")) - set(names)
+        if unknown:
+            parser.error(f"--only names {', '.join(sorted(unknown))}; known: {', '.join(names)}")
         names = [name for name in names if name in args.only.split(",")]
+    if args.memory:
+        memory(names, args)
+        return
     if "vanilla" not in names:
         names.insert(0, "vanilla")
-    torch.manual_seed(0)
-    ids = torch.randint(0, args.vocab, (args.batch, args.seq_len))
-    steps, flops = {}, {}
-    for name in names:
-        model, config = build(name, args.vocab)
-        check(name, model, ids)
-        steps[name] = make_step(model, ids)
-        one = MoRConfig(**WIDTHS, vocab_size=args.vocab, num_hidden_layers=11)
-        flops[name] = flops_per_token(config or one, args.seq_len).training
-        steps[name]()
-    seconds: dict[str, list[float]] = {name: [] for name in names}
-    for _ in range(args.rounds):
-        for name in names:
-            began = time.perf_counter()
-            steps[name]()
-            seconds[name].append(time.perf_counter() - began)
-    report(args, names, seconds, flops)
-
-
-def report(
-    args: argparse.Namespace,
-    names: list[str],
-    seconds: dict[str, list[float]],
-    flops: dict[str, float],
-) -> None:
-    """Print the table and append one JSON line per variant."""
-    base = statistics.median(seconds["vanilla"])
-    tokens = args.batch * args.seq_len
-    table = Table(
-        "variant", "ms (median)", "quartiles", "tokens/s", "time ratio", "FLOPs ratio", "quotient"
-    )
-    header = provenance()
-    for name in names:
-        times = sorted(seconds[name])
-        median = statistics.median(times)
-        low, high = times[len(times) // 4], times[-1 - len(times) // 4]
-        ratio, flops_ratio = median / base, flops[name] / flops["vanilla"]
-        table.add_row(
-            name,
-            f"{median * 1e3:.0f}",
-            f"{low * 1e3:.0f}-{high * 1e3:.0f}",
-            f"{tokens / median:,.0f}",
-            f"{ratio:.3f}",
-            f"{flops_ratio:.3f}",
-            f"{ratio / flops_ratio:.3f}",
-        )
-        append_jsonl(
-            args.out,
-            {
-                "benchmark": "train_step",
-                "variant": name,
-                "median_s": median,
-                "quartiles_s": [low, high],
-                "rounds": args.rounds,
-                "tokens_per_s": tokens / median,
-                "time_ratio": ratio,
-                "flops_ratio": flops_ratio,
-                "quotient": ratio / flops_ratio,
-                "threads": args.threads,
-                "batch": args.batch,
-                "seq_len": args.seq_len,
-                "vocab": args.vocab,
-                "dtype": "float32",
-                "mode": "eager",
-            }
-            | header,
-        )
-    Console(width=120).print(table)
+    time_all(names, args)
 
 
 if __name__ == "__main__":

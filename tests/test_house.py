@@ -157,7 +157,7 @@ def test_pins_are_exact_and_allowed_by_the_project(project: dict[str, Any]) -> N
     assert str(pinned["torch"].specifier) == "==2.13.0"
 
     installed_by_make = core(project)
-    for extra in ("dev", "report", "tensorboard"):
+    for extra in ("dev", "finetune", "report", "tensorboard"):
         installed_by_make |= extras(project)[extra]
     for name, requirement in installed_by_make.items():
         assert name in pinned, f"{name} has no pin in constraints.txt"
@@ -174,6 +174,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         if canonicalize_name(Requirement(line).name) == "mixture-of-recursions"
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
+        "finetune",
         "report",
         "tensorboard",
     }

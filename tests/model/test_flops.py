@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mor import MoRConfig, MoRForCausalLM, preset
-from mor.model.flops import active_fractions, count_parameters, flops_per_token
+from mor.model.flops import active_fractions, batch_flops, count_parameters, flops_per_token
 from tests.strategies import make_model, small_config
 
 # Width 8, two heads of 4, one of keys and values, FFN 12, vocabulary 10, sequences of 6 tokens.
@@ -201,3 +201,39 @@ def test_count_parameters_takes_no_memory() -> None:
     total, _ = count_parameters(preset("1.7b", "vanilla"))
     assert total > 1.6e9  # 6.8 GB in float32
     assert peak_memory_bytes() - before < 200 * 2**20
+
+
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
+def test_a_batch_routed_as_planned_costs_what_was_planned(kv_sharing: str) -> None:
+    """Every third token deep, every second of those deeper; and rows that differ cost more."""
+    config = MoRConfig(
+        num_recursions=3,
+        router="threshold",
+        kv_sharing=kv_sharing,
+        router_capacities=[1.0, 0.5, 0.25],
+    )
+    depths = torch.tensor([1, 2, 1, 3] * 16).expand(4, -1)
+    planned = flops_per_token(config, 64, [1.0, 0.5, 0.25])
+    routed = batch_flops(config, depths)
+    assert routed.router == planned.router
+    for found, wanted in zip(routed.recurse, planned.recurse, strict=True):
+        assert found == pytest.approx(wanted, rel=2e-3)
+    assert routed.recurse[0] == pytest.approx(planned.recurse[0], rel=1e-12)
+    uneven = torch.cat((torch.full((2, 64), 3), torch.full((2, 64), 1)))
+    spread = torch.tensor([1, 3] * 32).expand(4, -1)
+    one, other = batch_flops(config, uneven), batch_flops(config, spread)
+    if kv_sharing == "none":  # n^2 of each row
+        assert one.recurse[1] > other.recurse[1] * 1.001
+    else:
+        assert one.recurse[1] == pytest.approx(other.recurse[1], rel=1e-2)
+
+
+def test_documents_that_are_blind_to_each_other_cost_less() -> None:
+    """Two documents of 32 in a row of 64 are rows of 32."""
+    config = MoRConfig(num_recursions=2, router="threshold")
+    depths = torch.tensor([1, 2] * 32).expand(3, -1)
+    halves = torch.arange(64).expand(3, -1) // 32
+    packed = batch_flops(config, depths, halves)
+    alone = batch_flops(config, depths.reshape(6, 32))
+    assert packed.forward == pytest.approx(alone.forward, rel=1e-12)
+    assert packed.forward < batch_flops(config, depths).forward

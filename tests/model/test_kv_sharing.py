@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from mor import MoRConfig, MoRForCausalLM
 from mor.model import kv as kv_module
 from mor.ops.attention import slot_attention
+from tests import dense
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -28,7 +29,6 @@ from tests.strategies import (
 )
 
 NEAR = {"atol": 1e-7, "rtol": 1e-7}
-SHARED = tuple(kind for kind in KV_SHARING if kind != "none")
 
 
 def tokens_through(module: nn.Module, model: MoRForCausalLM, ids: Tensor, **how: object) -> list:
@@ -82,7 +82,7 @@ def test_decoding_runs_only_the_depths_a_token_takes(kv_sharing: str) -> None:
 
 
 @given(
-    configs(kv_sharing=SHARED),
+    configs(),
     SEEDS,
     st.lists(st.integers(1, 17), min_size=1, max_size=3),
     st.sampled_from(["causal", "topk"]),
@@ -91,14 +91,20 @@ def test_decoding_runs_only_the_depths_a_token_takes(kv_sharing: str) -> None:
 def test_attention_without_a_mask_equals_attention_with_one(
     config: MoRConfig, seed: int, lengths: list[int], routing: str, data: st.DataObject
 ) -> None:
-    """The network with scattered queries against itself with the plain masked form."""
+    """The network with its fast forms of attention against itself with plain masked ones."""
     model = make_model(config, seed, torch.float64)
     ids, mask = pad_rows(distinct_rows(seed, lengths), data.draw(padding_masks(lengths)), seed)
     parameters = list(model.parameters())
+    plain_forms = {
+        "segment_attention": dense.segment_attention,
+        "shared_segment_attention": dense.shared_segment_attention,
+        "prefix_attention": slot_attention,
+    }
     results = []
-    for attention in (kv_module.scattered_attention, slot_attention):
+    for forms in ({}, plain_forms):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kv_module, "scattered_attention", attention)
+            for name, form in forms.items():
+                patch.setattr(kv_module, name, form)
             out = model(ids, attention_mask=mask, routing=routing, use_cache=False)
         loss = out.logits[mask.bool()].square().mean()
         grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
@@ -107,6 +113,18 @@ def test_attention_without_a_mask_equals_attention_with_one(
     assert_close(fast, plain, **NEAR)
     for one, two in zip(fast_grads, plain_grads, strict=True):
         assert_close(one, two, **NEAR)
+
+
+@given(configs(), SEEDS, st.sampled_from(["causal", "topk"]))
+def test_end_to_end_equals_padded_rows(config: MoRConfig, seed: int, routing: str) -> None:
+    """The same tokens whether rows are laid end to end or padded to the longest (with a cache)."""
+    model = make_model(config, seed, torch.float64)
+    ids = torch.stack(distinct_rows(seed, [13] * 3))
+    with torch.no_grad():
+        flat = model(ids, routing=routing, use_cache=False)
+        padded = model(ids, routing=routing, use_cache=True)
+    assert torch.equal(flat.depths, padded.depths)
+    assert_close(flat.logits, padded.logits, **NEAR)
 
 
 @given(

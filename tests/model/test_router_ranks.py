@@ -108,7 +108,8 @@ def test_the_boundary_is_that_of_all_values(
 
 @pytest.mark.parametrize("router", ["expert_choice", "threshold", "token_choice", "random"])
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_a_micro_batch_may_be_split(router: str, ranks: int) -> None:
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_micro_batch_may_be_split(router: str, ranks: int, documents: bool) -> None:
     """Depths, router losses and stored constants of rows do not depend on who holds them."""
     config = small_config(
         router,
@@ -117,7 +118,12 @@ def test_a_micro_batch_may_be_split(router: str, ranks: int) -> None:
         router_bias_update_rate=1e-3,
         router_balancing="loss",
     )
+    if documents and router == "random":
+        pytest.skip("draws for rows, and documents are none")
     ids = random_ids(3, ranks, 12)
+    parts = None
+    if documents:  # equally many tokens of each in every row, as losses are means of means
+        parts = torch.tensor([0] * 5 + [1] * 7).expand(ranks, -1)
 
     def fresh() -> MoRForCausalLM:
         torch.manual_seed(0)
@@ -126,11 +132,13 @@ def test_a_micro_batch_may_be_split(router: str, ranks: int) -> None:
     torch.manual_seed(0)
     models = [fresh() for _ in range(ranks)]
     alone = fresh()
-    whole = alone(ids, labels=ids)
+    whole = alone(ids, labels=ids, document_ids=parts)
     alone.model.router.finish_step()
 
     def one(rank: int) -> Any:
-        output = models[rank](ids[rank : rank + 1], labels=ids[rank : rank + 1])
+        own = slice(rank, rank + 1)
+        part = None if parts is None else parts[own]
+        output = models[rank](ids[own], labels=ids[own], document_ids=part)
         models[rank].model.router.finish_step()
         return output
 
@@ -165,8 +173,11 @@ def test_outside_training_nobody_is_asked() -> None:
 
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("first", [0, 1, 2])
-@pytest.mark.parametrize("padded", [False, True])
-def test_a_rank_without_a_token_keeps_step(kv_sharing: str, first: int, padded: bool) -> None:
+@pytest.mark.parametrize("kind", ["plain", "padded", "documents"])
+@pytest.mark.parametrize("routing", ["causal", "topk"])
+def test_a_rank_without_a_token_keeps_step(
+    kv_sharing: str, first: int, kind: str, routing: str
+) -> None:
     """From depth ``first`` on it has none: it runs every depth and nothing of it is to be seen."""
     capacities = [0.9, 0.6, 0.3]
     config = small_config("threshold", router_capacities=capacities, kv_sharing=kv_sharing)
@@ -175,10 +186,21 @@ def test_a_rank_without_a_token_keeps_step(kv_sharing: str, first: int, padded: 
     model.model.router.boundary.fill_(-torch.inf)
     model.model.router.boundary[first:] = torch.inf
     ids = random_ids(1, 2, 9)
-    mask = torch.ones_like(ids)
-    if padded:
-        mask[0, :4] = 0
-    plain = model(ids, attention_mask=mask, labels=ids, output_hidden_states=True)
+    inputs: dict[str, Any] = {"input_ids": ids, "labels": ids, "routing": routing}
+    if kind == "padded":
+        inputs["attention_mask"] = torch.ones_like(ids)
+        inputs["attention_mask"][0, :4] = 0
+    elif kind == "documents":
+        inputs["document_ids"] = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2]] * 2)
+    if routing == "topk":  # as where all that the quantile lets through lies on other ranks
+        select = model.model.router.select
+
+        def of_others(scores: Any, depth: int, valid: Tensor | None, *rest: Any) -> Any:
+            chosen = select(scores, depth, valid, *rest)
+            return chosen if depth < first else torch.zeros_like(scores.decision, dtype=torch.bool)
+
+        model.model.router.select = of_others  # type: ignore[method-assign]
+    plain = model(**inputs, output_hidden_states=True)
     ran: list[int] = []
     before = model.model.recurse
 
@@ -188,7 +210,7 @@ def test_a_rank_without_a_token_keeps_step(kv_sharing: str, first: int, padded: 
 
     model.model.recurse = noted  # type: ignore[method-assign]
     model.model.router.lockstep = True
-    kept = model(ids, attention_mask=mask, labels=ids, output_hidden_states=True)
+    kept = model(**inputs, output_hidden_states=True)
     assert ran == [0, 1, 2]
     assert int(kept.depths.max()) == first
     for one, other in zip(

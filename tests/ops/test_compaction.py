@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from torch import Tensor
 
-from mor.ops.compaction import Packing, pack, pack_indices
+from mor.ops.compaction import Packing, pack, pack_flat, pack_indices
 
 
 @st.composite
@@ -124,3 +124,25 @@ def test_gradients_reach_active_tokens_only(active: Tensor) -> None:
     if packing.valid is not None:
         poison = torch.where(packing.valid[..., None], packed, torch.nan)
         assert packing.scatter(stream, poison).isfinite().all()
+
+
+@given(masks(), st.data())
+def test_end_to_end_holds_the_active_tokens_row_by_row(active: Tensor, data: st.DataObject) -> None:
+    """No padding, no spare places; three deep, and every token still knows its row."""
+    packing = pack_flat(active)
+    tokens = tokens_like(active)
+    for _ in range(3):
+        if packing is None:
+            assert not active.any()
+            return
+        assert packing.flat[0].tolist() == active.flatten().nonzero().flatten().tolist()
+        assert packing.row_of is not None
+        assert packing.row_of.tolist() == active.nonzero()[:, 0].tolist()
+        assert packing.valid is None
+        written = packing.scatter(tokens, torch.full_like(packing.gather(tokens), -1.0))
+        assert torch.equal(written[active], torch.full_like(tokens[active], -1.0))
+        assert torch.equal(written[~active], tokens[~active])
+        going = data.draw(masks((1, packing.flat.shape[1])))
+        inner = pack_flat(going)
+        active = packing.scatter(torch.zeros_like(active), going)
+        packing = None if inner is None else packing.then(inner)

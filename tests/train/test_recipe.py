@@ -96,7 +96,7 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"train__learning_rate": -1.0}, ["train.learning_rate=-1.0", "greater than 0"]),
         ({"train__dtype": "float16"}, ["train.dtype='float16'", "'bfloat16'"]),
         ({"train__warmup_fraction": 0.9}, ["warmup_fraction=0.9", "add up to at most 1"]),
-        ({"train__report_to": ["wandb"]}, ["report_to.0='wandb'", "'tensorboard'"]),
+        ({"train__report_to": ["wandbb"]}, ["report_to=['wandbb']", "did you mean 'wandb'?"]),
         ({"train__budget": {}}, ["train.budget", "exactly one", "none"]),
         ({"train__budget": {"steps": 1, "tokens": 5}}, ["exactly one", "steps=1 and tokens=5"]),
         ({"train__budget": {"steps": 0}}, ["train.budget.steps=0"]),
@@ -250,7 +250,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "warmup_fraction": draw(FRACTIONS),
         "decay_fraction": draw(FRACTIONS),
         "eval_steps": draw(st.none() | st.integers(1, 9)),
-        "report_to": draw(st.sampled_from([None, [], ["tensorboard"]])),
+        "report_to": draw(st.sampled_from([None, [], ["tensorboard"], ["wandb", "mlflow"]])),
         "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
     }
     return parse_recipe(raw)

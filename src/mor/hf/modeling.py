@@ -12,13 +12,15 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mor.choices import Routing
 from mor.config import MoRConfig
+from mor.hf.backbone import Backbone, packed_documents
 from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
-from mor.model.loss import combine_losses
+from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
-from mor.model.router_base import RouterNet
+from mor.model.router_base import RouterNet, active_router
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
+from mor.ops.cross_entropy import plain_cross_entropy
 
 
 @dataclass
@@ -89,6 +91,11 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         self.model = MoRModel(config)
         self.post_init()
 
+    @property
+    def base_model(self) -> Any:
+        """The network without its head, as TRL calls it."""
+        return Backbone(self.model)
+
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
         return self.model.embed_tokens
@@ -112,15 +119,18 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         position_ids: Tensor | None = None,
         past_key_values: MoRCache | None = None,
         inputs_embeds: Tensor | None = None,
+        document_ids: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
+        return_logits: bool = True,
         routing: Routing | None = None,
         max_depth: int | None = None,
         output_hidden_states: bool | None = None,
         output_router_traces: bool = False,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> MoRCausalLMOutput | tuple:
         """Logits, loss, depths and cache for ids [B, T].
@@ -130,9 +140,14 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             attention_mask: [B, T'] with 1 for real tokens; the last T columns are these tokens'.
             position_ids: [B, T]; default counts the real tokens of each row.
             past_key_values: a :class:`MoRCache`.
+            document_ids: [B, T], where several documents share a row and must not see each other.
+                Transformers' own ways to say so are understood too: ``cu_seq_lens_q`` and, without
+                a mask and a cache, positions that start again within a row.
             labels: [B, T], shifted inside, -100 where there is no target.
             use_cache: return a cache; default the configuration's, and False while training.
             logits_to_keep: last positions (or indices) that get logits; 0 for all.
+            return_logits: False, with labels, for the loss alone: the logits are then made and
+                used a chunk at a time, and are None in the output.
             routing, max_depth: see the class.
             output_hidden_states: also return the stream at the seams of the stages.
             output_router_traces: also return scores and selections per depth.
@@ -142,7 +157,10 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             ValueError: wrong shapes, a token id out of range, a foreign cache, too long a sequence.
         """
         self._check_ids(input_ids)
-        wanted = self.config.use_cache and not self.training if use_cache is None else use_cache
+        if document_ids is None and past_key_values is None:
+            document_ids = packed_documents(position_ids, attention_mask, cu_seq_lens_q)
+        wanted = self.config.use_cache and not self.training and document_ids is None
+        wanted = wanted if use_cache is None else use_cache
         cache = past_key_values
         if cache is not None and not isinstance(cache, MoRCache):
             raise ValueError(
@@ -158,18 +176,24 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             positions=position_ids,
             cache=cache,
             inputs_embeds=inputs_embeds,
+            document_ids=document_ids,
             routing=routing,
             max_depth=max_depth,
             keep_states=states,
             keep_traces=output_router_traces,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.model.head(output.hidden[:, keep])
-        loss = lm_loss = None
+        logits = loss = lm_loss = None
+        if return_logits or labels is None:
+            logits = self.model.head(output.hidden[:, keep])
         if labels is not None:
-            parts = combine_losses(
-                logits, labels, self.model.router, output.losses, num_items_in_batch
-            )
+            targets = next_token_targets(labels)
+            if logits is None:
+                summed = self.model.head_loss(output.hidden, targets)
+            else:
+                summed = plain_cross_entropy(logits.flatten(0, -2), targets)
+            router = active_router(self.model.router)
+            parts = combine_losses(summed, targets, router, output.losses, num_items_in_batch)
             loss, lm_loss = parts.total, parts.lm
         if states:
             output.states.append(self.model.norm(output.hidden))

@@ -106,6 +106,8 @@ class CacheKV:
         width: columns of the batch.
     """
 
+    flat = False  # its groups hold front-packed rows
+
     def __init__(self, cache: DepthCache, lengths: Tensor, width: int) -> None:
         assert cache.seen is not None
         self.cache, self.config = cache, cache.config

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from mor.choices import default_capacities
 from mor.config import MoRConfig
@@ -69,6 +70,8 @@ def flops_per_token(
     seq_len: int,
     active: Sequence[float] | None = None,
     convention: Convention = "exact",
+    pairs: Sequence[float] | None = None,
+    all_pairs: float | None = None,
 ) -> Flops:
     """FLOPs per token of sequences of ``seq_len``.
 
@@ -76,6 +79,9 @@ def flops_per_token(
         config: the model.
         seq_len: tokens per sequence; attention grows with it.
         active: share of tokens that run each depth; default :func:`active_fractions`.
+        pairs: query-key pairs at each depth, per token of the sequence; default those of active
+            tokens spread evenly over rows.
+        all_pairs: those of a layer that every token runs; default seq_len / 2.
         convention: ``exact`` counts what runs; ``paper`` the paper's published budgets (module
             docstring).
     """
@@ -86,22 +92,21 @@ def flops_per_token(
     keys = queries if paper else config.num_key_value_heads * config.head_dim
     key_value = 2 * 2 * width * keys
     linear = 2 * (2 * width * queries + 3 * width * ffn) + key_value
-    # QK and AV, 2 FLOPs per multiply-add, over the causal half of seq_len keys.
-    attention = 2 * 2 * queries * seq_len / 2
+    # QK and AV, 2 FLOPs per multiply-add; a token meets the causal half of seq_len keys.
+    per_pair = 2 * 2 * queries
+    attention = per_pair * (seq_len / 2 if all_pairs is None else all_pairs)
+    if pairs is None:
+        reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
+        pairs = [share * keys * seq_len / 2 for share, keys in zip(shares, reach, strict=True)]
     layers = config.num_recursion_layers
     recurse = []
     for depth, share in enumerate(shares):
-        if config.kv_sharing == "none":
-            one = share * linear + share**2 * attention
-        else:
-            skipped = 0.0
-            if config.kv_sharing == "recursive":
-                slices = range(depth * layers, (depth + 1) * layers)
-                again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
-                skipped = key_value * again / layers
-            reach = shares[0]
-            one = share * (linear - skipped) + share * reach * attention
-        recurse.append(layers * one)
+        skipped = 0.0
+        if config.kv_sharing == "recursive":
+            slices = range(depth * layers, (depth + 1) * layers)
+            again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
+            skipped = key_value * again / layers
+        recurse.append(layers * (share * (linear - skipped) + per_pair * pairs[depth]))
     return Flops(
         prelude=config.num_prelude_layers * (linear + attention),
         recurse=tuple(recurse),
@@ -109,6 +114,39 @@ def flops_per_token(
         head=0.0 if paper else 2.0 * width * config.vocab_size,
         router=0.0 if paper else _router_flops(config, shares),
         backward=0.0 if paper else 2.0,
+    )
+
+
+def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None = None) -> Flops:
+    """FLOPs per token of one batch as it was routed.
+
+    Args:
+        config: the model.
+        depths: [B, T] recursions that each token ran.
+        document_ids: [B, T] where documents were blind to each other.
+    """
+    begins = torch.zeros_like(depths, dtype=torch.bool)
+    begins[:, 0] = True
+    if document_ids is not None:
+        begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+
+    def pairs_of(queries: Tensor, keys: Tensor) -> float:
+        """Per token: of its run's keys, a query meets those up to its own, half of the last."""
+        count = keys.flatten().cumsum(0)
+        before = torch.where(begins.flatten(), count - keys.flatten().long(), 0).cummax(0).values
+        met = (count - before).double() - 0.5
+        return float((met * queries.flatten()).sum()) / queries.numel()
+
+    active = [depths > depth for depth in range(config.num_recursions)]
+    own = config.kv_sharing == "none"
+    pairs = [pairs_of(tokens, tokens if own else active[0]) for tokens in active]
+    everyone = torch.ones_like(begins)
+    return flops_per_token(
+        config,
+        depths.shape[1],
+        [float(tokens.double().mean()) for tokens in active],
+        pairs=pairs,
+        all_pairs=pairs_of(everyone, everyone),
     )
 
 

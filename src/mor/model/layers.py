@@ -6,6 +6,8 @@ biases, rotate-half RoPE, SwiGLU.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -34,6 +36,10 @@ class Attend(Protocol):
         ...
 
 
+Heads = tuple[Tensor, Tensor | None, Tensor | None]
+"""Query, key and value of some tokens; no key and value where they are not needed."""
+
+
 class RMSNorm(nn.Module):
     """RMSNorm with one weight [D], or one per use of a shared layer [uses, D]."""
 
@@ -49,7 +55,7 @@ class RMSNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention; what it attends to is the business of ``attend``."""
+    """The projections of grouped-query attention; what queries meet is ``attend``'s business."""
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__()
@@ -65,14 +71,16 @@ class Attention(nn.Module):
     def _heads(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def forward(self, hidden: Tensor, rope: Rotation, attend: Attend, layer: int) -> Tensor:
-        """[A, M, D] -> [A, M, D]; ``rope`` holds the original positions of these tokens."""
+    def project(self, hidden: Tensor, rope: Rotation, with_kv: bool) -> Heads:
+        """Query [A, H, M, d], key and value [A, Hkv, M, d] (or None) of hidden [A, M, D]."""
         query = rotate(self._heads(self.q_proj(hidden)), rope)
-        key = value = None
-        if attend.needs_kv(layer):
-            key = rotate(self._heads(self.k_proj(hidden)), rope)
-            value = self._heads(self.v_proj(hidden))
-        mixed = attend(layer, query, key, value)
+        if not with_kv:
+            return query, None, None
+        key = rotate(self._heads(self.k_proj(hidden)), rope)
+        return query, key, self._heads(self.v_proj(hidden))
+
+    def merge(self, mixed: Tensor) -> Tensor:
+        """Attention output [A, H, M, d] -> [A, M, D]."""
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -91,7 +99,13 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """One Llama layer. ``norm_uses`` is R where a shared layer keeps its norms apart."""
+    """One Llama layer. ``norm_uses`` is R where a shared layer keeps its norms apart.
+
+    Attributes:
+        compiled: run :meth:`enter` and :meth:`leave` through ``torch.compile``. Attention stands
+            between them and stays out: it depends on cache and routing, and is one kernel anyway.
+            All layers of a model share the two compiled functions.
+    """
 
     def __init__(self, config: MoRConfig, norm_uses: int | None = None) -> None:
         super().__init__()
@@ -99,6 +113,16 @@ class DecoderLayer(nn.Module):
         self.self_attn = Attention(config)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, norm_uses)
         self.mlp = MLP(config)
+        self.compiled = False
+
+    def enter(self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool) -> Heads:
+        """What comes before attention: norm, projections, rotation."""
+        return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv)
+
+    def leave(self, hidden: Tensor, mixed: Tensor, use: int | Tensor) -> Tensor:
+        """What comes after: output projection, residual, norm, feed-forward, residual."""
+        hidden = hidden + self.self_attn.merge(mixed)
+        return hidden + self.mlp(self.post_attention_layernorm(hidden, use))
 
     def forward(
         self,
@@ -117,6 +141,13 @@ class DecoderLayer(nn.Module):
             layer: unrolled index within the stage, told to ``attend``.
             use: which use of a shared layer this is, for norms kept apart.
         """
-        attended = self.self_attn(self.input_layernorm(hidden, use), rope, attend, layer)
-        hidden = hidden + attended
-        return hidden + self.mlp(self.post_attention_layernorm(hidden, use))
+        enter, leave = _compiled() if self.compiled else (DecoderLayer.enter, DecoderLayer.leave)
+        query, key, value = enter(self, hidden, rope, use, attend.needs_kv(layer))
+        return leave(self, hidden, attend(layer, query, key, value), use)
+
+
+@cache
+def _compiled() -> tuple[Callable[..., Heads], Callable[..., Tensor]]:
+    # Dynamic: how many tokens a depth runs is another number at every step.
+    enter, leave = DecoderLayer.enter, DecoderLayer.leave
+    return torch.compile(enter, dynamic=True), torch.compile(leave, dynamic=True)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.model.router_base import Router
-
-IGNORE = -100
+from mor.ops.cross_entropy import IGNORE
 
 
 @dataclass
@@ -28,14 +27,22 @@ class LossParts:
     router: dict[str, Tensor]
 
 
+def next_token_targets(labels: Tensor) -> Tensor:
+    """[B T] what each place has to predict, from labels [B, T]; -100 where nothing.
+
+    The labels move, not the logits: a shifted view of [B, T, V] would have to be copied.
+    """
+    return F.pad(labels[:, 1:], (0, 1), value=IGNORE).reshape(-1)
+
+
 def combine_losses(
-    logits: Tensor,
-    labels: Tensor,
+    summed: Tensor,
+    targets: Tensor,
     router: Router,
     router_terms: dict[str, Tensor],
     num_items_in_batch: Tensor | int | None = None,
 ) -> LossParts:
-    """Shifted cross-entropy and router terms, so that micro-batches add up to their batch.
+    """Cross-entropy and router terms, so that micro-batches add up to their batch.
 
     With ``num_items_in_batch`` (targets over all micro-batches and ranks of the optimiser step, as
     Transformers' Trainer passes it) every term of this micro-batch is weighted by its share of
@@ -43,18 +50,15 @@ def combine_losses(
     gradient accumulation; this one does not.
 
     Args:
-        logits: [B, T, V]. labels: [B, T] ids, -100 where there is no target; shifted here.
+        summed: cross-entropies of this micro-batch, added up.
+        targets: [N] as :func:`next_token_targets` makes them.
         router: for the weight of each term.
         router_terms: unweighted means over this micro-batch.
         num_items_in_batch: None to average over this micro-batch alone.
     """
-    # The labels move, not the logits: a shifted view of [B, T, V] would have to be copied.
-    shifted = F.pad(labels[:, 1:], (0, 1), value=IGNORE).reshape(-1)
-    flat = logits.reshape(-1, logits.shape[-1]).float()
-    summed = F.cross_entropy(flat, shifted, ignore_index=IGNORE, reduction="sum")
-    own = (shifted != IGNORE).sum()
+    own = (targets != IGNORE).sum()
     items = own if num_items_in_batch is None else num_items_in_batch
-    items = torch.as_tensor(items, device=logits.device)
+    items = torch.as_tensor(items, device=targets.device)
     lm = summed / items.clamp(min=1)
     share = own / items.clamp(min=1)
     total = lm.clone()  # the Trainer scales it in place by the number of ranks

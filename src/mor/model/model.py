@@ -18,10 +18,11 @@ from mor.model.cache import DepthCache
 from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
-from mor.model.recursion import DepthTrace, run_recursions
-from mor.model.router_base import Router
+from mor.model.recursion import DepthTrace, Rows, run_recursions
+from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
-from mor.ops.compaction import Packing
+from mor.ops.compaction import Packing, pack_flat
+from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
 
 
@@ -35,7 +36,8 @@ class ModelOutput:
         losses: router loss terms by name, not weighted.
         states: stream at the stages' seams, where asked for: after embed, each prelude layer,
             each recursion up to the depth cap, each coda layer; zero at padding.
-        traces: routing per depth, where asked for. Front-packed rows if the batch had padding.
+        traces: routing per depth, where asked for. Laid end to end ([1, N]) if the batch had
+            padding or documents, front-packed rows if there was a cache too.
     """
 
     hidden: Tensor
@@ -108,12 +110,30 @@ class MoRModel(nn.Module):
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
         return self.lm_head(self.norm(hidden))
 
+    def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropies of :meth:`head` at ``targets``, the logits never all there.
+
+        Args:
+            hidden: [B, T, D]. targets: [B T], -100 where there is none.
+        """
+        head: nn.Module = self.lm_head
+        if type(head) is not nn.Linear:  # an adapter sits on it
+            return plain_cross_entropy(self.head(hidden).flatten(0, -2), targets)
+        normed = self.norm(hidden).flatten(0, -2)
+        return linear_cross_entropy(normed, head.weight, targets)
+
     # Around them ---------------------------------------------------------------------------------
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Rotation of ``positions`` [B, N]."""
         frequencies, scale = inverse_frequencies(self.config, positions.device)
         return rotation(positions, frequencies, scale, dtype)
+
+    def use_compiled_layers(self, compiled: bool = True) -> None:
+        """Run every layer's two halves through ``torch.compile`` (or no longer)."""
+        for module in self.modules():
+            if isinstance(module, DecoderLayer):
+                module.compiled = compiled
 
     def _layer(
         self,
@@ -150,6 +170,7 @@ class MoRModel(nn.Module):
         positions: Tensor | None = None,
         cache: DepthCache | None = None,
         inputs_embeds: Tensor | None = None,
+        document_ids: Tensor | None = None,
         routing: Routing | None = None,
         max_depth: int | None = None,
         keep_states: bool = False,
@@ -163,42 +184,55 @@ class MoRModel(nn.Module):
                 Padding may stand anywhere; it is never routed, cached or attended to.
             positions: [B, T]; default counts the real tokens of each row.
             cache: keys and values of earlier calls; new ones are added.
+            document_ids: [B, T] which document of its row a token belongs to, each document in one
+                piece. A document is then a sequence of its own in every respect: its tokens see no
+                others, and what training selects per sequence is selected per document.
             routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
                 ``router.decide``. Default: ``topk`` in training mode, else ``causal``.
             max_depth: depth cap, 1..R.
             keep_states, keep_traces: fill the output's fields of the same name.
 
         Raises:
-            ValueError: inputs of the wrong shape, or a depth cap outside 1..R.
+            ValueError: inputs of the wrong shape, a depth cap outside 1..R, documents with a cache.
         """
         hidden = self._embedded(input_ids, inputs_embeds)
         batch, width = hidden.shape[:2]
         limit = self._depth_limit(max_depth)
-        seen = None if cache is None else cache.prepare(batch, hidden.device)
-        packing = self._padding(attention_mask, batch, width)
-        lengths = None if packing is None else packing.lengths
+        real = self._real(attention_mask, batch, width)
+        if document_ids is not None and document_ids.shape != (batch, width):
+            raise ValueError(
+                f"document_ids has shape {tuple(document_ids.shape)}; it must be [{batch}, {width}]"
+            )
         if positions is not None:
             positions = positions.long().expand(batch, -1)
-        if packing is not None:
-            assert packing.valid is not None
-            # Zeros: attention weighs what it hides with 0, and 0 x nan would still be nan.
-            hidden = packing.gather(hidden).masked_fill(~packing.valid[..., None], 0.0)
-            positions = None if positions is None else packing.gather(positions)
-        if positions is None:
-            positions = torch.arange(hidden.shape[1], device=hidden.device).expand(batch, -1)
-            positions = positions if seen is None else positions + seen[:, None]
+        packing: Packing | None
         kv: KV
-        if cache is None:
-            kv = RowKV(self.config, batch, hidden.shape[1], hidden.device)
+        if cache is not None:
+            if document_ids is not None:
+                raise ValueError("document_ids cannot be given with a cache: decode one document")
+            seen = cache.prepare(batch, hidden.device)
+            packing = None if real is None else _front(real)
+            hidden, positions, rows = _to_front(hidden, positions, packing, seen)
+            lengths = torch.full_like(seen, width) if rows.lengths is None else rows.lengths
+            kv = CacheKV(cache, lengths, hidden.shape[1])
         else:
-            full = torch.full((batch,), hidden.shape[1], device=hidden.device)
-            kv = CacheKV(cache, full if lengths is None else lengths, hidden.shape[1])
-        output = self._stages(
-            hidden, positions, lengths, kv, routing, limit, keep_states, keep_traces
-        )
+            packing = None if real is None else pack_flat(real)
+            if real is not None and packing is None:  # padding and nothing else
+                return ModelOutput(
+                    torch.zeros_like(hidden), torch.zeros_like(real, dtype=torch.long)
+                )
+            runs = None if document_ids is None else _runs(document_ids)
+            hidden, positions, rows = _end_to_end(hidden, positions, packing, runs)
+            kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), rows.row_of)
+        output = self._stages(hidden, positions, rows, kv, routing, limit, keep_states, keep_traces)
         if isinstance(kv, CacheKV):
             kv.finish()
             kv.cache.columns += width
+        if document_ids is not None and packing is None:
+            output.hidden, output.depths, *output.states = (
+                flat.view(batch, width, *flat.shape[2:])
+                for flat in (output.hidden, output.depths, *output.states)
+            )
         if packing is not None:
             zeros = output.hidden.new_zeros(batch, width, output.hidden.shape[-1])
             output.hidden = packing.scatter(zeros, output.hidden)
@@ -211,7 +245,7 @@ class MoRModel(nn.Module):
         self,
         hidden: Tensor,
         positions: Tensor,
-        lengths: Tensor | None,
+        rows: Rows,
         kv: KV,
         routing: Routing | None,
         limit: int,
@@ -222,17 +256,18 @@ class MoRModel(nn.Module):
         states: list[Tensor] | None = [hidden] if keep_states else None
         hidden = self.prelude(hidden, rope, kv.prelude(), states)
         topk = routing == "topk" or (routing is None and self.training)
+        router = active_router(self.router)
         recursion = run_recursions(
             self.recurse,
-            self.router,
+            router,
             hidden,
             rope,
             positions,
-            lengths,
+            rows,
             kv,
             causal=not topk,
             max_depth=limit,
-            with_losses=topk and (self.training or self.router.observing),
+            with_losses=topk and (self.training or router.observing),
             keep_states=keep_states,
             keep_traces=keep_traces,
         )
@@ -265,8 +300,8 @@ class MoRModel(nn.Module):
         return min(limit, max_depth)
 
     @staticmethod
-    def _padding(attention_mask: Tensor | None, batch: int, width: int) -> Packing | None:
-        """Packing that brings real tokens to the front; None where there is no padding."""
+    def _real(attention_mask: Tensor | None, batch: int, width: int) -> Tensor | None:
+        """bool [B, T] which tokens are real; None where there is no padding."""
         if attention_mask is None:
             return None
         shape = attention_mask.shape
@@ -276,10 +311,57 @@ class MoRModel(nn.Module):
                 f"[{batch}, T] with T of at least {width}, 1 for real tokens"
             )
         real = attention_mask[:, -width:].bool()
-        if bool(real.all()):
-            return None
-        order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
-        counts = real.sum(1)
-        flat = order[:, : max(1, int(counts.max()))]
-        base = torch.arange(batch, device=real.device)[:, None] * width
-        return Packing(flat + base, None, counts)
+        return None if bool(real.all()) else real
+
+
+def _front(real: Tensor) -> Packing:
+    """Packing of ``real`` [B, T] that keeps every row, empty ones too: a cache has a place each."""
+    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
+    counts = real.sum(1)
+    base = torch.arange(len(real), device=real.device)[:, None] * real.shape[1]
+    return Packing(order[:, : max(1, int(counts.max()))] + base, None, counts)
+
+
+def _to_front(
+    hidden: Tensor, positions: Tensor | None, packing: Packing | None, seen: Tensor
+) -> tuple[Tensor, Tensor, Rows]:
+    """Stream, positions and rows with each row's real tokens at its front, for a cache."""
+    lengths = None
+    if packing is not None:
+        assert packing.valid is not None
+        lengths = packing.lengths
+        # Zeros: attention weighs what it hides with 0, and 0 x nan would still be nan.
+        hidden = packing.gather(hidden).masked_fill(~packing.valid[..., None], 0.0)
+        positions = None if positions is None else packing.gather(positions)
+    if positions is None:
+        positions = torch.arange(hidden.shape[1], device=hidden.device) + seen[:, None]
+    return hidden, positions, Rows(hidden.shape[1], lengths)
+
+
+def _end_to_end(
+    hidden: Tensor, positions: Tensor | None, packing: Packing | None, runs: Tensor | None
+) -> tuple[Tensor, Tensor, Rows]:
+    """Stream, positions and rows: one run [1, N] where there is padding or where documents part."""
+    batch, width = hidden.shape[:2]
+    if positions is None:
+        positions = torch.arange(width, device=hidden.device).expand(batch, -1)
+        if packing is not None:
+            counts = torch.zeros(batch * width, dtype=torch.long, device=hidden.device)
+            counts[packing.flat[0]] = 1
+            positions = counts.view(batch, width).cumsum(1) - 1
+    if packing is None and runs is None:
+        return hidden, positions, Rows(width)
+    if packing is None:
+        hidden, positions, row_of = hidden.flatten(0, 1)[None], positions.flatten()[None], runs
+    else:
+        hidden, positions = packing.gather(hidden), packing.gather(positions)
+        row_of = packing.row_of if runs is None else runs[packing.flat[0]]
+    assert row_of is not None
+    return hidden, positions, Rows(width, torch.bincount(row_of), row_of)
+
+
+def _runs(document_ids: Tensor) -> Tensor:
+    """[B T] one number per document of the batch, ascending, from numbers within rows [B, T]."""
+    begins = torch.ones_like(document_ids, dtype=torch.bool)
+    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
+    return begins.flatten().cumsum(0) - 1

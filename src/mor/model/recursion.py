@@ -7,7 +7,7 @@ causal routing and ``router.select`` otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,8 +16,9 @@ from mor.model.kv import KV
 from mor.model.layers import Attend
 from mor.model.router_base import Router, Scores
 from mor.model.routers import as_mask
-from mor.ops.compaction import Packing, nobody, pack, pack_indices
+from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices
 from mor.ops.rope import Rotation
+from mor.ops.segments import Segments
 
 Block = Callable[[Tensor, int, Rotation, Attend], Tensor]
 
@@ -56,6 +57,41 @@ class RecursionOutput:
     traces: list[DepthTrace] = field(default_factory=list)
 
 
+@dataclass(frozen=True)
+class Rows:
+    """How the B rows of a batch lie in the tokens [B, N] (or [1, N]) of the recursion stage.
+
+    Attributes:
+        width: tokens per row where all rows are equally long.
+        lengths: [rows] real tokens per row, front-packed or end to end; None when all are real.
+        row_of: [N] which row each token belongs to, ascending, where rows (or documents, which are
+            rows to all that follows) are laid end to end and hidden is [1, N, D]; else None.
+    """
+
+    width: int
+    lengths: Tensor | None = None
+    row_of: Tensor | None = None
+
+    def begin(self, inner: Packing) -> Packing:
+        """The first packing of these tokens, told which batch row each of them belongs to."""
+        if self.row_of is None:
+            return inner
+        return replace(inner, row_of=self.row_of[inner.flat.flatten()])
+
+    def valid(self, hidden: Tensor) -> Tensor | None:
+        """[B, N] which places are real; None when all are."""
+        if self.lengths is None or self.row_of is not None:
+            return None
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        return places < self.lengths[:, None]
+
+    def total(self, hidden: Tensor) -> Tensor | int:
+        """Real tokens of the batch."""
+        if self.lengths is None or self.row_of is not None:
+            return hidden.shape[0] * hidden.shape[1]
+        return self.lengths.sum()
+
+
 def _gather(packing: Packing | None, tokens: Tensor) -> Tensor:
     return tokens if packing is None else packing.gather(tokens)
 
@@ -66,7 +102,7 @@ def run_recursions(
     hidden: Tensor,
     rope: Rotation,
     positions: Tensor,
-    lengths: Tensor | None,
+    rows: Rows,
     kv: KV,
     *,
     causal: bool,
@@ -75,7 +111,7 @@ def run_recursions(
     keep_states: bool = False,
     keep_traces: bool = False,
 ) -> RecursionOutput:
-    """Run up to ``max_depth`` recursions over front-packed rows.
+    """Run up to ``max_depth`` recursions over the tokens of some rows.
 
     Args:
         block: ``recurse`` of the model.
@@ -83,22 +119,18 @@ def run_recursions(
         hidden: [B, N, D] the stream after the prelude.
         rope: rotation of all tokens, each [B, N, head_dim].
         positions: [B, N].
-        lengths: [B] real tokens per row, None when all N are.
+        rows: how the batch's rows lie in [B, N].
         kv: where keys and values live.
         causal: use ``decide`` instead of ``select``.
         max_depth: depth cap, at most R.
         with_losses: compute the router's losses and let it observe the batch.
         keep_states, keep_traces: fill the fields of the same name.
     """
-    batch, width = hidden.shape[:2]
     origin, packing = hidden, None
     result = RecursionOutput(hidden, torch.zeros_like(positions))
-    valid = None
-    if lengths is not None:
-        valid = torch.arange(width, device=hidden.device) < lengths[:, None]
-    total = batch * width if lengths is None else lengths.sum()
+    valid = candidates_valid = rows.valid(hidden)
+    total = rows.total(hidden)
     started = router.start(hidden, max_depth)
-    candidates_valid = valid
     for depth in range(max_depth):
         tokens = _gather(packing, hidden)
         scores = router.score(
@@ -110,12 +142,10 @@ def run_recursions(
         if causal:
             active = router.decide(scores, depth)
         else:
-            row_lengths = width if lengths is None else lengths
-            if lengths is not None and packing is not None and packing.rows is not None:
-                row_lengths = lengths[packing.rows]
-            active = router.select(scores, depth, candidates_valid, row_lengths, total)
+            active = _select(router, scores, depth, candidates_valid, rows, packing, total)
         if with_losses:
-            router.observe(scores, active, depth, candidates_valid)
+            if not router.frozen:
+                router.observe(scores, active, depth, candidates_valid)
             for name, term in router.losses(scores, active, depth, candidates_valid).items():
                 result.losses[name] = result.losses.get(name, 0) + term
         if keep_traces:
@@ -125,14 +155,15 @@ def run_recursions(
             trace = DepthTrace(scores.detach(), packing, mask)
             result.traces.append(trace)
         if active is not None:
-            inner = _inner_packing(active, candidates_valid, tokens.shape[1])
+            inner = _inner_packing(active, candidates_valid, tokens.shape[1], kv.flat)
             if inner is None and router.in_step:
-                inner = nobody(hidden.device)  # the other ranks wait for this one at every depth
+                # The other ranks wait for this one at every depth.
+                inner = nobody(hidden.device, flat=kv.flat)
             if inner is None:
                 if keep_states:
                     result.states += [hidden] * (max_depth - depth)
                 break
-            packing = inner if packing is None else packing.then(inner)
+            packing = rows.begin(inner) if packing is None else packing.then(inner)
             candidates_valid = packing.valid
             tokens, scores = inner.gather(tokens), scores.take(inner)
         here = rope if packing is None else (packing.gather(rope[0]), packing.gather(rope[1]))
@@ -153,8 +184,38 @@ def run_recursions(
     return result
 
 
-def _inner_packing(active: Tensor, valid: Tensor | None, width: int) -> Packing | None:
+def _select(
+    router: Router,
+    scores: Scores,
+    depth: int,
+    valid: Tensor | None,
+    rows: Rows,
+    packing: Packing | None,
+    total: Tensor | int,
+) -> Tensor | None:
+    """Training's rule, which thinks in rows: candidates laid end to end are shown to it as such."""
+    row_of = rows.row_of if packing is None else packing.row_of
+    if row_of is None:
+        lengths = rows.lengths
+        if lengths is not None and packing is not None and packing.rows is not None:
+            lengths = lengths[packing.rows]
+        return router.select(
+            scores, depth, valid, rows.width if lengths is None else lengths, total
+        )
+    segments = Segments.of(row_of)
+    names = torch.tensor(segments.names, device=row_of.device)
+    real = segments.table[1]
+    lengths = torch.full_like(names, rows.width) if rows.lengths is None else rows.lengths[names]
+    shown = scores.map(lambda values: segments.pad(values[0]))
+    if valid is not None:  # a place that only keeps step
+        real = real & segments.pad(valid[0])
+    active = router.select(shown, depth, real, lengths, total)
+    return None if active is None else segments.unpad(as_mask(active, real.float(), real))[None]
+
+
+def _inner_packing(active: Tensor, valid: Tensor | None, width: int, flat: bool) -> Packing | None:
     """Packing of the active candidates; None where there are none."""
     if active.dtype == torch.long:
         return pack_indices(active, width)
-    return pack(active if valid is None else active & valid)
+    active = active if valid is None else active & valid
+    return pack_flat(active) if flat else pack(active)

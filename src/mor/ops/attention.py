@@ -1,30 +1,46 @@
-"""Attention over rows whose real tokens stand in order at the front.
+"""Attention forms: over front-packed rows, over segments laid end to end, over shared keys.
 
-A row is front-packed: entries 0..length-1 are real and in order, what follows is padding. Plain
-causal attention is then exact for every real query without any mask, because padding comes later
-than all of them. The three forms below differ in where the keys are.
+A front-packed row has its real tokens in order at the front and padding behind. Plain causal
+attention is then exact for every real query without any mask, because padding comes later than all
+of them. :func:`slot_attention` is the plain form with a mask, which the others are held equal to.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from inspect import signature
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mor.ops.prefix import PrefixAttention
+from mor.ops.segments import Segments
 
-def _repeat_heads(heads: Tensor, groups: int) -> Tensor:
-    """[B, Hkv, S, d] -> [B, Hkv * groups, S, d]; each KV head serves ``groups`` query heads."""
-    if groups == 1:
-        return heads
-    batch, count, length, width = heads.shape
-    spread = heads[:, :, None].expand(batch, count, groups, length, width)
-    return spread.reshape(batch, count * groups, length, width)
+_HALF = (torch.float16, torch.bfloat16)
+# From this many queries on, a walk over chunks beats the kernel's own causal walk on the CPU.
+_WALK = 128
 
 
 def _attend(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Tensor:
-    groups = query.shape[1] // key.shape[1]
-    key, value = _repeat_heads(key, groups), _repeat_heads(value, groups)
-    return F.scaled_dot_product_attention(query, key, value, **options)  # type: ignore[arg-type]
+    grouped = query.shape[1] != key.shape[1]
+    return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped, **options)  # type: ignore[arg-type]
+
+
+def _walks(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether this is the case that :class:`PrefixAttention` is for: gradients on the CPU."""
+    if query.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    wanted = query.requires_grad or key.requires_grad or value.requires_grad
+    return wanted and torch.is_grad_enabled()
+
+
+def _cast(*tensors: Tensor) -> Iterator[Tensor]:
+    """As autocast would for PyTorch's attention; it does not know of other kernels."""
+    kind = tensors[0].device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+    return (tensor if dtype is None else tensor.to(dtype) for tensor in tensors)
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -36,6 +52,8 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         [B, H, N, d].
     """
+    if query.shape[2] >= _WALK and _walks(query, key, value):
+        return PrefixAttention.apply(*_cast(query, key, value), None)
     return _attend(query, key, value, is_causal=True)
 
 
@@ -54,13 +72,117 @@ def slot_attention(query: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> 
 
 
 def scattered_attention(query: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
-    """The same result as :func:`slot_attention` without a mask: each query is laid at its slot.
+    """The same as :func:`slot_attention` without a mask: each query is laid at its slot.
 
-    Used in training under KV sharing, where few queries meet a full row of keys. Slots of one row
-    must differ. The attention itself then costs S^2 / 2, the mask would cost N S: equal over the
-    default capacities of R = 3, and a causal kernel is the fast one everywhere.
+    Used where few queries meet a full row of keys and no kernel takes slots. Slots of one row must
+    differ. It costs S^2 / 2, the mask N S; a causal kernel is the fast one on every GPU.
     """
-    batch, heads, _, width = query.shape
     index = slots[:, None, :, None].expand_as(query)
-    row = query.new_zeros(batch, heads, key.shape[2], width).scatter(2, index, query)
+    row = query.new_zeros(*query.shape[:2], key.shape[2], query.shape[3]).scatter(2, index, query)
     return causal_attention(row, key, value).gather(2, index)
+
+
+def prefix_attention(query: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
+    """:func:`slot_attention` for slots that ascend and differ within each row: training's form."""
+    if _walks(query, key, value):
+        return PrefixAttention.apply(*_cast(query, key, value), slots)
+    if query.device.type == "cpu":
+        return slot_attention(query, key, value, slots)
+    return scattered_attention(query, key, value, slots)
+
+
+def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    """Causal attention within each segment.
+
+    Args:
+        query: [N, H, d]; key, value: [N, Hkv, d], the segments laid end to end.
+
+    Returns:
+        [N, H, d].
+    """
+    if query.device.type == "cpu":
+        parts = (tokens.split(segments.lengths) for tokens in (query, key, value))
+        return torch.cat([_alone(q, k, v) for q, k, v in zip(*parts, strict=True)])
+    query, key, value = _cast(query, key, value)
+    if query.device.type == "cuda" and query.dtype in _HALF and query.shape[-1] % 8 == 0:
+        return _varlen(query, key, value, segments)
+    return padded_segment_attention(query, key, value, segments)
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+    """PyTorch's FlashAttention for sequences of unequal length; half precision on CUDA."""
+    # Here, not above: torch registers its kernels with this module, and the CPU needs none.
+    from torch.nn.attention.varlen import varlen_attn
+
+    options: dict[str, Any] = {"window_size": (-1, 0)}  # causal
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1 and "enable_gqa" in signature(varlen_attn).parameters:
+        options["enable_gqa"] = True
+    elif groups > 1:  # torch 2.11
+        key, value = (tokens.repeat_interleave(groups, dim=1) for tokens in (key, value))
+    offsets, longest = segments.offsets, segments.longest
+    found = varlen_attn(query, key, value, offsets, offsets, longest, longest, **options)
+    assert isinstance(found, Tensor)
+    return found
+
+
+def padded_segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments
+) -> Tensor:
+    """The plain form of :func:`segment_attention`: a padded row for every segment."""
+    rows = (segments.pad(tokens).transpose(1, 2) for tokens in (query, key, value))
+    return segments.unpad(_attend(*rows, is_causal=True).transpose(1, 2))
+
+
+def shared_segment_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Tensor,
+    query_segments: Segments,
+    key_segments: Segments,
+) -> Tensor:
+    """Queries of some tokens over the keys of all: from their segment's first key to their own.
+
+    Args:
+        query: [N, H, d]. key, value: [S, Hkv, d].
+        places: [N] where each query's own key stands among the S, ascending.
+        query_segments, key_segments: how the N and the S tokens are laid end to end; every query
+            segment has a key segment of the same name.
+
+    Returns:
+        [N, H, d].
+    """
+    if query.device.type != "cpu":
+        return scattered_segment_attention(query, key, value, places, key_segments)
+    of_name = {name: number for number, name in enumerate(key_segments.names)}
+    keys, values = key.split(key_segments.lengths), value.split(key_segments.lengths)
+    parts = []
+    pieces = zip(
+        query_segments.names,
+        query.split(query_segments.lengths),
+        places.split(query_segments.lengths),
+        strict=True,
+    )
+    for name, own, at in pieces:
+        number = of_name[name]
+        parts.append(_alone(own, keys[number], values[number], at - key_segments.starts[number]))
+    return torch.cat(parts)
+
+
+def scattered_segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, places: Tensor, segments: Segments
+) -> Tensor:
+    """:func:`shared_segment_attention` with each query laid at its own place among the keys."""
+    row = query.new_zeros(key.shape[0], *query.shape[1:]).index_copy(0, places, query)
+    return segment_attention(row, key, value, segments)[places]
+
+
+def _alone(query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None = None) -> Tensor:
+    """One segment [N, H, d] as a batch of one."""
+    query, key, value = (tokens.transpose(0, 1)[None] for tokens in (query, key, value))
+    if slots is None:
+        found = causal_attention(query, key, value)
+    else:
+        found = prefix_attention(query, key, value, slots[None])
+    return found[0].transpose(0, 1)

@@ -1,9 +1,12 @@
-"""Compaction: bring the active tokens of each row to the front of a shorter row, and back.
+"""Compaction: bring the active tokens of a batch together, so that k of T tokens cost k, and back.
 
-A recursion over k of T tokens then costs k tokens, with plain causal attention and no mask. The
-spare places of a short row are filled with other, inactive tokens of the same row, each once: no
-index occurs twice, all values are real numbers, and nothing real can see them. (MoR's own
-gather/scatter, paper section 2.2, made safe for rows of unequal length.)
+Two layouts. **Laid end to end** (:func:`pack_flat`): all active tokens of all rows in one run, no
+padding; attention has to be told where rows end (:mod:`mor.ops.segments`). **Rows**
+(:func:`pack`): each row's active tokens at its front, as wide as the longest row; plain causal
+attention needs no mask. Its spare places are filled with other, inactive tokens of the same row,
+each once: no index occurs twice, all values are real numbers, and nothing real can see them. Rows
+of equal length (:func:`pack_indices`) are both. (MoR's own gather/scatter, paper section 2.2, made
+safe for rows of unequal length.)
 """
 
 from __future__ import annotations
@@ -22,11 +25,13 @@ class Packing:
         flat: [A, M] index into the B * N tokens; each token at most once.
         rows: [A] the batch row of each packed row, or None when all B rows take part in order.
         lengths: [A] active tokens per packed row, or None when all M places are active.
+        row_of: [M] batch row of each token where they are laid end to end (A = 1), else None.
     """
 
     flat: Tensor
-    rows: Tensor | None
-    lengths: Tensor | None
+    rows: Tensor | None = None
+    lengths: Tensor | None = None
+    row_of: Tensor | None = None
 
     @property
     def valid(self) -> Tensor | None:
@@ -52,10 +57,12 @@ class Packing:
     def then(self, inner: Packing) -> Packing:
         """The packing ``inner`` of this one's rows, seen from the batch this one packs."""
         flat = self.flat.flatten()[inner.flat]
-        rows = self.rows
-        if inner.rows is not None:
+        rows, row_of = self.rows, inner.row_of
+        if self.row_of is not None:
+            row_of = self.row_of[inner.flat[0]]
+        elif inner.rows is not None:
             rows = inner.rows if rows is None else rows[inner.rows]
-        return Packing(flat, rows, inner.lengths)
+        return Packing(flat, rows, inner.lengths, row_of)
 
 
 def pack(active: Tensor) -> Packing | None:
@@ -77,17 +84,32 @@ def pack(active: Tensor) -> Packing | None:
     return Packing(flat, rows, None if shortest == longest else counts)
 
 
+def pack_flat(active: Tensor) -> Packing | None:
+    """The tokens where ``active`` [B, N] (bool) holds, laid end to end, row by row, in order.
+
+    Returns None when no token is active.
+    """
+    flat = active.flatten().nonzero().flatten()
+    if not flat.numel():
+        return None
+    return Packing(flat[None], row_of=flat // active.shape[1])
+
+
 def pack_indices(index: Tensor, width: int) -> Packing:
     """Packing from ascending token indices [B, k] into rows of ``width`` tokens, all active."""
     base = torch.arange(index.shape[0], device=index.device) * width
-    return Packing(index + base[:, None], None, None)
+    return Packing(index + base[:, None])
 
 
-def nobody(device: torch.device) -> Packing:
-    """Packing of no token: one row with one spare place, which nothing reads or writes.
+def nobody(device: torch.device, *, flat: bool) -> Packing:
+    """Packing of no token: one spare place, the first candidate's, which nothing reads or writes.
 
     A block that runs over it does its part of what ranks do together, and its weights get a
     gradient of zero instead of none.
+
+    Args:
+        device: of the tokens.
+        flat: laid end to end, rather than in rows.
     """
     zero = torch.zeros(1, dtype=torch.long, device=device)
-    return Packing(zero[:, None], zero, zero)
+    return Packing(zero[:, None], None if flat else zero, zero, zero if flat else None)

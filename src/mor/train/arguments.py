@@ -1,8 +1,7 @@
-"""From a recipe to Transformers' training arguments: AdamW, trapezoid, TensorBoard."""
+"""From a recipe to Transformers' training arguments: AdamW, trapezoid, reporters."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
@@ -14,24 +13,13 @@ from mor.train.budget import Plan
 from mor.train.distributed import world_size
 from mor.train.folder import CHECKPOINTS, TENSORBOARD
 from mor.train.recipe import Recipe, TrainSection
+from mor.train.reporters import reporters
 
 
 def trapezoid(section: TrainSection, steps: int) -> tuple[int, int]:
     """Steps of warm-up and of decay; rounding never makes them overlap."""
     warmup = round(section.warmup_fraction * steps)
     return warmup, min(round(section.decay_fraction * steps), steps - warmup)
-
-
-def _reports(section: TrainSection) -> list[str]:
-    installed = importlib.util.find_spec("tensorboard") is not None
-    if section.report_to is None:
-        return ["tensorboard"] if installed else []
-    if section.report_to and not installed:
-        raise MorError(
-            "train.report_to names tensorboard, which is not installed: "
-            "pip install 'mixture-of-recursions[tensorboard]' or set train.report_to=[]"
-        )
-    return list(section.report_to)
 
 
 def training_arguments(
@@ -42,11 +30,11 @@ def training_arguments(
     ``find_unused`` tells DDP to look for parameters without a gradient, at some cost.
 
     Raises:
-        MorError: TensorBoard is asked for and not installed, or bfloat16 is not to be had.
+        MorError: a reporter is asked for and not installed, or bfloat16 is not to be had.
     """
     section = recipe.train
-    report_to = _reports(section)
-    if report_to:
+    report_to = reporters(section.report_to)
+    if "tensorboard" in report_to:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / TENSORBOARD)
     gpu = torch.cuda.is_available()
     if gpu and section.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():

@@ -18,14 +18,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mor.model.router_base import Router
+from mor.model.model import MoRModel
+from mor.model.router_base import Router, active_router
 from mor.provenance import append_jsonl
 from mor.train.folder import write_whole
 
 
 def find_router(model: nn.Module) -> Router:
-    """The router inside any wrapper (DDP, PEFT, compile)."""
-    return next(m for m in model.modules() if isinstance(m, Router))
+    """The router in use inside any wrapper (DDP, PEFT, compile)."""
+    return active_router(next(m for m in model.modules() if isinstance(m, MoRModel)).router)
 
 
 class RouterCallback(TrainerCallback):
@@ -40,7 +41,9 @@ class RouterCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tell the router which step this is."""
-        find_router(kwargs["model"]).step = state.global_step
+        router = find_router(kwargs["model"])
+        router.step = state.global_step
+        router.micro_batches = args.gradient_accumulation_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

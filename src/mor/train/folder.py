@@ -38,6 +38,7 @@ _FREE = {
         "save_total_limit",
         "num_workers",
         "threads",
+        "peak_flops",
         "report_to",
         "gradient_checkpointing",
         "parallel",

@@ -17,11 +17,20 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    field_validator,
+    model_validator,
+)
 
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.presets import FAMILIES, SHAPES, preset
+from mor.train.reporters import known_reporters
 
 
 class RecipeError(MorError, ValueError):
@@ -100,9 +109,21 @@ class TrainSection(_Section):
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
     num_workers: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's default")
-    report_to: list[Literal["tensorboard"]] | None = Field(
-        None, description="None: tensorboard if installed"
+    peak_flops: float | None = Field(
+        None, gt=0, description="per second and device, for MFU; None: known by name, or measured"
     )
+    report_to: list[str] | None = Field(
+        None, description="wandb, mlflow, trackio, ...; None: tensorboard if installed"
+    )
+
+    @field_validator("report_to")
+    @classmethod
+    def _reporters(cls, names: list[str] | None) -> list[str] | None:
+        known = known_reporters()
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"{name!r} is no reporter of the Trainer{suggest(name, known)}")
+        return names
 
     @model_validator(mode="after")
     def _schedule(self) -> TrainSection:

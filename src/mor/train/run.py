@@ -123,6 +123,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
         eval_dataset=validation,
         seq_len=data.seq_len,
         auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
+        peak_flops=section.peak_flops,
         callbacks=[end, log, progress],
     )
     trainer.remove_callback(PrinterCallback)
@@ -176,6 +177,7 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "eval_nll": trainer.last_logged("eval_loss"),
         "wall_s": trainer.last_logged("elapsed_s"),
         "tokens_per_s": trainer.last_logged("tokens_per_s"),
+        "mfu": trainer.last_logged("mfu"),
         "peak_memory_bytes": peak_memory_bytes(),
         "seed": recipe.train.seed,
         "seq_len": recipe.data.seq_len,

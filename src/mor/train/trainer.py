@@ -21,6 +21,7 @@ from mor.model.router_base import Router
 from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
 from mor.train.distributed import RanksTrainer, all_finite
+from mor.train.mfu import FlopsMeter, peak_flops
 
 
 def peak_memory_bytes() -> int | None:
@@ -41,11 +42,18 @@ class MoRTrainer(RanksTrainer):
     Args:
         seq_len: tokens per sequence, for counting tokens and FLOPs.
         auxiliary_router_lr_factor: learning rate of an auxiliary router, in multiples of the main.
+        peak_flops: per second and device, for the utilisation in the log; default that of the GPU
+            by its name, or of the CPU as measured.
         args, kwargs: as for :class:`transformers.Trainer`.
     """
 
     def __init__(
-        self, *args: Any, seq_len: int, auxiliary_router_lr_factor: float = 10.0, **kwargs: Any
+        self,
+        *args: Any,
+        seq_len: int,
+        auxiliary_router_lr_factor: float = 10.0,
+        peak_flops: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.seq_len = seq_len
@@ -57,6 +65,8 @@ class MoRTrainer(RanksTrainer):
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._metrics: dict[str, float] = {}
         self._flops: list[float] = [0.0]
+        self.peak_flops = peak_flops
+        self._meter: FlopsMeter | None = None
         self.add_callback(RouterCallback())
 
     @property
@@ -172,6 +182,7 @@ class MoRTrainer(RanksTrainer):
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
         """The model's own loss; in training, its parts are kept for the log."""
+        inputs = {**inputs, "return_logits": False}  # nobody here looks at them
         if not model.training:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         upcoming = self.state.global_step + 1
@@ -194,6 +205,17 @@ class MoRTrainer(RanksTrainer):
             found = batch_metrics(self._router, outputs.depths, outputs.traces or ())
             self._metrics = {f"router/{name}": value for name, value in found.items()}
 
+    def _utilisation(self, step: int, seconds: float) -> dict[str, float]:
+        if self._meter is None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            peak = self.peak_flops or peak_flops(dtype)
+            peak = None if peak is None else peak * self.args.world_size
+            planned, tokens = self.flops_until, self.tokens_per_step
+            self._meter = FlopsMeter(self._router.config, self.seq_len, tokens, planned, peak)
+        return self._meter.read(
+            step, self._tokens_run // self.tokens_per_step, seconds, self._metrics
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add parts of the loss, router metrics, tokens, FLOPs, speed and memory.
 
@@ -215,6 +237,7 @@ class MoRTrainer(RanksTrainer):
             elapsed = time.monotonic() - self._began
             logs["elapsed_s"] = self._elapsed_before + elapsed
             logs["tokens_per_s"] = self._tokens_run / max(1e-9, elapsed - self._paused)
+            logs |= self._utilisation(step, elapsed - self._paused)
             memory = peak_memory_bytes()
             logs |= {} if memory is None else {"peak_memory_bytes": memory}
             self._parts, self._metrics = {}, {}

@@ -1,0 +1,78 @@
+"""Runs of tokens that see each other, laid end to end: sequences, or documents within them.
+
+Tokens that are active at one depth are as many in each row as the router likes. Laid end to end
+they need no padding; :class:`Segments` says where one run ends and the next begins. Attention over
+segments is causal within each and blind to the others, so it also keeps packed documents apart.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Consecutive runs within N tokens.
+
+    Attributes:
+        names: which run each is (batch row, or document), ascending.
+        lengths: tokens of each, all at least 1.
+        device: of the tokens.
+    """
+
+    names: tuple[int, ...]
+    lengths: tuple[int, ...]
+    device: torch.device
+
+    @classmethod
+    def of(cls, ids: Tensor) -> Segments:
+        """From the run of every token, ``ids`` [N], non-decreasing. Asks the device once."""
+        names, counts = torch.unique_consecutive(ids, return_counts=True)
+        told = torch.stack((names, counts)).tolist()
+        return cls(tuple(told[0]), tuple(told[1]), ids.device)
+
+    @classmethod
+    def of_rows(cls, rows: int, width: int, device: torch.device) -> Segments:
+        """``rows`` runs of ``width`` tokens, named by their number."""
+        return cls(tuple(range(rows)), (width,) * rows, device)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """First token of each run."""
+        ends = [0]
+        for length in self.lengths:
+            ends.append(ends[-1] + length)
+        return tuple(ends[:-1])
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest run."""
+        return max(self.lengths)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int32 [runs + 1], as kernels for sequences of unequal length want them."""
+        total = self.starts[-1] + self.lengths[-1]
+        return torch.tensor([*self.starts, total], dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor]:
+        """Index [runs, longest] into the tokens, clamped to each run, and which places are real."""
+        lengths = torch.tensor(self.lengths, device=self.device)
+        places = torch.arange(self.longest, device=self.device)
+        real = places < lengths[:, None]
+        starts = torch.tensor(self.starts, device=self.device)
+        return starts[:, None] + torch.minimum(places, lengths[:, None] - 1), real
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """[N, ...] -> [runs, longest, ...], each run's last token repeated behind it."""
+        index, _ = self.table
+        return tokens[index]
+
+    def unpad(self, rows: Tensor) -> Tensor:
+        """[runs, longest, ...] -> [N, ...], the inverse of :meth:`pad`."""
+        return rows[self.table[1]]
