@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Annotated
 
@@ -14,6 +15,7 @@ from mor.model.flops import count_parameters, flops_per_token
 from mor.train import Recipe, load_recipe, plan_budget
 from mor.train import train as run_training
 from mor.train.recipe_file import builtin_recipes
+from mor.train.run import with_branches
 
 
 def add_to(app: typer.Typer) -> None:
@@ -28,16 +30,26 @@ def train(
         list[str] | None, typer.Option("--set", help="change a field: train.learning_rate=1e-3")
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue from the newest checkpoint")] = False,
+    resume_from: Annotated[
+        str | None, typer.Option(help="continue from this one: checkpoint-40; newer are set aside")
+    ] = None,
+    branch_from: Annotated[
+        str | None, typer.Option(help="begin from a stable RUN/checkpoints/checkpoint-N")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the run folder")] = False,
     dry_run: Annotated[bool, typer.Option(help="check and print the plan, train nothing")] = False,
 ) -> None:
     """Train what RECIPE says; leaves a run folder with model, log and summary."""
-    loaded = load_recipe(recipe, set_)
+    branch = [] if branch_from is None else [f"train.branch_from={json.dumps(branch_from)}"]
+    loaded = load_recipe(recipe, [*(set_ or []), *branch])
+    parts = with_branches(loaded)
     if dry_run:
-        show_plan(loaded)
+        for part in parts:
+            show_plan(part)
         return
-    folder = run_training(loaded, resume=resume, overwrite=overwrite)
-    typer.echo(f"trained: {folder}")
+    run_training(loaded, resume=resume, overwrite=overwrite, resume_from=resume_from)
+    for part in parts:
+        typer.echo(f"trained: {part.run_dir}")
 
 
 def recipes() -> None:

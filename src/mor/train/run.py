@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +16,18 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.data import PackedDataset
+from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
+from mor.train import checkpoints
 from mor.train.arguments import training_arguments
+from mor.train.branches import check_facts, check_source, fan
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
-from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, last_checkpoint, write_whole
+from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, held, write_whole
+from mor.train.guards import clear_stops
 from mor.train.recipe import Recipe
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
@@ -62,24 +67,73 @@ class WholeSteps(Dataset[dict[str, Tensor]]):
         self.inner.set_epoch(epoch)
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    resume_from: str | Path | None = None,
+) -> Path:
     """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.folder`).
 
-    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint.
+    Ctrl-C, SIGTERM and SIGUSR1 end it after the step at hand, with a checkpoint. A recipe with
+    ``train.branches`` leaves a folder for each of them as well (:mod:`mor.train.branches`).
 
     Args:
         recipe: validated.
-        resume: continue from the newest checkpoint of the run folder.
+        resume: continue from the newest checkpoint of the run folder, or from step 0 where it was
+            stopped before its first.
         overwrite: replace a run folder that is already there.
+        resume_from: continue from this checkpoint of the run folder; newer ones are set aside.
 
     Returns:
         The run folder.
 
     Raises:
         MorError: the data folder is wrong, the run exists already, nothing to resume from (an
-            existing run is then as it was); or the loss is no longer a number (checkpoints stay).
+            existing run is then as it was); or a checkpoint is damaged; or the loss is no longer
+            a number, the disk is full, memory ran out (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
+    if not recipe.train.branches:
+        return _train(recipe, resume=resume, overwrite=overwrite, resume_from=resume_from)
+    parts = with_branches(recipe)
+    if not (resume or overwrite or resume_from):
+        taken = [part.run_dir for part in parts if part.run_dir.exists()]
+        if taken:  # said now, not after a week
+            raise MorError(
+                f"{taken[0]} already holds a run; use --resume, --overwrite or another name"
+            )
+    for part in parts:
+        going = (resume or resume_from is not None) and part.run_dir.exists()
+        if going and (part.run_dir / SUMMARY).is_file() and part is not parts[-1]:
+            continue
+        here = resume_from if part is parts[0] else None
+        _train(part, resume=going, overwrite=overwrite, resume_from=here)
+    return parts[0].run_dir
+
+
+def with_branches(recipe: Recipe) -> list[Recipe]:
+    """The recipe itself, or the run and the branches that its ``train.branches`` asks for.
+
+    Raises:
+        MorError: the data folder is wrong, or a branch does not fit into the run.
+    """
+    section = recipe.train
+    if not section.branches:
+        return [recipe]
+    index = DataIndex.load(recipe.data.path)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1")))
+    budgets = [section.budget, *section.branches]
+    length = recipe.data.seq_len
+    plans = [plan_budget(budget, config, length, per_step * length) for budget in budgets]
+    return fan(recipe, [plan.steps for plan in plans])
+
+
+def _train(
+    recipe: Recipe, *, resume: bool, overwrite: bool, resume_from: str | Path | None
+) -> Path:
     data, section = recipe.data, recipe.train
     if section.threads:
         torch.set_num_threads(section.threads)
@@ -91,43 +145,94 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
     config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
+    facts = {"sequences_per_step": per_step, "data": _data_digest(packed)}
     arguments = training_arguments(recipe, plan)
-    checkpoint = None
-    with arguments.main_process_first(local=False, desc="run folder"):
-        if arguments.process_index == 0:
-            checkpoint = claim(recipe, resume=resume, overwrite=overwrite)
-        elif resume:
-            checkpoint = last_checkpoint(recipe.run_dir / CHECKPOINTS)
-    set_seed(section.seed)
-    model = MoRForCausalLM(config)
-    model.model.gradient_checkpointing = section.gradient_checkpointing
-    log, end = JsonLogCallback(recipe.run_dir / LOG), EndOfRunCallback()
-    progress = ProgressCallback(recipe.name)
-    trainer = MoRTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_set,
-        eval_dataset=validation,
-        seq_len=data.seq_len,
-        auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-        callbacks=[end, log, progress],
-    )
-    trainer.remove_callback(PrinterCallback)
-    try:
-        with end.listening(alone=arguments.world_size == 1):
-            _run(trainer, checkpoint)
-    finally:
-        progress.close()
-    if end.stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
-            f"{arguments.output_dir}; go on with the same command and --resume"
+    with ExitStack() as stack:
+        with arguments.main_process_first(local=False, desc="run folder"):
+            first = arguments.process_index == 0
+            checkpoint = _start(recipe, plan, facts, stack, first, resume, overwrite, resume_from)
+        trainer, end = None, EndOfRunCallback(section.saves_at)
+        log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
+        stack.enter_context(
+            clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0)
         )
-    if trainer.is_world_process_zero():
-        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
-        record = summary(recipe, plan, trainer)
-        write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
+        set_seed(section.seed)
+        model = MoRForCausalLM(config)
+        model.model.gradient_checkpointing = section.gradient_checkpointing
+        trainer = MoRTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train_set,
+            eval_dataset=validation,
+            seq_len=data.seq_len,
+            auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
+            callbacks=[end, log, progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
+        try:
+            with end.listening(alone=arguments.world_size == 1):
+                _run(trainer, checkpoint)
+        finally:
+            progress.close()
+        if end.stopped:
+            raise Interrupted(
+                f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
+                f"{arguments.output_dir}; go on with the same command and --resume"
+            )
+        if trainer.is_world_process_zero():
+            _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+            record = summary(recipe, plan, trainer)
+            write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
+
+
+def _start(
+    recipe: Recipe,
+    plan: Plan,
+    facts: dict[str, Any],
+    stack: ExitStack,
+    first: bool,
+    resume: bool,
+    overwrite: bool,
+    resume_from: str | Path | None,
+) -> Path | None:
+    """Take the run folder, and say which checkpoint to begin from.
+
+    The first rank checks every file; the others, which come after it, take the same one.
+    """
+    folder = recipe.run_dir / CHECKPOINTS
+    resumes = resume or resume_from is not None
+    source = recipe.train.branch_from
+    if not first:
+        own = checkpoints.found(folder) if resumes else []
+        return own[-1] if own else source
+    if source is not None and not (resumes and checkpoints.found(folder)):
+        source = check_source(recipe, plan.steps, facts)
+    already = recipe.run_dir.is_dir()
+    stack.enter_context(held(recipe.run_dir))
+    checkpoint = claim(
+        recipe,
+        resume=resume,
+        overwrite=overwrite,
+        resume_from=resume_from,
+        sequences_per_step=facts["sequences_per_step"],
+    )
+    if not already:
+        stack.enter_context(held(recipe.run_dir))
+    if checkpoint is not None:
+        check_facts(checkpoint, facts)
+        return checkpoint
+    (recipe.run_dir / LOG).unlink(missing_ok=True)
+    if source is not None and (source.parent.parent / LOG).is_file():
+        shutil.copyfile(source.parent.parent / LOG, recipe.run_dir / LOG)
+    return source
+
+
+def _data_digest(packed: PackedDataset) -> str:
+    """One number for the tokens of a split and their order."""
+    shards = [shard.sha256 for shard in packed.index.shards(packed.split)]
+    return hashlib.sha256(" ".join(shards).encode()).hexdigest()
 
 
 def _run(trainer: MoRTrainer, checkpoint: Path | None) -> None:
@@ -149,6 +254,15 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
     parameters, non_embedding = count_parameters(config)
     steps = trainer.state.global_step
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    origin = recipe.train.branch_from
+    shared = 0 if origin is None else checkpoints.step_of(origin)
+    branched = {
+        "branched_from": str(origin),
+        "branched_at_step": shared,
+        # What this run trained itself; every other count holds the shared steps too.
+        "own_tokens": (steps - shared) * plan.tokens_per_step,
+        "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
+    }
     return {
         "name": recipe.name,
         "family": config.family,
@@ -168,6 +282,7 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "seq_len": recipe.data.seq_len,
         "dtype": recipe.train.dtype,
         "threads": torch.get_num_threads(),
+        **({} if origin is None else branched),
     } | provenance(device)
 
 
@@ -179,5 +294,6 @@ def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
     (fresh / "training_args.bin").unlink(missing_ok=True)
     if tokenizer_dir.is_dir():
         AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
+    checkpoints.flush(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

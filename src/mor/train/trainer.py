@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer
 
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
@@ -21,6 +20,7 @@ from mor.model.metrics import batch_metrics
 from mor.model.router_base import Router
 from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
+from mor.train.saving import AtomicSaves
 
 
 def peak_memory_bytes() -> int | None:
@@ -35,8 +35,16 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class MoRTrainer(Trainer):
+def _plain(value: Any) -> torch.Tensor:
+    """A scalar as a float32 tensor, gathered where it is spread over ranks."""
+    whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return torch.as_tensor(whole).detach().float()
+
+
+class MoRTrainer(AtomicSaves):
     """Trainer with router losses and metrics in the log, and order left to the dataset.
+
+    Its checkpoints are whole or absent, and a step whose gradient is not finite changes nothing.
 
     Args:
         seq_len: tokens per sequence, for counting tokens and FLOPs.
@@ -57,6 +65,7 @@ class MoRTrainer(Trainer):
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._metrics: dict[str, float] = {}
         self._flops: list[float] = [0.0]
+        self._auxiliary_norm: torch.Tensor | None = None
         self.add_callback(RouterCallback())
 
     @property
@@ -123,6 +132,27 @@ class MoRTrainer(Trainer):
         for which in (True, False):
             chosen = [p for p in model.parameters() if (id(p) in own) == which]
             norm = self.accelerator.clip_grad_norm_(chosen, limit)
+            self._auxiliary_norm = norm if which else self._auxiliary_norm
+        return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Look at this step's gradient before the optimiser does: one number read per step.
+
+        Raises:
+            MorError: it is not finite, or the loss is not; the weights are as they were.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if getattr(self.accelerator, "scaler", None) is not None:
+            return norm  # float16: a scaler looks for itself, and skips such steps
+        # The norm is the same on every rank, so all of them stop. A loss alone is each rank's own.
+        looked = {"gradient norm": norm, "auxiliary router's gradient norm": self._auxiliary_norm}
+        if self.args.world_size == 1:
+            looked["loss"] = self._tr_loss
+        known = {name: _plain(value) for name, value in looked.items() if value is not None}
+        together = torch.stack([value.to(self.args.device) for value in known.values()])
+        if not bool(torch.isfinite(together).all()):
+            name = next(name for name, value in known.items() if not math.isfinite(value))
+            raise self._diverged(f"the {name} is {float(known[name])}", self.state.global_step + 1)
         return norm
 
     # Clock: tokens/s counts data, forward, backward and optimiser, not evaluation and saving.
@@ -136,8 +166,10 @@ class MoRTrainer(Trainer):
         self._paused += time.monotonic() - began
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the evaluation set under the causal rule."""
-        with self._untimed():
+        """Score the evaluation set under the causal rule; training draws the same numbers after."""
+        device = self.args.device
+        drawn_from = [device] if device.type == "cuda" else []
+        with self._untimed(), torch.random.fork_rng(drawn_from):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -148,11 +180,11 @@ class MoRTrainer(Trainer):
                 raise self._diverged("a weight is not a finite number")
             super()._save_checkpoint(*args, **kwargs)
 
-    def _diverged(self, what: str) -> MorError:
+    def _diverged(self, what: str, step: int | None = None) -> MorError:
         return MorError(
-            f"{what} at step {self.state.global_step}; lower train.learning_rate="
-            f"{self.args.learning_rate} or warm up longer; checkpoints in {self.args.output_dir} "
-            "are untouched"
+            f"{what} at step {step or self.state.global_step}; lower train.learning_rate="
+            f"{self.args.learning_rate} or warm up longer, in a new run; checkpoints in "
+            f"{self.args.output_dir} are untouched"
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
