@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -200,6 +201,15 @@ def _malformed(checkpoint: Path) -> str | None:
     return None
 
 
+def _warn_unsealed(checkpoint: Path) -> None:
+    if not (checkpoint / MANIFEST).is_file():
+        warnings.warn(
+            f"{checkpoint} has no {MANIFEST}, so only the form of its files was checked: a plain "
+            "Trainer made it, or an older mor",
+            stacklevel=3,
+        )
+
+
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint, every file checked; None where there is none yet.
 
@@ -211,6 +221,7 @@ def newest(folder: Path) -> Path | None:
         return None
     wrong = damage(checkpoints[-1])
     if wrong is None:
+        _warn_unsealed(checkpoints[-1])
         return checkpoints[-1]
     whole = next((p for p in reversed(checkpoints[:-1]) if damage(p) is None), None)
     offer = (
@@ -240,6 +251,7 @@ def chosen(folder: Path, name: str | Path) -> Path:
     wrong = damage(path)
     if wrong is not None:
         raise MorError(f"{path} is damaged: {wrong}")
+    _warn_unsealed(path)
     for newer in found(folder):
         if step_of(newer) > step_of(path):
             target = folder / ASIDE / newer.name
