@@ -41,7 +41,9 @@ def fan(recipe: Recipe, steps: list[int]) -> list[Recipe]:
                 f"train.branches holds a budget of {number} steps; each must differ from the "
                 f"others and be shorter than train.budget, {whole} steps"
             )
-    warmup = trapezoid(section, shorter[0])[0]
+    warmup = section.warmup_steps
+    if warmup is None:
+        warmup = trapezoid(section, shorter[0])[0]
     section = section.model_copy(update={"warmup_steps": warmup})
     starts = {number: number - trapezoid(section, number)[1] for number in shorter}
     for number, start in starts.items():

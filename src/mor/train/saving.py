@@ -18,6 +18,9 @@ from mor.errors import MorError
 from mor.train import checkpoints
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# How safetensors (Rust) and torch.save (C++) report a write that the system refused.
+_UNWRITTEN = ("No space left", "Disk quota exceeded", "File too large")
+_UNWRITTEN += ("file write failed", "unexpected pos", "iostream error")
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
@@ -41,9 +44,7 @@ def disk_full(error: BaseException) -> bool:
     """Whether a write failed for want of room; torch and safetensors do not say so by errno."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _FULL
-    text = str(error)
-    words = ("No space left", "Disk quota exceeded", "File too large", "file write failed")
-    return any(word in text for word in words)
+    return any(words in str(error) for words in _UNWRITTEN)
 
 
 class AtomicSaves(Trainer):
