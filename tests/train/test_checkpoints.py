@@ -84,6 +84,7 @@ def test_the_offer_is_good(stopped: Recipe, finished: Path) -> None:
         "checkpoint-8",
     ]
     assert checkpoints.damage(kept(stopped) / "checkpoint-8") is None
+    assert (kept(stopped) / "aside" / "checkpoint-8" / "optimizer.pt").is_file()
     assert checkpoints.damage(kept(stopped) / "aside" / "checkpoint-8") is not None
 
 

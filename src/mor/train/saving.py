@@ -19,8 +19,14 @@ from mor.train import checkpoints
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # How safetensors (Rust) and torch.save (C++) report a write that the system refused.
-_UNWRITTEN = ("No space left", "Disk quota exceeded", "File too large")
-_UNWRITTEN += ("file write failed", "unexpected pos", "iostream error")
+_UNWRITTEN = (
+    "No space left",
+    "Disk quota exceeded",
+    "File too large",
+    "file write failed",
+    "unexpected pos",
+    "iostream error",
+)
 
 
 def any_rank(flag: bool, device: torch.device) -> bool:
