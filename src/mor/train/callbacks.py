@@ -20,6 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from mor.model.router_base import Router
 from mor.provenance import append_jsonl
+from mor.train.checkpoints import flush_entry
 from mor.train.folder import write_whole
 from mor.train.saving import any_rank
 
@@ -134,6 +135,13 @@ class JsonLogCallback(TrainerCallback):
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a kill
         write_whole(self.path, "".join(kept))
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A power cut must not take lines of before the checkpoint."""
+        if state.is_world_process_zero and self.path.exists():
+            flush_entry(self.path)
 
     def on_log(
         self,

@@ -47,7 +47,7 @@ _FREE = {
 }
 
 
-PATIENCE_S = 10.0  # data workers outlive a killed run by some seconds
+PATIENCE_S = 20.0  # data workers outlive a killed run by some seconds
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,10 @@ def _start(
         stack.enter_context(held(recipe.run_dir))
     if checkpoint is not None:
         check_facts(checkpoint, facts)
+        print(f"{recipe.name}: goes on from {checkpoint.name}", file=sys.stderr)
         return checkpoint
+    if resumes:
+        print(f"{recipe.name}: no checkpoint yet, begins anew", file=sys.stderr)
     (recipe.run_dir / LOG).unlink(missing_ok=True)
     if source is not None and (source.parent.parent / LOG).is_file():
         shutil.copyfile(source.parent.parent / LOG, recipe.run_dir / LOG)

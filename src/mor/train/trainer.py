@@ -149,6 +149,8 @@ class MoRTrainer(AtomicSaves):
         if self.args.world_size == 1:
             looked["loss"] = self._tr_loss
         known = {name: _plain(value) for name, value in looked.items() if value is not None}
+        if not known:
+            return norm  # DeepSpeed keeps it to itself
         together = torch.stack([value.to(self.args.device) for value in known.values()])
         if not bool(torch.isfinite(together).all()):
             name = next(name for name, value in known.items() if not math.isfinite(value))
