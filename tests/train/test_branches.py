@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from mor.data import prepare
 from mor.errors import MorError
@@ -78,6 +80,7 @@ def test_the_summary_says_where_it_came_from(trunk: Path, data: Path, tmp_path: 
     whole = json.loads((trunk / "summary.json").read_text())
     assert found["branched_from"] == str(trunk / "checkpoints" / "checkpoint-7")
     assert found["branched_at_step"] == 7
+    assert found["branch_changes"] == {}
     tokens = 2 * 2 * SEQ_LEN
     assert (found["steps"], found["tokens"], found["own_tokens"]) == (12, 12 * tokens, 5 * tokens)
     assert found["train_flops"] == pytest.approx(whole["train_flops"] * 12 / 16)
@@ -95,6 +98,31 @@ def test_longer_than_planned(trunk: Path, data: Path, tmp_path: Path) -> None:
     assert weights(train(recipe)) == weights(train(direct))
 
 
+@pytest.mark.parametrize("router", ["threshold", "aux_router"])
+def test_another_rate(
+    router: str, data: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The way on after a loss that is no number. AdamW's step is proportional to the rate."""
+    kind, model = KINDS[router]
+    long = train(tiny_recipe(data, tmp_path, kind, model, **LONG, keep_every=1))
+    fields = LONG | {"branch_from": long / "checkpoints" / "checkpoint-7", "learning_rate": 2e-3}
+    recipe = named(tiny_recipe(data, tmp_path, kind, model, **fields, keep_every=1), "branch")
+    train(recipe)
+    assert "train.learning_rate=0.002 was 0.01" in capfd.readouterr().err
+    rates = [entry["learning_rate"] for entry in log(recipe.run_dir) if "loss" in entry]
+    assert rates[6:9] == pytest.approx([0.01, 0.002, 0.002])
+    assert rates[-1] == pytest.approx(0.002 / 4)
+    before = load_file(long / "checkpoints" / "checkpoint-7" / "model.safetensors")
+    theirs = load_file(long / "checkpoints" / "checkpoint-8" / "model.safetensors")
+    ours = load_file(recipe.run_dir / "checkpoints" / "checkpoint-8" / "model.safetensors")
+    for name in before:
+        if "boundary" not in name:
+            step, other = ours[name] - before[name], theirs[name] - before[name]
+            torch.testing.assert_close(step, other / 5, rtol=1e-3, atol=1e-6)
+    changes = json.loads((recipe.run_dir / "summary.json").read_text())["branch_changes"]
+    assert changes == {"train.learning_rate": 0.002}
+
+
 @pytest.mark.parametrize("step", [2, 9])
 def test_the_ends_of_the_stable_phase(step: int, trunk: Path, data: Path, tmp_path: Path) -> None:
     direct = named(tiny_recipe(data, tmp_path, **LONG | {"budget": {"steps": 12}}), "direct")
@@ -109,7 +137,7 @@ def test_the_ends_of_the_stable_phase(step: int, trunk: Path, data: Path, tmp_pa
         (10, {}, "checkpoint-10 lies past step 9, where a budget of 12 steps begins to cool down"),
         (7, {"warmup_steps": 8}, r"lies within the 8 steps of warm-up.*train\.warmup_steps=2"),
         (7, {"batch_size": 4}, "trained on 4 sequences per step, this run would take 8"),
-        (7, {"learning_rate": 0.5}, r"another recipe: train\.learning_rate=0\.5 was 0\.01"),
+        (7, {"dtype": "bfloat16"}, r"another recipe: train\.dtype='bfloat16' was 'float32'"),
         (7, {"seed": 1}, r"another recipe: train\.seed=1 was 0"),
         (7, {"model": {"hidden_size": 32}}, r"another recipe: model\.hidden_size=32 was 16"),
         (99, {}, r"must be RUN/checkpoints/checkpoint-N of a run"),

@@ -268,7 +268,7 @@ def test_another_number_of_processes(
     stopped: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same recipe on twice the ranks is twice the batch, which no resumed run may have."""
-    facts = run._data_digest
+    facts = run.data_digest
     manifest = stopped.run_dir / "checkpoints" / "checkpoint-8" / "manifest.json"
     content = json.loads(manifest.read_text())
     assert content["sequences_per_step"] == 4
@@ -276,6 +276,6 @@ def test_another_number_of_processes(
     with pytest.raises(MorError, match="trained on 8 sequences per step, this run would take 4"):
         train(stopped, resume=True)
     manifest.write_text(json.dumps(content))
-    monkeypatch.setattr(run, "_data_digest", lambda packed: facts(packed)[::-1])
+    monkeypatch.setattr(run, "data_digest", lambda packed: facts(packed)[::-1])
     with pytest.raises(MorError, match=r"other data than data\.path holds now"):
         train(stopped, resume=True)

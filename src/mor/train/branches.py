@@ -9,6 +9,7 @@ in the data) and cools down to a budget of its own. The paper trains its budgets
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,10 @@ from mor.train.recipe import Recipe, RecipeError
 
 # A branch may differ from its source in these.
 _OWN = {"budget", "warmup_fraction", "warmup_steps", "decay_fraction", "branch_from", "branches"}
+# And in these, when it is told so: the way on for a run whose loss left the numbers. It is then no
+# longer the run that had this budget from the start, and its summary says what was changed.
+_TUNED = {"learning_rate", "weight_decay", "max_grad_norm", "auxiliary_router_lr_factor"}
+_TUNED |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
 
 
 def fan(recipe: Recipe, steps: list[int]) -> list[Recipe]:
@@ -102,11 +107,14 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
         raise MorError(f"{source} is damaged: {wrong}; branch off another checkpoint")
     theirs = read_recipe(run_dir / RECIPE)
     changed = differences(theirs, recipe)
+    tuned = retuned(theirs, recipe)
+    if tuned:
+        print(f"{recipe.name}: other than {source}: {told(tuned)}", file=sys.stderr)
     split = {"train.batch_size", "train.gradient_accumulation_steps"}
     allowed = {f"train.{name}" for name in _OWN} | (
         split if checkpoints.manifest(source) else set()
     )
-    changed = {name: pair for name, pair in changed.items() if name not in allowed}
+    changed = {n: pair for n, pair in changed.items() if n not in allowed and n not in tuned}
     if changed:
         raise MorError(f"{source} was trained by another recipe: {told(changed)}")
     check_facts(source, facts)
@@ -131,6 +139,12 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
             f"train.warmup_steps={up} as in the run it comes from"
         )
     return source
+
+
+def retuned(theirs: Recipe, ours: Recipe) -> dict[str, tuple[Any, Any]]:
+    """What a branch changes of the optimiser: dotted name to the two values."""
+    tuned = {f"train.{name}" for name in _TUNED}
+    return {n: pair for n, pair in differences(theirs, ours).items() if n in tuned}
 
 
 def check_facts(checkpoint: Path, facts: dict[str, Any]) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,13 @@ from mor.model.flops import count_parameters
 from mor.provenance import provenance
 from mor.train import checkpoints
 from mor.train.arguments import training_arguments
-from mor.train.branches import check_facts, check_source, fan
+from mor.train.branches import fan, retuned
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
-from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, held, write_whole
+from mor.train.folder import LOG, MODEL, RECIPE, SUMMARY, read_recipe, write_whole
 from mor.train.guards import clear_stops
 from mor.train.recipe import Recipe
+from mor.train.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
 
@@ -146,12 +145,14 @@ def _train(
     validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
     config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
-    facts = {"sequences_per_step": per_step, "data": _data_digest(packed)}
+    facts = {"sequences_per_step": per_step, "data": data_digest(packed)}
     arguments = training_arguments(recipe, plan)
     with ExitStack() as stack:
         with arguments.main_process_first(local=False, desc="run folder"):
             first = arguments.process_index == 0
-            checkpoint = _start(recipe, plan, facts, stack, first, resume, overwrite, resume_from)
+            checkpoint = starting_point(
+                recipe, plan, facts, stack, first, resume, overwrite, resume_from
+            )
         trainer, end = None, EndOfRunCallback(section.saves_at)
         log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
         stack.enter_context(
@@ -188,57 +189,6 @@ def _train(
     return recipe.run_dir
 
 
-def _start(
-    recipe: Recipe,
-    plan: Plan,
-    facts: dict[str, Any],
-    stack: ExitStack,
-    first: bool,
-    resume: bool,
-    overwrite: bool,
-    resume_from: str | Path | None,
-) -> Path | None:
-    """Take the run folder, and say which checkpoint to begin from.
-
-    The first rank checks every file; the others, which come after it, take the same one.
-    """
-    folder = recipe.run_dir / CHECKPOINTS
-    resumes = resume or resume_from is not None
-    source = recipe.train.branch_from
-    if not first:
-        own = checkpoints.found(folder) if resumes else []
-        return own[-1] if own else source
-    if source is not None and not (resumes and checkpoints.found(folder)):
-        source = check_source(recipe, plan.steps, facts)
-    already = recipe.run_dir.is_dir()
-    stack.enter_context(held(recipe.run_dir))
-    checkpoint = claim(
-        recipe,
-        resume=resume,
-        overwrite=overwrite,
-        resume_from=resume_from,
-        sequences_per_step=facts["sequences_per_step"],
-    )
-    if not already:
-        stack.enter_context(held(recipe.run_dir))
-    if checkpoint is not None:
-        check_facts(checkpoint, facts)
-        print(f"{recipe.name}: goes on from {checkpoint.name}", file=sys.stderr)
-        return checkpoint
-    if resumes:
-        print(f"{recipe.name}: no checkpoint yet, begins anew", file=sys.stderr)
-    (recipe.run_dir / LOG).unlink(missing_ok=True)
-    if source is not None and (source.parent.parent / LOG).is_file():
-        shutil.copyfile(source.parent.parent / LOG, recipe.run_dir / LOG)
-    return source
-
-
-def _data_digest(packed: PackedDataset) -> str:
-    """One number for the tokens of a split and their order."""
-    shards = [shard.sha256 for shard in packed.index.shards(packed.split)]
-    return hashlib.sha256(" ".join(shards).encode()).hexdigest()
-
-
 def _run(trainer: MoRTrainer, checkpoint: Path | None) -> None:
     """Train; where the last step was saved and only what follows is missing, load it."""
     if checkpoint is not None:
@@ -260,13 +210,18 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     origin = recipe.train.branch_from
     shared = 0 if origin is None else checkpoints.step_of(origin)
-    branched = {
-        "branched_from": str(origin),
-        "branched_at_step": shared,
-        # What this run trained itself; every other count holds the shared steps too.
-        "own_tokens": (steps - shared) * plan.tokens_per_step,
-        "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
-    }
+    branched = (
+        {}
+        if origin is None
+        else {
+            "branched_from": str(origin),
+            "branch_changes": _changes(recipe, origin),
+            "branched_at_step": shared,
+            # What this run trained itself; every other count holds the shared steps too.
+            "own_tokens": (steps - shared) * plan.tokens_per_step,
+            "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
+        }
+    )
     return {
         "name": recipe.name,
         "family": config.family,
@@ -286,8 +241,16 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "seq_len": recipe.data.seq_len,
         "dtype": recipe.train.dtype,
         "threads": torch.get_num_threads(),
-        **({} if origin is None else branched),
+        **branched,
     } | provenance(device)
+
+
+def _changes(recipe: Recipe, origin: Path) -> dict[str, Any] | None:
+    """What a branch changed of the optimiser; None where its source is gone since."""
+    path = origin.expanduser().parent.parent / RECIPE
+    if not path.is_file():
+        return None
+    return {name: pair[1] for name, pair in retuned(read_recipe(path), recipe).items()}
 
 
 def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Dataset, Sampler, SequentialSampler
 
 from mor.errors import MorError
@@ -157,6 +158,26 @@ class MoRTrainer(AtomicSaves):
             raise self._diverged(f"the {name} is {float(known[name])}", self.state.global_step + 1)
         return norm
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take the state from the checkpoint, and rates and coefficients from the arguments.
+
+        They are the same for a resumed run, where this changes nothing; a branch may set others.
+        """
+        assert self.optimizer is not None
+        names = ("initial_lr", "weight_decay", "betas", "eps")
+        wanted = [{n: g[n] for n in names if n in g} for g in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        if checkpoint is None or not isinstance(schedule, LambdaLR):
+            return
+        groups = zip(wanted, self.optimizer.param_groups, strict=True)
+        for number, (given, group) in enumerate(groups):
+            if any(group.get(name) != value for name, value in given.items()):
+                group.update(given)
+                schedule.base_lrs[number] = given["initial_lr"]
+                factor = schedule.lr_lambdas[number](schedule.last_epoch)
+                group["lr"] = schedule._last_lr[number] = given["initial_lr"] * factor
+
     # Clock: tokens/s counts data, forward, backward and optimiser, not evaluation and saving.
 
     @contextmanager
@@ -185,8 +206,8 @@ class MoRTrainer(AtomicSaves):
     def _diverged(self, what: str, step: int | None = None) -> MorError:
         return MorError(
             f"{what} at step {step or self.state.global_step}; lower train.learning_rate="
-            f"{self.args.learning_rate} or warm up longer, in a new run; checkpoints in "
-            f"{self.args.output_dir} are untouched"
+            f"{self.args.learning_rate} in a branch off an earlier checkpoint (--branch-from), or "
+            f"warm up longer in a new run; checkpoints in {self.args.output_dir} are untouched"
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
