@@ -173,6 +173,19 @@ def test_a_second_signal_stops_at_once(at_step: Any, data: Path, tmp_path: Path)
     train(recipe, resume=True)
 
 
+def test_a_batch_system_may_say_it_twice(at_step: Any, data: Path, tmp_path: Path) -> None:
+    """SLURM sends SIGUSR1, then SIGTERM when time is up: the checkpoint is still written."""
+
+    def twice() -> None:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    at_step(3, twice)
+    with pytest.raises(Interrupted, match="stopped at step 4 of 8"):
+        train(tiny_recipe(data, tmp_path))
+
+
 def test_a_signal_in_the_last_step_changes_nothing(
     at_step: Any, data: Path, tmp_path: Path
 ) -> None:
@@ -202,6 +215,29 @@ def test_what_was_saved_last_need_not_be_trained(stopped: Recipe) -> None:
     assert summary["steps"] == 8
     assert summary["tokens_per_s"] > 0
     assert summary["eval_nll"] > 0
+
+
+@pytest.mark.parametrize("left", [[], ["recipe.yaml.partial"]])
+def test_killed_while_it_began(left: list[str], data: Path, tmp_path: Path) -> None:
+    recipe = tiny_recipe(data, tmp_path)
+    recipe.run_dir.mkdir()
+    for name in left:
+        (recipe.run_dir / name).write_text("name: ti")
+    train(recipe, resume=True)
+    assert (recipe.run_dir / "model").is_dir()
+
+
+def test_killed_while_it_was_replaced(data: Path, tmp_path: Path) -> None:
+    """Half of a removed run is no run: neither resumed nor overwritten unasked."""
+    recipe = tiny_recipe(data, tmp_path, save_steps=3)
+    folder = train(recipe)
+    as_if_killed(folder, 6)
+    (folder / "recipe.yaml").unlink()
+    with pytest.raises(MorError, match="holds no run to resume"):
+        train(recipe, resume=True)
+    with pytest.raises(MorError, match="already holds a run"):
+        train(recipe)
+    train(recipe, overwrite=True)
 
 
 def test_nothing_to_resume(data: Path, tmp_path: Path) -> None:

@@ -221,9 +221,14 @@ def test_any_other_error_stays_what_it_is(recipe: Recipe, monkeypatch: pytest.Mo
 # Numbers that are none -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-@pytest.mark.parametrize("micro_batch", [0, 1])
-@pytest.mark.parametrize("model", [{}, {"router_objective": "aux_router"}])
+@pytest.mark.parametrize(
+    ("value", "micro_batch", "model"),
+    [
+        (float("nan"), 0, {}),
+        (float("inf"), 1, {}),
+        (float("nan"), 1, {"router_objective": "aux_router"}),
+    ],
+)
 def test_a_loss_that_is_no_number_stops_that_step(
     value: float,
     micro_batch: int,
