@@ -139,25 +139,30 @@ def test_a_signal_stops_with_a_checkpoint(
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    plain = train(tiny_recipe(data, tmp_path / "plain", "threshold"))
-    recipe = tiny_recipe(data, tmp_path, "threshold", gradient_accumulation_steps=1, batch_size=4)
-    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    recipe = tiny_recipe(data, tmp_path, "threshold")
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    handlers = [signal.getsignal(known) for known in numbers]
     at_step(3, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Interrupted, match=r"stopped at step 4 of 8.*--resume"):
         train(recipe)
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert [signal.getsignal(known) for known in numbers] == handlers
     assert "stopping after this step" in capfd.readouterr().err
     folder = recipe.run_dir
     assert [p.name for p in (folder / "checkpoints").iterdir()] == ["checkpoint-4"]
     assert not (folder / "model").exists()
+
+
+def test_what_a_signal_stopped_goes_on(at_step: Any, data: Path, tmp_path: Path) -> None:
+    fields = {"gradient_accumulation_steps": 1, "batch_size": 4}
+    recipe = tiny_recipe(data, tmp_path, "threshold", **fields)
+    whole = train(tiny_recipe(data, tmp_path / "whole", "threshold", **fields))
+    other = train(tiny_recipe(data, tmp_path / "other", "threshold"))
+    at_step(3, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted):
+        train(recipe)
     train(recipe, resume=True)
-    again = train(
-        tiny_recipe(
-            data, tmp_path / "again", "threshold", gradient_accumulation_steps=1, batch_size=4
-        )
-    )
-    assert weights(folder) == weights(again)
-    assert weights(folder) != weights(plain)
+    assert weights(recipe.run_dir) == weights(whole)
+    assert weights(recipe.run_dir) != weights(other)
 
 
 def test_a_second_signal_stops_at_once(at_step: Any, data: Path, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ from mor.train import MoRTrainer, Recipe, checkpoints, guards, train
 from mor.train import run as runs
 from tests.tiny import tiny_recipe
 
+pytestmark = pytest.mark.slow
+
 
 def kept(recipe: Recipe) -> list[int]:
     return [checkpoints.step_of(p) for p in checkpoints.found(recipe.run_dir / "checkpoints")]
