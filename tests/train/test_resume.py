@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import shutil
 import signal
+import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from safetensors.torch import load_file
 
 from mor.errors import MorError
 from mor.train import Interrupted, MoRTrainer, Recipe, run, train
-from tests.tiny import tiny_recipe
+from tests.tiny import prepare_tiny, tiny_recipe
 
 WARM = {"router_capacity_warmup_steps": 7}
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -55,6 +58,7 @@ def as_if_killed(folder: Path, step: int) -> None:
         log.write('{"step": 9, "los')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_resuming_gives_the_same_bits(kind: str, data: Path, tmp_path: Path) -> None:
     router, model = KINDS[kind]
@@ -189,6 +193,28 @@ def test_a_batch_system_may_say_it_twice(at_step: Any, data: Path, tmp_path: Pat
     at_step(3, twice)
     with pytest.raises(Interrupted, match="stopped at step 4 of 8"):
         train(tiny_recipe(data, tmp_path))
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_job(at_step: Any, tmp_path: Path) -> None:
+    """Batch systems and terminals signal the data workers too: they must not take the run down."""
+
+    def all_told() -> None:
+        workers = [str(child.pid) for child in multiprocessing.active_children()]
+        assert len(workers) == 2
+        for name in ("INT", "USR1", "TERM"):  # from outside: from their parent they take it
+            subprocess.run(["kill", f"-{name}", *workers, str(os.getpid())], check=True)
+        time.sleep(0.3)
+
+    data = prepare_tiny(tmp_path, documents=40, words=60)  # an epoch is longer than the run
+    fields = {"num_workers": 2, "budget": {"steps": 12}}
+    whole = train(tiny_recipe(data, tmp_path / "whole", "random", **fields))
+    at_step(4, all_told)
+    recipe = tiny_recipe(data, tmp_path, "random", **fields)
+    with pytest.raises(Interrupted, match="stopped at step 5 of 12"):
+        train(recipe)
+    train(recipe, resume=True)
+    assert weights(recipe.run_dir) == weights(whole)
 
 
 def test_a_signal_in_the_last_step_changes_nothing(

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
@@ -22,6 +22,7 @@ from mor.model.router_base import Router
 from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
 from mor.train.saving import AtomicSaves
+from mor.train.workers import Patient
 
 
 def peak_memory_bytes() -> int | None:
@@ -100,6 +101,14 @@ class MoRTrainer(AtomicSaves):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """In order: the dataset itself is shuffled by (seed, epoch), so resuming needs no state."""
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """With workers that a signal to the whole job does not end (:mod:`mor.train.workers`)."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate wraps it
+        if inner.num_workers:
+            inner.worker_init_fn = Patient(inner.worker_init_fn)
+        return loader
 
     # Optimiser: an auxiliary router's loss reaches no other parameter, so one optimiser serves
     # both, with a learning rate and a gradient norm of its own, as in the released code.
