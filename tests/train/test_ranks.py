@@ -21,8 +21,7 @@ from torch.testing import assert_close
 from mor.cli import main
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
-from mor.train import sharded
-from mor.train.folder import last_checkpoint
+from mor.train import checkpoints, sharded
 from tests.processes import run_group
 from tests.train.ranks_worker import MODES, PHASES, SAVED, SETTINGS, STEPS, Job, run_folder
 
@@ -210,7 +209,7 @@ def test_a_damaged_shard_is_passed_over(part: str, harm: str, runs: Path, tmp_pa
     source = run_folder(runs, Job("long", 2, "fsdp")) / "checkpoints"
     shutil.copytree(source, tmp_path / "checkpoints")
     folder = tmp_path / "checkpoints" / f"checkpoint-{STEPS}"
-    assert last_checkpoint(folder.parent) == folder
+    assert checkpoints.newest(folder.parent) == folder
     victim = max((folder / part).glob("*.distcp"), key=lambda path: path.stat().st_size)
     if harm == "cut":
         victim.write_bytes(victim.read_bytes()[:-60])
@@ -218,7 +217,7 @@ def test_a_damaged_shard_is_passed_over(part: str, harm: str, runs: Path, tmp_pa
         victim.unlink()
     else:
         (folder / part / ".metadata").write_bytes(b"no metadata")
-    assert last_checkpoint(folder.parent).name == f"checkpoint-{SAVED}"
+    assert checkpoints.newest(folder.parent).name == f"checkpoint-{SAVED}"
     if part == sharded.WEIGHTS:
         with pytest.raises(MorError, match="is missing a file or damaged"):
             sharded.merge(folder, tmp_path / "out")

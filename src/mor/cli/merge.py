@@ -13,8 +13,8 @@ from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.load import load_tokenizer
-from mor.train import parse_recipe, sharded
-from mor.train.folder import CHECKPOINTS, RECIPE, last_checkpoint
+from mor.train import checkpoints, parse_recipe, sharded
+from mor.train.folder import CHECKPOINTS, RECIPE
 
 
 def add_to(app: typer.Typer) -> None:
@@ -34,9 +34,17 @@ def merge(
 ) -> None:
     """Write a checkpoint of any number of ranks as a model folder with one safetensors file."""
     if (checkpoint / CHECKPOINTS).is_dir():
-        checkpoint = last_checkpoint(checkpoint / CHECKPOINTS)
+        newest = checkpoints.newest(checkpoint / CHECKPOINTS)
+        if newest is None:
+            raise MorError(
+                f"{checkpoint / CHECKPOINTS} holds no checkpoint (train.save_steps saves some)"
+            )
+        checkpoint = newest
     if not checkpoint.is_dir():
         raise MorError(f"checkpoint {str(checkpoint)!r} does not exist")
+    wrong = checkpoints.damage(checkpoint)
+    if wrong is not None:
+        raise MorError(f"{checkpoint} is damaged: {wrong}; merge another checkpoint")
     if out.exists():
         raise MorError(f"out={out} exists already; choose another name")
     words = load_tokenizer(tokenizer) if tokenizer else _tokenizer_of(checkpoint)

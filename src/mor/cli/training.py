@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated
 
 import typer
@@ -12,6 +13,7 @@ from mor.errors import MorError
 from mor.train import load_recipe
 from mor.train import train as run_training
 from mor.train.recipe_file import builtin_recipes
+from mor.train.run import with_branches
 
 
 def add_to(app: typer.Typer) -> None:
@@ -26,6 +28,12 @@ def train(
         list[str] | None, typer.Option("--set", help="change a field: train.learning_rate=1e-3")
     ] = None,
     resume: Annotated[bool, typer.Option(help="continue from the newest checkpoint")] = False,
+    resume_from: Annotated[
+        str | None, typer.Option(help="continue from this one: checkpoint-40; newer are set aside")
+    ] = None,
+    branch_from: Annotated[
+        str | None, typer.Option(help="begin from a stable RUN/checkpoints/checkpoint-N")
+    ] = None,
     overwrite: Annotated[bool, typer.Option(help="replace the run folder")] = False,
     dry_run: Annotated[bool, typer.Option(help="check and print the plan, train nothing")] = False,
     measure: Annotated[
@@ -33,15 +41,19 @@ def train(
     ] = False,
 ) -> None:
     """Train what RECIPE says; leaves a run folder with model, model card, log and summary."""
-    loaded = load_recipe(recipe, set_)
+    branch = [] if branch_from is None else [f"train.branch_from={json.dumps(branch_from)}"]
+    loaded = load_recipe(recipe, [*(set_ or []), *branch])
+    parts = with_branches(loaded)
     if dry_run:
-        show_plan(loaded, measure=measure)
+        for part in parts:
+            show_plan(part, measure=measure)
         return
     if measure:
         raise MorError("--measure belongs to --dry-run; a run measures its speed by itself")
-    folder = run_training(loaded, resume=resume, overwrite=overwrite)
-    card_after_training(folder)
-    typer.echo(f"trained: {folder}")
+    run_training(loaded, resume=resume, overwrite=overwrite, resume_from=resume_from)
+    for part in parts:
+        card_after_training(part.run_dir)
+        typer.echo(f"trained: {part.run_dir}")
 
 
 def recipes() -> None:

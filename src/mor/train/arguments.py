@@ -17,8 +17,10 @@ from mor.train.reporters import reporters
 
 
 def trapezoid(section: TrainSection, steps: int) -> tuple[int, int]:
-    """Steps of warm-up and of decay; rounding never makes them overlap."""
+    """Steps of warm-up and of decay; they never overlap."""
     warmup = round(section.warmup_fraction * steps)
+    if section.warmup_steps is not None:
+        warmup = min(section.warmup_steps, steps)
     return warmup, min(round(section.decay_fraction * steps), steps - warmup)
 
 

@@ -90,6 +90,7 @@ class TrainSection(_Section):
     max_grad_norm: float = Field(1.0, gt=0)
     auxiliary_router_lr_factor: float = Field(10.0, gt=0, description="of the aux_router's rate")
     warmup_fraction: float = Field(0.05, ge=0, le=1, description="of all steps, linear from 0")
+    warmup_steps: int | None = Field(None, ge=0, description="in place of warmup_fraction")
     decay_fraction: float = Field(0.2, ge=0, le=1, description="of all steps, linear to 0")
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
@@ -107,6 +108,10 @@ class TrainSection(_Section):
     eval_sequences: int = Field(64, ge=1, description="validation sequences while training")
     save_steps: int | None = Field(None, ge=1, description="None: only when interrupted")
     save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+    keep_every: int | None = Field(None, ge=1, description="save at its multiples, and keep those")
+    keep_steps: list[int] = Field([], description="save after these steps, and keep those")
+    branches: list[Budget] = Field([], description="shorter budgets, branched off this run")
+    branch_from: Folder | None = Field(None, description="stable checkpoint of a run to go on from")
     num_workers: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's default")
     peak_flops: float | None = Field(
@@ -125,12 +130,23 @@ class TrainSection(_Section):
                 raise ValueError(f"{name!r} is no reporter of the Trainer{suggest(name, known)}")
         return names
 
+    def saves_at(self, step: int) -> bool:
+        """Whether the checkpoint after ``step`` is wanted for good."""
+        return step in self.keep_steps or (
+            self.keep_every is not None and step % self.keep_every == 0
+        )
+
     @model_validator(mode="after")
     def _schedule(self) -> TrainSection:
         if self.warmup_fraction + self.decay_fraction > 1:
             raise ValueError(
                 f"warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} "
                 "must add up to at most 1"
+            )
+        if self.branches and self.branch_from is not None:
+            raise ValueError(
+                f"branch_from={str(self.branch_from)!r} and branches exclude each other; "
+                "branches are taken from the run that the recipe itself trains"
             )
         return self
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,14 @@ from torch.utils.data import Dataset, Subset
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.data import PackedDataset
+from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
+from mor.train import checkpoints
 from mor.train.arguments import training_arguments
+from mor.train.branches import fan, retuned
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
 from mor.train.distributed import (
@@ -29,8 +32,10 @@ from mor.train.distributed import (
     shard,
     world_size,
 )
-from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, last_checkpoint, write_whole
+from mor.train.folder import LOG, MODEL, RECIPE, SUMMARY, read_recipe, write_whole
+from mor.train.guards import clear_stops
 from mor.train.recipe import Recipe
+from mor.train.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
 
@@ -69,24 +74,73 @@ class WholeSteps(Dataset[dict[str, Tensor]]):
         self.inner.set_epoch(epoch)
 
 
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    resume_from: str | Path | None = None,
+) -> Path:
     """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.folder`).
 
-    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint.
+    Ctrl-C, SIGTERM and SIGUSR1 end it after the step at hand, with a checkpoint. A recipe with
+    ``train.branches`` leaves a folder for each of them as well (:mod:`mor.train.branches`).
 
     Args:
         recipe: validated.
-        resume: continue from the newest checkpoint of the run folder.
+        resume: continue from the newest checkpoint of the run folder, or from step 0 where it was
+            stopped before its first.
         overwrite: replace a run folder that is already there.
+        resume_from: continue from this checkpoint of the run folder; newer ones are set aside.
 
     Returns:
         The run folder.
 
     Raises:
         MorError: the data folder is wrong, the run exists already, nothing to resume from (an
-            existing run is then as it was); or the loss is no longer a number (checkpoints stay).
+            existing run is then as it was); or a checkpoint is damaged; or the loss is no longer
+            a number, the disk is full, memory ran out (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
+    if not recipe.train.branches:
+        return _train(recipe, resume=resume, overwrite=overwrite, resume_from=resume_from)
+    parts = with_branches(recipe)
+    if not (resume or overwrite or resume_from):
+        taken = [part.run_dir for part in parts if part.run_dir.exists()]
+        if taken:  # said now, not after a week
+            raise MorError(
+                f"{taken[0]} already holds a run; use --resume, --overwrite or another name"
+            )
+    for part in parts:
+        going = (resume or resume_from is not None) and part.run_dir.exists()
+        if going and (part.run_dir / SUMMARY).is_file() and part is not parts[-1]:
+            continue
+        here = resume_from if part is parts[0] else None
+        _train(part, resume=going, overwrite=overwrite, resume_from=here)
+    return parts[0].run_dir
+
+
+def with_branches(recipe: Recipe) -> list[Recipe]:
+    """The recipe itself, or the run and the branches that its ``train.branches`` asks for.
+
+    Raises:
+        MorError: the data folder is wrong, or a branch does not fit into the run.
+    """
+    section = recipe.train
+    if not section.branches:
+        return [recipe]
+    index = DataIndex.load(recipe.data.path)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    per_step = recipe.sequences_per_step(world_size())
+    budgets = [section.budget, *section.branches]
+    length = recipe.data.seq_len
+    plans = [plan_budget(budget, config, length, per_step * length) for budget in budgets]
+    return fan(recipe, [plan.steps for plan in plans])
+
+
+def _train(
+    recipe: Recipe, *, resume: bool, overwrite: bool, resume_from: str | Path | None
+) -> Path:
     data, section = recipe.data, recipe.train
     check_parallel(recipe)
     if section.threads:
@@ -99,48 +153,53 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
     config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
+    facts = {"sequences_per_step": per_step, "data": data_digest(packed)}
     arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
     arguments.per_device_eval_batch_size = eval_batch_size(len(validation), section.batch_size)
-    checkpoint = None
-    with arguments.main_process_first(local=False, desc="run folder"):
-        if arguments.process_index == 0:
-            checkpoint = claim(recipe, resume=resume, overwrite=overwrite)
-        elif resume:
-            checkpoint = last_checkpoint(recipe.run_dir / CHECKPOINTS)
-    if checkpoint is not None:
-        check_ranks(recipe, checkpoint)
-    set_seed(section.seed)
-    model = MoRForCausalLM(config)
-    model.model.gradient_checkpointing = section.gradient_checkpointing
-    if section.parallel == "fsdp":
-        shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
-    log, end = JsonLogCallback(recipe.run_dir / LOG), EndOfRunCallback()
-    progress = ProgressCallback(recipe.name)
-    trainer = MoRTrainer(
-        model=model,
-        args=arguments,
-        train_dataset=train_set,
-        eval_dataset=validation,
-        seq_len=data.seq_len,
-        auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-        peak_flops=section.peak_flops,
-        callbacks=[end, log, progress],
-    )
-    trainer.remove_callback(PrinterCallback)
-    try:
-        with end.listening(alone=arguments.world_size == 1):
-            _run(trainer, checkpoint)
-    finally:
-        progress.close()
-    if end.stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
-            f"{arguments.output_dir}; go on with the same command and --resume"
+    with ExitStack() as stack:
+        with arguments.main_process_first(local=False, desc="run folder"):
+            first = arguments.process_index == 0
+            checkpoint = starting_point(
+                recipe, plan, facts, stack, first, resume, overwrite, resume_from
+            )
+        if checkpoint is not None:
+            check_ranks(recipe, checkpoint)
+        trainer, end = None, EndOfRunCallback(section.saves_at)
+        log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
+        stack.enter_context(
+            clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0)
         )
-    _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
-    if trainer.is_world_process_zero():
-        record = summary(recipe, plan, trainer)
-        write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
+        set_seed(section.seed)
+        model = MoRForCausalLM(config)
+        model.model.gradient_checkpointing = section.gradient_checkpointing
+        if section.parallel == "fsdp":
+            shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
+        trainer = MoRTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=train_set,
+            eval_dataset=validation,
+            seq_len=data.seq_len,
+            auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
+            peak_flops=section.peak_flops,
+            callbacks=[end, log, progress],
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
+        try:
+            with end.listening(alone=arguments.world_size == 1):
+                _run(trainer, checkpoint)
+        finally:
+            progress.close()
+        if end.stopped:
+            raise Interrupted(
+                f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
+                f"{arguments.output_dir}; go on with the same command and --resume"
+            )
+        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+        if trainer.is_world_process_zero():
+            record = summary(recipe, plan, trainer)
+            write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
 
 
@@ -163,6 +222,20 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
     parameters, non_embedding = count_parameters(config)
     steps = trainer.state.global_step
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    origin = recipe.train.branch_from
+    shared = 0 if origin is None else checkpoints.step_of(origin)
+    branched = (
+        {}
+        if origin is None
+        else {
+            "branched_from": str(origin),
+            "branch_changes": _changes(recipe, origin),
+            "branched_at_step": shared,
+            # What this run trained itself; every other count holds the shared steps too.
+            "own_tokens": (steps - shared) * plan.tokens_per_step,
+            "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
+        }
+    )
     return {
         "name": recipe.name,
         "family": config.family,
@@ -183,7 +256,16 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "seq_len": recipe.data.seq_len,
         "dtype": recipe.train.dtype,
         "threads": torch.get_num_threads(),
+        **branched,
     } | provenance(device)
+
+
+def _changes(recipe: Recipe, origin: Path) -> dict[str, Any] | None:
+    """What a branch changed of the optimiser; None where its source is gone since."""
+    path = origin.expanduser().parent.parent / RECIPE
+    if not path.is_file():
+        return None
+    return {name: pair[1] for name, pair in retuned(read_recipe(path), recipe).items()}
 
 
 def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
@@ -197,5 +279,6 @@ def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
     (fresh / "training_args.bin").unlink(missing_ok=True)
     if tokenizer_dir.is_dir():
         AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
+    checkpoints.flush(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

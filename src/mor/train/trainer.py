@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
@@ -22,6 +23,8 @@ from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
 from mor.train.distributed import RanksTrainer, all_finite
 from mor.train.mfu import FlopsMeter, peak_flops
+from mor.train.saving import AtomicSaves
+from mor.train.workers import Patient
 
 
 def peak_memory_bytes() -> int | None:
@@ -36,8 +39,16 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class MoRTrainer(RanksTrainer):
+def _plain(value: Any) -> torch.Tensor:
+    """A scalar as a float32 tensor, gathered where it is spread over ranks."""
+    whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return torch.as_tensor(whole).detach().float()
+
+
+class MoRTrainer(AtomicSaves, RanksTrainer):
     """Trainer with router losses and metrics in the log, and order left to the dataset.
+
+    Its checkpoints are whole or absent, and a step whose gradient is not finite changes nothing.
 
     Args:
         seq_len: tokens per sequence, for counting tokens and FLOPs.
@@ -67,6 +78,7 @@ class MoRTrainer(RanksTrainer):
         self._flops: list[float] = [0.0]
         self.peak_flops = peak_flops
         self._meter: FlopsMeter | None = None
+        self._auxiliary_norm: torch.Tensor | None = None
         self.add_callback(RouterCallback())
 
     @property
@@ -101,6 +113,14 @@ class MoRTrainer(RanksTrainer):
         """In order: the dataset itself is shuffled by (seed, epoch), so resuming needs no state."""
         return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
 
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """With workers that a signal to the whole job does not end (:mod:`mor.train.workers`)."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate wraps it
+        if inner.num_workers:
+            inner.worker_init_fn = Patient(inner.worker_init_fn)
+        return loader
+
     # Optimiser: an auxiliary router's loss reaches no other parameter, so one optimiser serves
     # both, with a learning rate and a gradient norm of its own, as in the released code.
 
@@ -133,7 +153,50 @@ class MoRTrainer(RanksTrainer):
         for which in (True, False):
             chosen = [p for p in model.parameters() if (id(p) in own) == which]
             norm = self.accelerator.clip_grad_norm_(chosen, limit)
+            self._auxiliary_norm = norm if which else self._auxiliary_norm
         return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Look at this step's gradient before the optimiser does: one number read per step.
+
+        Raises:
+            MorError: it is not finite, or the loss is not; the weights are as they were.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if getattr(self.accelerator, "scaler", None) is not None:
+            return norm  # float16: a scaler looks for itself, and skips such steps
+        # The norm is the same on every rank, so all of them stop. A loss alone is each rank's own.
+        looked = {"gradient norm": norm, "auxiliary router's gradient norm": self._auxiliary_norm}
+        if self.args.world_size == 1:
+            looked["loss"] = self._tr_loss
+        known = {name: _plain(value) for name, value in looked.items() if value is not None}
+        if not known:
+            return norm  # DeepSpeed keeps it to itself
+        together = torch.stack([value.to(self.args.device) for value in known.values()])
+        if not bool(torch.isfinite(together).all()):
+            name = next(name for name, value in known.items() if not math.isfinite(value))
+            raise self._diverged(f"the {name} is {float(known[name])}", self.state.global_step + 1)
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take the state from the checkpoint, and rates and coefficients from the arguments.
+
+        They are the same for a resumed run, where this changes nothing; a branch may set others.
+        """
+        assert self.optimizer is not None
+        names = ("initial_lr", "weight_decay", "betas", "eps")
+        wanted = [{n: g[n] for n in names if n in g} for g in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        if checkpoint is None or not isinstance(schedule, LambdaLR):
+            return
+        groups = zip(wanted, self.optimizer.param_groups, strict=True)
+        for number, (given, group) in enumerate(groups):
+            if any(group.get(name) != value for name, value in given.items()):
+                group.update(given)
+                schedule.base_lrs[number] = given["initial_lr"]
+                factor = schedule.lr_lambdas[number](schedule.last_epoch)
+                group["lr"] = schedule._last_lr[number] = given["initial_lr"] * factor
 
     # Clock: tokens/s counts data, forward, backward and optimiser, not evaluation and saving.
 
@@ -146,8 +209,10 @@ class MoRTrainer(RanksTrainer):
         self._paused += time.monotonic() - began
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the evaluation set under the causal rule."""
-        with self._untimed():
+        """Score the evaluation set under the causal rule; training draws the same numbers after."""
+        device = self.args.device
+        drawn_from = [device] if device.type == "cuda" else []
+        with self._untimed(), torch.random.fork_rng(drawn_from):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
@@ -158,11 +223,11 @@ class MoRTrainer(RanksTrainer):
                 raise self._diverged("a weight is not a finite number")
             super()._save_checkpoint(*args, **kwargs)
 
-    def _diverged(self, what: str) -> MorError:
+    def _diverged(self, what: str, step: int | None = None) -> MorError:
         return MorError(
-            f"{what} at step {self.state.global_step}; lower train.learning_rate="
-            f"{self.args.learning_rate} or warm up longer; checkpoints in {self.args.output_dir} "
-            "are untouched"
+            f"{what} at step {step or self.state.global_step}; lower train.learning_rate="
+            f"{self.args.learning_rate} in a branch off an earlier checkpoint (--branch-from), or "
+            f"warm up longer in a new run; checkpoints in {self.args.output_dir} are untouched"
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
