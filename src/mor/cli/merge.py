@@ -42,7 +42,8 @@ def merge(
         checkpoint = newest
     if not checkpoint.is_dir():
         raise MorError(f"checkpoint {str(checkpoint)!r} does not exist")
-    wrong = checkpoints.damage(checkpoint)
+    sealed = (checkpoint / checkpoints.MANIFEST).is_file()
+    wrong = checkpoints.damage(checkpoint) if sealed else None
     if wrong is not None:
         raise MorError(f"{checkpoint} is damaged: {wrong}; merge another checkpoint")
     if out.exists():

@@ -44,6 +44,7 @@ _FREE = {
         "peak_flops",
         "report_to",
         "gradient_checkpointing",
+        "compile",
         "parallel",
         "fsdp_regather",
     },

@@ -94,6 +94,7 @@ class TrainSection(_Section):
     decay_fraction: float = Field(0.2, ge=0, le=1, description="of all steps, linear to 0")
     dtype: Literal["float32", "bfloat16"] = "float32"
     gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="run the layers through torch.compile")
     parallel: Literal["ddp", "fsdp"] = Field(
         "ddp", description="several processes: whole weights on each, or shards of them (FSDP2)"
     )

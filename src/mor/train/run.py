@@ -172,6 +172,7 @@ def _train(
         set_seed(section.seed)
         model = MoRForCausalLM(config)
         model.model.gradient_checkpointing = section.gradient_checkpointing
+        model.model.use_compiled_layers(section.compile)
         if section.parallel == "fsdp":
             shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
         trainer = MoRTrainer(

@@ -41,6 +41,11 @@ _NO_MATTER = {
     "eval_sequences",
     "save_steps",
     "save_total_limit",
+    "keep_every",
+    "keep_steps",
+    "branches",
+    "branch_from",
+    "warmup_steps",
     "peak_flops",
     "report_to",
 }
@@ -130,7 +135,7 @@ def probe_speed(recipe: Recipe, config: MoRConfig, rounds: int = 3) -> Speed:
         ) from None
     world = int(os.environ.get("WORLD_SIZE", "1"))
     tokens = recipe.sequences_per_step(world) * data.seq_len
-    seconds = section.gradient_accumulation_steps * micro + step
+    seconds = section.accumulation(world) * micro + step
     name = torch.cuda.get_device_name() if device.type == "cuda" else "this CPU"
     threads = "" if device.type == "cuda" else f", {torch.get_num_threads()} threads"
     source = f"probe of {rounds} steps on {name}{threads}"
@@ -145,13 +150,14 @@ def _times(
     model = MoRForCausalLM(config).train()
     model.to(ids.device)
     model.model.gradient_checkpointing = section.gradient_checkpointing
+    model.model.use_compiled_layers(section.compile)
     model.model.router.step = warmup_steps(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate)
     autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=section.dtype == "bfloat16")
 
     def micro() -> None:
         with autocast:
-            loss = model(ids, labels=ids, use_cache=False).loss
+            loss = model(ids, labels=ids, use_cache=False, return_logits=False).loss
         loss.backward()
 
     def step() -> None:
