@@ -96,7 +96,10 @@ def train(
         Interrupted: asked to stop; ``resume`` goes on.
     """
     if not recipe.train.branches:
-        return _train(recipe, resume=resume, overwrite=overwrite, resume_from=resume_from)
+        with ExitStack() as stack:
+            return _train(
+                recipe, stack, resume=resume, overwrite=overwrite, resume_from=resume_from
+            )
     parts = with_branches(recipe)
     if not (resume or overwrite or resume_from):
         taken = [part.run_dir for part in parts if part.run_dir.exists()]
@@ -109,7 +112,8 @@ def train(
         if going and (part.run_dir / SUMMARY).is_file() and part is not parts[-1]:
             continue
         here = resume_from if part is parts[0] else None
-        _train(part, resume=going, overwrite=overwrite, resume_from=here)
+        with ExitStack() as stack:
+            _train(part, stack, resume=going, overwrite=overwrite, resume_from=here)
     return parts[0].run_dir
 
 
@@ -132,8 +136,14 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
 
 
 def _train(
-    recipe: Recipe, *, resume: bool, overwrite: bool, resume_from: str | Path | None
+    recipe: Recipe,
+    stack: ExitStack,
+    *,
+    resume: bool,
+    overwrite: bool,
+    resume_from: str | Path | None,
 ) -> Path:
+    """One run; what ``stack`` is given here is kept until the run has ended."""
     data, section = recipe.data, recipe.train
     if section.threads:
         torch.set_num_threads(section.threads)
@@ -147,45 +157,42 @@ def _train(
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
     facts = {"sequences_per_step": per_step, "data": data_digest(packed)}
     arguments = training_arguments(recipe, plan)
-    with ExitStack() as stack:
-        with arguments.main_process_first(local=False, desc="run folder"):
-            first = arguments.process_index == 0
-            checkpoint = starting_point(
-                recipe, plan, facts, stack, first, resume, overwrite, resume_from
-            )
-        trainer, end = None, EndOfRunCallback(section.saves_at)
-        log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
-        stack.enter_context(
-            clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0)
+    with arguments.main_process_first(local=False, desc="run folder"):
+        first = arguments.process_index == 0
+        checkpoint = starting_point(
+            recipe, plan, facts, stack, first, resume, overwrite, resume_from
         )
-        set_seed(section.seed)
-        model = MoRForCausalLM(config)
-        model.model.gradient_checkpointing = section.gradient_checkpointing
-        trainer = MoRTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_set,
-            eval_dataset=validation,
-            seq_len=data.seq_len,
-            auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-            callbacks=[end, log, progress],
+    trainer, end = None, EndOfRunCallback(section.saves_at)
+    log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
+    stack.enter_context(clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0))
+    set_seed(section.seed)
+    model = MoRForCausalLM(config)
+    model.model.gradient_checkpointing = section.gradient_checkpointing
+    trainer = MoRTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=validation,
+        seq_len=data.seq_len,
+        auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
+        callbacks=[end, log, progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
+    try:
+        with end.listening(alone=arguments.world_size == 1):
+            _run(trainer, checkpoint)
+    finally:
+        progress.close()
+    if end.stopped:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
+            f"{arguments.output_dir}; go on with the same command and --resume"
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
-        try:
-            with end.listening(alone=arguments.world_size == 1):
-                _run(trainer, checkpoint)
-        finally:
-            progress.close()
-        if end.stopped:
-            raise Interrupted(
-                f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
-                f"{arguments.output_dir}; go on with the same command and --resume"
-            )
-        if trainer.is_world_process_zero():
-            _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
-            record = summary(recipe, plan, trainer)
-            write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
+    if trainer.is_world_process_zero():
+        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+        record = summary(recipe, plan, trainer)
+        write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
 
 
