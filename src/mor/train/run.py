@@ -103,7 +103,10 @@ def train(
         Interrupted: asked to stop; ``resume`` goes on.
     """
     if not recipe.train.branches:
-        return _train(recipe, resume=resume, overwrite=overwrite, resume_from=resume_from)
+        with ExitStack() as stack:
+            return _train(
+                recipe, stack, resume=resume, overwrite=overwrite, resume_from=resume_from
+            )
     parts = with_branches(recipe)
     if not (resume or overwrite or resume_from):
         taken = [part.run_dir for part in parts if part.run_dir.exists()]
@@ -116,7 +119,8 @@ def train(
         if going and (part.run_dir / SUMMARY).is_file() and part is not parts[-1]:
             continue
         here = resume_from if part is parts[0] else None
-        _train(part, resume=going, overwrite=overwrite, resume_from=here)
+        with ExitStack() as stack:
+            _train(part, stack, resume=going, overwrite=overwrite, resume_from=here)
     return parts[0].run_dir
 
 
@@ -139,8 +143,14 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
 
 
 def _train(
-    recipe: Recipe, *, resume: bool, overwrite: bool, resume_from: str | Path | None
+    recipe: Recipe,
+    stack: ExitStack,
+    *,
+    resume: bool,
+    overwrite: bool,
+    resume_from: str | Path | None,
 ) -> Path:
+    """One run; what ``stack`` is given here is kept until the run has ended."""
     data, section = recipe.data, recipe.train
     check_parallel(recipe)
     if section.threads:
@@ -156,51 +166,48 @@ def _train(
     facts = {"sequences_per_step": per_step, "data": data_digest(packed)}
     arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
     arguments.per_device_eval_batch_size = eval_batch_size(len(validation), section.batch_size)
-    with ExitStack() as stack:
-        with arguments.main_process_first(local=False, desc="run folder"):
-            first = arguments.process_index == 0
-            checkpoint = starting_point(
-                recipe, plan, facts, stack, first, resume, overwrite, resume_from
-            )
-        if checkpoint is not None:
-            check_ranks(recipe, checkpoint)
-        trainer, end = None, EndOfRunCallback(section.saves_at)
-        log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
-        stack.enter_context(
-            clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0)
+    with arguments.main_process_first(local=False, desc="run folder"):
+        first = arguments.process_index == 0
+        checkpoint = starting_point(
+            recipe, plan, facts, stack, first, resume, overwrite, resume_from
         )
-        set_seed(section.seed)
-        model = MoRForCausalLM(config)
-        model.model.gradient_checkpointing = section.gradient_checkpointing
-        model.model.use_compiled_layers(section.compile)
-        if section.parallel == "fsdp":
-            shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
-        trainer = MoRTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=train_set,
-            eval_dataset=validation,
-            seq_len=data.seq_len,
-            auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-            peak_flops=section.peak_flops,
-            callbacks=[end, log, progress],
+    if checkpoint is not None:
+        check_ranks(recipe, checkpoint)
+    trainer, end = None, EndOfRunCallback(section.saves_at)
+    log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
+    stack.enter_context(clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0))
+    set_seed(section.seed)
+    model = MoRForCausalLM(config)
+    model.model.gradient_checkpointing = section.gradient_checkpointing
+    model.model.use_compiled_layers(section.compile)
+    if section.parallel == "fsdp":
+        shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
+    trainer = MoRTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_set,
+        eval_dataset=validation,
+        seq_len=data.seq_len,
+        auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
+        peak_flops=section.peak_flops,
+        callbacks=[end, log, progress],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
+    try:
+        with end.listening(alone=arguments.world_size == 1):
+            _run(trainer, checkpoint)
+    finally:
+        progress.close()
+    if end.stopped:
+        raise Interrupted(
+            f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
+            f"{arguments.output_dir}; go on with the same command and --resume"
         )
-        trainer.remove_callback(PrinterCallback)
-        trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
-        try:
-            with end.listening(alone=arguments.world_size == 1):
-                _run(trainer, checkpoint)
-        finally:
-            progress.close()
-        if end.stopped:
-            raise Interrupted(
-                f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
-                f"{arguments.output_dir}; go on with the same command and --resume"
-            )
-        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
-        if trainer.is_world_process_zero():
-            record = summary(recipe, plan, trainer)
-            write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
+    _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+    if trainer.is_world_process_zero():
+        record = summary(recipe, plan, trainer)
+        write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
 
 
