@@ -11,15 +11,19 @@ byte-level BPE or takes a given tokenizer, and writes memory-mapped shards with 
 from mor.data.dataset import PackedDataset
 from mor.data.documents import Document
 from mor.data.index import TRAIN, VALIDATION, DataIndex
-from mor.data.prepare import prepare
+from mor.data.prepare import SHARD_TOKENS, prepare
 from mor.data.progress import Progress, console_progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.data.sources import iter_documents
+from mor.data.streams import Limits, StreamOptions
 from mor.data.tokenizer import load_tokenizer, train_tokenizer
 from mor.data.writer import ShardWriter
 
 __all__ = [
     "prepare",
+    "SHARD_TOKENS",
+    "StreamOptions",
+    "Limits",
     "PackedDataset",
     "DataIndex",
     "TRAIN",

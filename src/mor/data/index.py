@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.errors import MorError
 
@@ -102,17 +103,56 @@ class DataIndex:
         """
         for split in self.splits:
             for info in self.shards(split):
-                self._open(info).verify(info.sha256)
+                self.verify_shard(info)
                 yield info
 
+    def verify_shard(self, info: ShardInfo) -> None:
+        """Check every byte of one shard.
+
+        Raises:
+            MorError: it is missing or damaged; the message names it and says what to do.
+        """
+        self._open(info).verify(info.sha256, self.remedy)
+
+    def verify_all(self, progress: Progress = no_progress) -> None:
+        """Check every byte of every shard and name all that are missing or damaged.
+
+        Raises:
+            MorError: naming them, and what to do.
+        """
+        infos = [info for split in self.splits for info in self.shards(split)]
+        total = sum((self.directory / i.file).stat().st_size for i in infos if self._has(i))
+        done, wrong = 0, []
+        for info in infos:
+            try:
+                self.verify_shard(info)
+            except MorError as error:
+                wrong.append(str(error))
+            done += (self.directory / info.file).stat().st_size if self._has(info) else 0
+            progress("verifying", done, total)
+        if wrong:
+            raise MorError("; and ".join(wrong))
+
+    def _has(self, info: ShardInfo) -> bool:
+        return (self.directory / info.file).is_file()
+
+    @property
+    def remedy(self) -> str:
+        """For messages: what to do about a shard that is damaged."""
+        made = f" (it was made by: {self.command})" if self.command else ""
+        return f"copy it anew from where the folder came from, or prepare the data again{made}"
+
     def _open(self, info: ShardInfo) -> TokenShard:
-        shard = TokenShard(self.directory / info.file)
+        try:
+            shard = TokenShard(self.directory / info.file)
+        except MorError as error:
+            raise MorError(f"{error}; {self.remedy}") from error
         for field in ("num_tokens", "num_documents", "num_bytes"):
             found, expected = getattr(shard, field), getattr(info, field)
             if found != expected:
                 raise MorError(
                     f"shard {shard.path} is not the one in {INDEX_FILE}: "
-                    f"{field} is {found}, expected {expected}"
+                    f"{field} is {found}, expected {expected}; {self.remedy}"
                 )
         if shard.vocab_size != self.vocab_size:
             raise MorError(
