@@ -4,10 +4,12 @@ DIR/index.json             this
 DIR/tokenizer/             a Hugging Face tokenizer folder
 DIR/train-00000.bin ...    token shards (mor.data.shards)
 DIR/validation-00000.bin ...
+DIR/packing/           plans of best-fit packing, made when first needed (mor.data.packing)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
@@ -20,6 +22,7 @@ from mor.errors import MorError
 
 INDEX_FILE = "index.json"
 TOKENIZER_FOLDER = "tokenizer"
+PACKING_FOLDER = "packing"
 TRAIN, VALIDATION = "train", "validation"
 FORMAT = "mor-data"
 VERSION = 1
@@ -160,6 +163,35 @@ class DataIndex:
                 f"{INDEX_FILE} says {self.vocab_size}"
             )
         return shard
+
+    def check_same_tokenizer(self, other: DataIndex) -> None:
+        """Refuse to mix tokens of two tokenizers.
+
+        Raises:
+            MorError: the folders were prepared with different ones; the message says how to mend.
+        """
+        mine, theirs = (self.tokenizer_digest(), other.tokenizer_digest())
+        if (self.vocab_size, self.eos_token_id, mine) != (
+            other.vocab_size,
+            other.eos_token_id,
+            theirs,
+        ):
+            raise MorError(
+                f"{self.directory} was prepared with another tokenizer than {other.directory} "
+                f"(vocabulary {self.vocab_size} and {other.vocab_size}); prepare one of them again "
+                f"with --tokenizer {other.tokenizer_dir}"
+            )
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 (hex) of the tokenizer's rules. Raises `MorError` if it cannot be read."""
+        from tokenizers import Tokenizer
+
+        path = self.tokenizer_dir / "tokenizer.json"
+        try:
+            rules = Tokenizer.from_file(str(path)).to_str()
+        except Exception as error:  # the library raises plain Exceptions
+            raise MorError(f"tokenizer {path} cannot be read: {error}") from error
+        return hashlib.sha256(rules.encode("utf-8")).hexdigest()
 
     def save(self) -> None:
         """Write `index.json` into `directory`."""

@@ -20,7 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mor.data.index import INDEX_FILE, TOKENIZER_FOLDER, TRAIN, VALIDATION, DataIndex
+from mor.data.index import (
+    INDEX_FILE,
+    PACKING_FOLDER,
+    TOKENIZER_FOLDER,
+    TRAIN,
+    VALIDATION,
+    DataIndex,
+)
 from mor.data.journal import Workshop
 from mor.data.progress import Progress, no_progress
 from mor.data.segments import Pass, write_segments
@@ -42,7 +49,9 @@ if TYPE_CHECKING:
 
 SHARD_TOKENS = 2**26
 SURVEYED_FRACTION, STREAMED_FRACTION = 0.05, 0.001
-_OURS = re.compile(rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin")
+_OURS = re.compile(
+    rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|{PACKING_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin"
+)
 
 
 def prepare(
