@@ -9,10 +9,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mor.data import DataIndex
 from mor.model.flops import count_parameters, flops_per_token
 from mor.train import Recipe, load_recipe, plan_budget
 from mor.train import train as run_training
+from mor.train.data import indexes, passes
 from mor.train.recipe_file import builtin_recipes
 
 
@@ -48,7 +48,7 @@ def recipes() -> None:
 
 def show_plan(recipe: Recipe) -> None:
     """Print parameters, steps, tokens and FLOPs of a recipe."""
-    index = DataIndex.load(recipe.data.path)
+    index = indexes(recipe.data)[0]
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     section, seq_len = recipe.train, recipe.data.seq_len
     per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1"))) * seq_len
@@ -62,7 +62,5 @@ def show_plan(recipe: Recipe) -> None:
     table.add_row("steps", f"{plan.steps:,}")
     table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens_per_step:,} per step)")
     table.add_row("training FLOPs", f"{plan.flops:.4g} ({flops.training:.4g} per token)")
-    table.add_row(
-        "passes over the data", f"{plan.tokens / index.num_tokens(recipe.data.train_split):.2f}"
-    )
+    table.add_row("passes over the data", passes(recipe.data, plan.tokens))
     Console().print(table)

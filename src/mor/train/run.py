@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
@@ -22,6 +19,7 @@ from mor.provenance import provenance
 from mor.train.arguments import training_arguments
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
+from mor.train.data import EpochCallback, open_run_data
 from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, last_checkpoint, write_whole
 from mor.train.recipe import Recipe
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
@@ -29,37 +27,6 @@ from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
 class Interrupted(MorError):
     """Training ended early because it was asked to; the message says how to go on."""
-
-
-class WholeSteps(Dataset[dict[str, Tensor]]):
-    """A dataset cut, in every epoch, to a whole number of optimiser steps.
-
-    So every step sees as many tokens as the budget and the log count. What is left out differs
-    between epochs, as the order does.
-    """
-
-    def __init__(self, inner: PackedDataset, per_step: int) -> None:
-        """Raise ``MorError`` where ``inner`` does not fill one step."""
-        self.inner = inner
-        self.count = len(inner) // per_step * per_step
-        if not self.count:
-            raise MorError(
-                f"split {inner.split!r} of {inner.index.directory} has {len(inner)} sequences of "
-                f"seq_len={inner.seq_len}, fewer than the {per_step} of one optimiser step; "
-                "lower train.batch_size or train.gradient_accumulation_steps, or prepare more text"
-            )
-
-    def __len__(self) -> int:
-        """Sequences per epoch."""
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The sequence at ``index`` of this epoch's order."""
-        return self.inner[index]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Use the order of ``epoch``."""
-        self.inner.set_epoch(epoch)
 
 
 def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
@@ -84,12 +51,10 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     if section.threads:
         torch.set_num_threads(section.threads)
     disable_progress_bar()  # one bar is enough: ours
-    packed = PackedDataset(data.path, data.train_split, data.seq_len, order_seed=section.seed)
     per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1")))
-    train_set = WholeSteps(packed, per_step)
-    scored = PackedDataset(data.path, data.validation_split, data.seq_len)
-    validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
-    config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
+    run_data = open_run_data(recipe, per_step)
+    index = run_data.index
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
     arguments = training_arguments(recipe, plan)
     checkpoint = None
@@ -106,11 +71,11 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
     trainer = MoRTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_set,
-        eval_dataset=validation,
+        train_dataset=run_data.stream.take(plan.steps * per_step),
+        eval_dataset=run_data.validation,
         seq_len=data.seq_len,
         auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-        callbacks=[end, log, progress],
+        callbacks=[EpochCallback(run_data.stream), end, log, progress],
     )
     trainer.remove_callback(PrinterCallback)
     try:
@@ -124,7 +89,7 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
             f"{arguments.output_dir}; go on with the same command and --resume"
         )
     if trainer.is_world_process_zero():
-        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+        _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL)
         record = summary(recipe, plan, trainer)
         write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
