@@ -7,6 +7,7 @@ taken up again reads the very same rows.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,9 +112,9 @@ class HubReading:
         self, source: HubSource, rows: IterableDataset, position: Mapping[str, Any]
     ) -> None:
         """Begin at `position`, which the library reaches without reading what lies before."""
-        self._source, self._rows = source, rows
+        self._source, self._rows, self._begin = source, rows, copy.deepcopy(dict(position))
         self._number = int(position["documents"])
-        rows.load_state_dict(dict(position["state"]))
+        rows.load_state_dict(copy.deepcopy(dict(position["state"])))
 
     def __iter__(self) -> Iterator[Document]:
         """Yield the documents, called `split:number`. Raises `MorError` where reading fails."""
@@ -135,6 +136,8 @@ class HubReading:
 
     def position(self) -> Mapping[str, Any]:
         """Documents read, and the library's own state."""
+        if self._number == self._begin["documents"]:
+            return self._begin  # until a row is read, the library tells of an earlier pass
         return {"documents": self._number, "state": self._rows.state_dict()}
 
 
