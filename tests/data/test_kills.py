@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 
 from mor.data import DataIndex, StreamOptions, iter_documents, prepare, train_tokenizer, writer
 from mor.data import journal as journal_module
+from mor.errors import MorError
 
 Prepare = Callable[[Path], DataIndex]
 
@@ -165,6 +167,42 @@ def test_killed_at_random_moments(preparing: Prepare, tmp_path: Path) -> None:
         preparing(out)
         assert contents(out) == expected
     assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_no_room_left(preparing: Prepare, tmp_path: Path) -> None:
+    """The system refuses to write past a size, at many sizes: said so, kept, gone on with."""
+    preparing(tmp_path / "whole")
+    expected = contents(tmp_path / "whole")
+    sizes = [len(c) for name, c in expected.items() if name.startswith("train")]
+    refused = 0
+    for limit in (0, 600, 100, min(sizes) - 1, max(sizes) - 1, max(sizes) + 20, 2_000, 10**6):
+        out = tmp_path / f"out-{limit}"
+
+        def limited(limit: int = limit, out: Path = out) -> None:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            begin = journal_module.Workshop.begin
+
+            def begin_limited(self: journal_module.Workshop, *args: Any) -> None:
+                begin(self, *args)
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+
+            if limit:
+                journal_module.Workshop.begin = begin_limited  # type: ignore[method-assign]
+            else:  # not even the tokenizer
+                resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+            try:
+                preparing(out)
+            except MorError as error:
+                clear = str(error).startswith(f"cannot write {out}: File too large")
+                os._exit(3 if clear else 4)
+
+        code = in_child(limited)
+        refused += code == 3
+        assert code == (0 if out.exists() else 3)
+        preparing(out)
+        assert contents(out) == expected
+    assert refused >= 3
+    assert not list(tmp_path.glob(".*"))
 
 
 @pytest.mark.slow

@@ -151,7 +151,7 @@ def test_plans_are_kept_and_follow_the_shard(folder: Path) -> None:
     dataset = PackedDataset(folder, TRAIN, 32, packing="best_fit")
     kept = sorted((folder / "packing").iterdir())
     assert [path.name for path in kept] == [
-        f"{Path(shard.file).stem}-32.npy" for shard in dataset.index.shards(TRAIN)
+        f"{Path(shard.file).stem}-32.plan" for shard in dataset.index.shards(TRAIN)
     ]
     want = rows(dataset)
     times = [path.stat().st_mtime_ns for path in kept]
@@ -176,7 +176,7 @@ def test_a_large_shard_is_packed_tightly_and_fast(tmp_path: Path) -> None:
     assert writer.info is not None
     plan = load_plan(TokenShard(tmp_path / "train-00000.bin"), writer.info, 2048)
     assert 1 - sizes.sum() / (plan.num_rows * 2048) < 0.001
-    assert os.listdir(tmp_path / "packing") == ["train-00000-2048.npy"]
+    assert os.listdir(tmp_path / "packing") == ["train-00000-2048.plan"]
 
 
 def test_damaged_boundaries_are_named(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ is kept in `DIR/packing` where that can be written, and read by memory map.
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from mor.data.shards import ShardInfo, TokenShard
 from mor.errors import MorError
 
 VERSION = 1
+_NUMBER = np.dtype("<i8")  # what a kept plan consists of
 _HEADER = 5  # numbers before the plan: version, seq_len, start of the shard's SHA-256, rows, pieces
 
 
@@ -52,7 +54,7 @@ def load_plan(shard: TokenShard, info: ShardInfo, seq_len: int) -> Plan:
     Raises:
         MorError: the shard's document boundaries are damaged.
     """
-    path = shard.path.parent / PACKING_FOLDER / f"{shard.path.stem}-{seq_len}.npy"
+    path = shard.path.parent / PACKING_FOLDER / f"{shard.path.stem}-{seq_len}.plan"
     header = [VERSION, seq_len, int(info.sha256[:15], 16)]
     with contextlib.suppress(OSError, ValueError):
         plan = _read(path, header)
@@ -67,24 +69,28 @@ def load_plan(shard: TokenShard, info: ShardInfo, seq_len: int) -> Plan:
 
 
 def _read(path: Path, header: list[int]) -> Plan | None:
-    content = np.load(path, mmap_mode="r").view(np.ndarray)  # a plain view is read faster
-    if content.dtype != np.int64 or content[: len(header)].tolist() != header:
+    """The plan in a file; None if it is another's, or not whole."""
+    with path.open("rb") as stream:
+        memory = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+    if len(memory) % _NUMBER.itemsize or len(memory) < _HEADER * _NUMBER.itemsize:
         return None
-    num_rows, num_pieces = content[len(header) : _HEADER].tolist()
-    if content.shape != (_HEADER + num_rows + 1 + 2 * num_pieces,):
+    content = np.frombuffer(memory, _NUMBER)
+    *found, num_rows, num_pieces = content[:_HEADER].tolist()
+    starts = _HEADER + num_rows + 1
+    lengths = starts + num_pieces
+    if found != header or len(content) != lengths + num_pieces:
         return None
-    rows, rest = np.split(content[_HEADER:], [num_rows + 1])
-    return Plan(rows, *np.split(rest, 2))
+    return Plan(content[_HEADER:starts], content[starts:lengths], content[lengths:])
 
 
 def _write(path: Path, header: list[int], plan: Plan) -> None:
     path.parent.mkdir(exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     numbers = [*header, plan.num_rows, len(plan.starts)]
-    content = np.concatenate([np.array(numbers), plan.rows, plan.starts, plan.lengths])
     try:
         with partial.open("wb") as stream:
-            np.save(stream, content.astype(np.int64))
+            for part in (numbers, plan.rows, plan.starts, plan.lengths):
+                stream.write(np.asarray(part, dtype=_NUMBER).tobytes())
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)

@@ -197,7 +197,12 @@ def _make(
         folder.mkdir()
         if chosen is None:
             chosen = train_tokenizer(texts(), int(preparation["vocab_size"]))
-        chosen.save_pretrained(folder / TOKENIZER_FOLDER)
+        try:
+            chosen.save_pretrained(folder / TOKENIZER_FOLDER)
+        except OSError:
+            raise
+        except Exception as error:  # of tokenizers, where it cannot write
+            raise MorError(f"cannot write {workshop.target}: {error}") from error
         workshop.begin(preparation)
     else:
         workshop.resume()
