@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,7 +86,7 @@ def _read(path: Path, header: list[int]) -> Plan | None:
 
 def _write(path: Path, header: list[int], plan: Plan) -> None:
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     numbers = [*header, plan.num_rows, len(plan.starts)]
     try:
         with partial.open("wb") as stream:
