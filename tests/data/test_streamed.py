@@ -177,6 +177,7 @@ def test_a_dataset_in_the_hubs_form(dataset: Path) -> None:
         ({"split": "tset"}, r"hf:.* tset cannot be opened: Bad split: tset"),
         ({"config": "nope"}, r"hf:.* nope train cannot be opened: BuilderConfig 'nope' not found"),
         ({"text_field": "body"}, r"has no column 'body'; its columns: 'id', 'text'"),
+        ({"revision": "main"}, r"is a local folder, which has no revision 'main'"),
     ],
 )
 def test_what_the_dataset_does_not_have(

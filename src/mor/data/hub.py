@@ -52,6 +52,8 @@ class HubSource:
             raise need_extra(f"{HUB_PREFIX} sources", "datasets") from None
         self.name, self.config, self.split, self.text_field = name, config, split, text_field
         self.local = Path(name).expanduser()
+        if self.local.is_dir() and revision:
+            raise MorError(f"{self} is a local folder, which has no revision {revision!r}")
         try:
             if self.local.is_dir():
                 self.revision = None

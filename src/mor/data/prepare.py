@@ -14,8 +14,8 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,11 +29,11 @@ from mor.data.index import (
     DataIndex,
 )
 from mor.data.journal import Workshop
+from mor.data.plans import ReadingPlan, streamed, surveyed
 from mor.data.progress import Progress, no_progress
-from mor.data.segments import Pass, write_segments
-from mor.data.splits import check_fraction, choose_validation, is_held_out
-from mor.data.streams import StreamOptions, is_streamed, open_streams
-from mor.data.survey import SourceChanged, Survey, survey_source
+from mor.data.segments import write_segments
+from mor.data.streams import StreamOptions, is_streamed
+from mor.data.survey import SourceChanged
 from mor.data.tokenizer import (
     DocumentEncoder,
     check_vocab_size,
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SHARD_TOKENS = 2**26
-SURVEYED_FRACTION, STREAMED_FRACTION = 0.05, 0.001
 _OURS = re.compile(
     rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|{PACKING_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin"
 )
@@ -108,120 +107,90 @@ def prepare(
     _check_target(out)
     workshop = Workshop(out)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
-    preparation: dict[str, Any] = {
-        "tokenizer_sha256": None if chosen is None else tokenizer_digest(chosen),
-        "vocab_size": vocab_size if chosen is None else None,
-        "shard_tokens": shard_tokens,
-        "seed": seed,
-    }
-    survey = None
     if is_streamed(source, stream):
-        options = stream if isinstance(stream, StreamOptions) else StreamOptions()
         if chosen is None:
             raise MorError(
                 f"source {source} is read as a stream, once: give the tokenizer to use "
                 f"(--tokenizer DIR), none can be trained on the way"
             )
+        options = stream if isinstance(stream, StreamOptions) else StreamOptions()
         options = options.pinned(source, _begun(out, workshop))
-        first, second = open_streams(source, options, text_field)
-        fraction = STREAMED_FRACTION if validation_fraction is None else validation_fraction
-        fraction = 0.0 if second else fraction
-        if second is None:
-            check_fraction(fraction)
-        preparation |= {
-            "source": first.identity(),
-            "validation_source": second.identity() if second else None,
-            "validation_fraction": fraction,
-        } | asdict(options.limits)
-
-        def by_text(name: str, text_hash: int) -> str:
-            return VALIDATION if is_held_out(text_hash, fraction) else TRAIN
-
-        passes = [Pass(first.read, by_text, options.limits, None, first.num_documents())]
-        if second:
-            passes.append(Pass(second.read, lambda name, text_hash: VALIDATION))
+        plan = streamed(source, options, text_field, validation_fraction, seed)
     else:
-        fraction = SURVEYED_FRACTION if validation_fraction is None else validation_fraction
-        check_fraction(fraction)
-        survey = survey_source(str(source), text_field, progress)
-        held_out = choose_validation(survey.sizes, fraction, seed)
-        preparation |= {"source_sha256": survey.sha256, "validation_fraction": fraction}
-
-        def by_name(name: str, text_hash: int) -> str:
-            return VALIDATION if name in held_out else TRAIN
-
-        passes = [Pass(survey.read, by_name, num_bytes=survey.num_bytes)]
+        plan = surveyed(source, text_field, validation_fraction, seed, progress)
+    preparation = plan.identity | {
+        "tokenizer_sha256": None if chosen is None else tokenizer_digest(chosen),
+        "vocab_size": vocab_size if chosen is None else None,
+        "shard_tokens": shard_tokens,
+        "seed": seed,
+    }
     if not overwrite and out.is_dir() and any(out.iterdir()):
         index = _reuse(out, preparation, progress)
         workshop.sweep()
         return index
     with workshop.open():
         try:
-            return _make(
-                *(workshop, preparation, passes, chosen, survey, workers, overwrite, progress),
-                texts=lambda: _training_texts(survey, held_out, progress) if survey else iter(()),
-                source=str(source),
-            )
+            _begin(workshop, preparation, plan, chosen, overwrite)
+            return _make(workshop, str(source), plan, workers, progress)
         except SourceChanged:
             workshop.discard()
             raise
 
 
-def _make(
+def _begin(
     workshop: Workshop,
     preparation: Mapping[str, Any],
-    passes: list[Pass],
+    plan: ReadingPlan,
     chosen: PreTrainedTokenizerFast | None,
-    survey: Survey | None,
-    workers: int,
     overwrite: bool,
-    progress: Progress,
-    *,
-    texts: Callable[[], Iterator[str]],
-    source: str,
-) -> DataIndex:
-    """Write the folder, or what is left to write of it."""
-    folder = workshop.folder
+) -> None:
+    """Go on with what is there of this preparation, or begin it with its tokenizer."""
     if workshop.segments:
         differences = _differences(workshop.preparation or {}, preparation)
-        if differences and not overwrite:
+        if not differences:
+            workshop.resume()
+            return
+        if not overwrite:
             raise MorError(
                 f"{workshop.path} holds an unfinished preparation that was begun otherwise "
                 f"({differences}); give the same command again to finish it, or --overwrite to "
                 f"throw it away"
             )
-        if differences:
-            workshop.discard()
-    if not workshop.segments:
-        workshop.discard()
-        folder.mkdir()
-        if chosen is None:
-            chosen = train_tokenizer(texts(), int(preparation["vocab_size"]))
-        try:
-            chosen.save_pretrained(folder / TOKENIZER_FOLDER)
-        except OSError:
-            raise
-        except Exception as error:  # of tokenizers, where it cannot write
-            raise MorError(f"cannot write {workshop.target}: {error}") from error
-        workshop.begin(preparation)
-    else:
-        workshop.resume()
+    workshop.discard()
+    workshop.folder.mkdir()
+    if chosen is None:
+        chosen = train_tokenizer(plan.texts(), int(preparation["vocab_size"]))
+    try:
+        chosen.save_pretrained(workshop.folder / TOKENIZER_FOLDER)
+    except OSError:
+        raise
+    except Exception as error:  # of tokenizers, where it cannot write
+        raise MorError(f"cannot write {workshop.target}: {error}") from error
+    workshop.begin(preparation)
+
+
+def _make(
+    workshop: Workshop, source: str, plan: ReadingPlan, workers: int, progress: Progress
+) -> DataIndex:
+    """Write what is left to write, and give the folder its name."""
+    folder = workshop.folder
+    assert workshop.preparation is not None
     # Always what was saved, so that a run that goes on encodes exactly as one that never stopped.
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
-    encode = DocumentEncoder(tokenizer)
     size = tokenizer_vocab_size(tokenizer)
     shards, num_empty = write_segments(
-        workshop, passes, encode, size, preparation, workers, progress
+        workshop, plan.passes, DocumentEncoder(tokenizer), size, workers, progress
     )
     for split in (TRAIN, VALIDATION):
         if not shards.get(split):
             workshop.discard()
             raise MorError(
                 f"source {source} gave no {split} document; raise validation_fraction="
-                f"{preparation['validation_fraction']}, or name a validation split"
+                f"{plan.identity['validation_fraction']}, or name a validation split"
                 if split == VALIDATION
                 else f"source {source} gave no document to train on"
             )
+    survey = plan.survey
     index = DataIndex(
         directory=folder,
         splits={split: tuple(shards[split]) for split in (TRAIN, VALIDATION)},
@@ -230,7 +199,7 @@ def _make(
         source=source,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         program=_program(),
-        preparation=preparation,
+        preparation=workshop.preparation,
         num_duplicates=survey.num_duplicates if survey else 0,
         num_empty=survey.num_empty if survey else num_empty,
     )
@@ -281,16 +250,6 @@ def _reuse(out: Path, preparation: Mapping[str, Any], progress: Progress) -> Dat
     index.verify_all(progress)
     load_tokenizer(index.tokenizer_dir)
     return replace(index, reused=True)
-
-
-def _training_texts(survey: Survey, held_out: set[str], progress: Progress) -> Iterator[str]:
-    total = survey.num_bytes - sum(survey.sizes[name] for name in held_out)
-    done = 0
-    for document, num_bytes in survey.documents():
-        if document.name not in held_out:
-            yield document.text
-            done += num_bytes
-            progress("training the tokenizer", done, total)
 
 
 def _program() -> str:

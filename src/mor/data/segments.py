@@ -41,11 +41,11 @@ def write_segments(
     passes: list[Pass],
     encode: DocumentEncoder,
     vocab_size: int,
-    preparation: Mapping[str, Any],
     workers: int,
     progress: Progress,
 ) -> tuple[dict[str, list[ShardInfo]], int]:
     """Write all segments that are not there yet; return all shards, and the documents left out."""
+    preparation = workshop.preparation or {}
     last: Mapping[str, Any] = workshop.segments[-1] if workshop.segments else {}
     counts: dict[str, int] = dict(last.get("counts", dict.fromkeys(_COUNTS, 0)))
     skip = int(last.get("skip", 0))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,7 +42,8 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
     section = recipe.data
     if section.document_mask:
         _check_model_reads_documents()
-    if section.verify:
+    # Once per node: the ranks of a node read the same disk. The others wait where ranks meet.
+    if section.verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         with console_progress() as progress:
             for folder, _ in section.folders:
                 DataIndex.load(folder).verify_all(progress)
