@@ -120,6 +120,7 @@ class Workshop:
     def begin(self, preparation: Mapping[str, Any]) -> None:
         """Note what is made, once `folder` holds what every segment needs."""
         self.preparation = preparation
+        _sync_small_files(self.folder)
         self._append({"format": FORMAT, "version": VERSION, "preparation": preparation})
 
     def commit(self, record: Mapping[str, Any]) -> None:
@@ -154,7 +155,7 @@ class Workshop:
 
     def finish(self) -> None:
         """Give the folder its name, in place of what has it now, and leave nothing else."""
-        _sync_folder(self.folder)
+        _sync_small_files(self.folder)
         if self._final.is_dir():
             # A kill between the two renames leaves no folder under the name; the next try, which
             # finds the finished one here, ends what this one began.
@@ -184,6 +185,15 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+def _sync_small_files(folder: Path) -> None:
+    """Bring tokenizer and index to the disk; shards are there already."""
+    for path in [*folder.glob("*.json"), *(folder / TOKENIZER_FOLDER).glob("*")]:
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+    _sync_folder(folder / TOKENIZER_FOLDER)
+    _sync_folder(folder)
 
 
 def _lock(file: IO[str], target: Path) -> None:

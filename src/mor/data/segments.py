@@ -48,7 +48,6 @@ def write_segments(
     preparation = workshop.preparation or {}
     last: Mapping[str, Any] = workshop.segments[-1] if workshop.segments else {}
     counts: dict[str, int] = dict(last.get("counts", dict.fromkeys(_COUNTS, 0)))
-    skip = int(last.get("skip", 0))
     seed = int(preparation["seed"])
     with SegmentWriter(workshop.folder, vocab_size, int(preparation["shard_tokens"])) as writer:
         for segment in workshop.segments:
@@ -63,7 +62,9 @@ def write_segments(
 
         for number in range(int(last.get("pass", 0)), len(passes)):
             here = passes[number]
-            reading = here.read(last.get("position") if number == last.get("pass") else None)
+            resumed = number == last.get("pass")
+            reading = here.read(last["position"] if resumed else None)
+            skip = int(last["skip"]) if resumed else 0
             with encoder(encode, seed, workers) as pipeline:
                 for batch, encoded in pipeline.run(batches(reading)):
                     begin = 0
