@@ -65,7 +65,7 @@ def _tokenizer_of(checkpoint: Path) -> Any:
     path = checkpoint.absolute().parent.parent / RECIPE
     try:
         recipe = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-        index = DataIndex.load(recipe.data.path)
+        index = DataIndex.load(recipe.data.folders[0][0])
         return load_data_tokenizer(index.tokenizer_dir)
     except (OSError, ValueError, yaml.YAMLError, MorError) as error:
         raise MorError(

@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import MoRConfig
-from mor.data import DataIndex
 from mor.model.flops import count_parameters, flops_per_token
 from mor.train import Recipe, plan_budget
+from mor.train.data import indexes, passes
 from mor.train.estimate import Memory, estimate_memory
 from mor.train.mfu import peak_flops
 from mor.train.speed import logged_speed, probe_speed
@@ -27,7 +27,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     Raises:
         MorError: the data is not there, or the budget pays for no step.
     """
-    index = DataIndex.load(recipe.data.path)
+    index = indexes(recipe.data)[0]
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     section, seq_len = recipe.train, recipe.data.seq_len
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -41,9 +41,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     table.add_row("steps", f"{plan.steps:,}")
     table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens_per_step:,} per step)")
     table.add_row("training FLOPs", f"{plan.flops:.4g} ({flops.training:.4g} per token)")
-    table.add_row(
-        "passes over the data", f"{plan.tokens / index.num_tokens(recipe.data.train_split):.2f}"
-    )
+    table.add_row("passes over the data", passes(recipe.data, plan.tokens))
     _add_memory(table, recipe, config)
     speed = probe_speed(recipe, config) if measure else logged_speed(recipe)
     if speed is None:

@@ -55,7 +55,8 @@ def write_card(
         raise MorError(f"{run} is no finished run: {SUMMARY} is missing or damaged") from None
     recipe = load_recipe(run / RECIPE)
     section = recipe.data
-    dataset = PackedDataset(data or section.path, section.validation_split, section.seq_len)
+    folder = data or section.folders[0][0]
+    dataset = PackedDataset(folder, section.validation_split, section.seq_len)
     if max_sequences is None:
         max_sequences = min(SEQUENCES, max(1, TOKENS // section.seq_len))
     scores = evaluate(
@@ -196,11 +197,16 @@ def _training(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(recipe: Recipe, index: DataIndex) -> list[tuple[str, str]]:
     section = recipe.data
-    rows = [("folder", f"`{section.path}`"), ("source", f"`{index.source}`")]
+    mixed = [f"{weight:g} x `{path}`" for path, weight in section.folders]
+    rows = [("folders, by weight", ", ".join(mixed))] if section.mixture else []
+    rows += [("scored on folder" if section.mixture else "folder", f"`{index.directory}`")]
+    rows += [("source", f"`{index.source}`")]
     rows += [("made by", f"`{index.command}`")] if index.command else []
     for split in (section.train_split, section.validation_split):
         rows.append((f"tokens of `{split}`", f"{index.num_tokens(split):,}"))
     rows.append(("tokenizer", f"in this folder; vocabulary {index.vocab_size:,}"))
+    masked = ", documents apart" if section.document_mask else ""
+    rows.append(("packing", section.packing + masked))
     return [*rows, ("sequence length in training", f"{section.seq_len:,}")]
 
 

@@ -70,6 +70,7 @@ def training_arguments(
         save_total_limit=section.save_total_limit,
         prediction_loss_only=True,
         dataloader_num_workers=section.num_workers,
+        ignore_data_skip=True,  # the sampler begins at the right sample by itself
         dataloader_pin_memory=gpu,
         ddp_find_unused_parameters=find_unused,
         report_to=report_to or "none",

@@ -30,7 +30,7 @@ CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 _OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, "eval.json"}
 # What may differ between the parts of one run: it changes no weight.
 _FREE = {
-    "data": {"path"},
+    "data": {"path", "verify"},
     "train": {
         "logging_steps",
         "eval_steps",
@@ -231,6 +231,8 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
     for section in ("model", "data", "train"):
         content = recipe.model_dump(mode="json")[section]
         for name, value in content.items():
+            if name == "mixture" and value:
+                value = [part["weight"] for part in value]  # folders may move, as data.path may
             if name not in free[section]:
                 flat[f"{section}.{name}"] = value
     return flat

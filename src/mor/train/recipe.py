@@ -61,13 +61,42 @@ class Budget(_Section):
         return self
 
 
-class DataSection(_Section):
-    """Where the prepared tokens are."""
+class MixturePart(_Section):
+    """One folder of a mixture."""
 
     path: Folder = Field(description="folder made by `mor data prepare`")
+    weight: float = Field(gt=0, description="its share, relative to the other weights")
+
+
+class DataSection(_Section):
+    """Where the prepared tokens are, and how they become sequences."""
+
+    path: Folder | None = Field(None, description="folder made by `mor data prepare`")
+    mixture: list[MixturePart] | None = Field(
+        None, min_length=1, description="in place of path: several folders with weights"
+    )
     seq_len: int = Field(512, ge=2, description="tokens per sequence")
+    packing: Literal["concat", "best_fit"] = Field(
+        "concat", description="cut the stream of documents, or fit whole documents and pad"
+    )
+    document_mask: bool = Field(False, description="no attention from one document to another")
     train_split: str = "train"
     validation_split: str = "validation"
+    verify: bool = Field(False, description="check every byte of every shard before training")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if (self.path is None) == (self.mixture is None):
+            given = "both" if self.path is not None else "none"
+            raise ValueError(f"give exactly one of path, mixture; given: {given}")
+        return self
+
+    @property
+    def folders(self) -> list[tuple[Path, float]]:
+        """Every folder with its weight."""
+        if self.path is not None:
+            return [(self.path, 1.0)]
+        return [(part.path, part.weight) for part in self.mixture or ()]
 
 
 class TrainSection(_Section):
@@ -256,7 +285,10 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names that may stand beside the last part of ``location``."""
     section: Any = Recipe
     for part in location[:-1]:
-        section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
+        if part == "mixture":
+            section = MixturePart
+        elif not isinstance(part, int):  # a number is a place in a list
+            section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
     return list(section.model_fields)
 
 

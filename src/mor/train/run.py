@@ -9,12 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
@@ -24,6 +21,7 @@ from mor.train.arguments import training_arguments
 from mor.train.branches import fan, retuned
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
+from mor.train.data import EpochCallback, indexes, open_run_data
 from mor.train.distributed import (
     check_parallel,
     check_ranks,
@@ -41,37 +39,6 @@ from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
 class Interrupted(MorError):
     """Training ended early because it was asked to; the message says how to go on."""
-
-
-class WholeSteps(Dataset[dict[str, Tensor]]):
-    """A dataset cut, in every epoch, to a whole number of optimiser steps.
-
-    So every step sees as many tokens as the budget and the log count. What is left out differs
-    between epochs, as the order does.
-    """
-
-    def __init__(self, inner: PackedDataset, per_step: int) -> None:
-        """Raise ``MorError`` where ``inner`` does not fill one step."""
-        self.inner = inner
-        self.count = len(inner) // per_step * per_step
-        if not self.count:
-            raise MorError(
-                f"split {inner.split!r} of {inner.index.directory} has {len(inner)} sequences of "
-                f"seq_len={inner.seq_len}, fewer than the {per_step} of one optimiser step; "
-                "lower train.batch_size or train.gradient_accumulation_steps, or prepare more text"
-            )
-
-    def __len__(self) -> int:
-        """Sequences per epoch."""
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The sequence at ``index`` of this epoch's order."""
-        return self.inner[index]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Use the order of ``epoch``."""
-        self.inner.set_epoch(epoch)
 
 
 def train(
@@ -133,7 +100,7 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     section = recipe.train
     if not section.branches:
         return [recipe]
-    index = DataIndex.load(recipe.data.path)
+    index = indexes(recipe.data)[0]
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
@@ -156,16 +123,16 @@ def _train(
     if section.threads:
         torch.set_num_threads(section.threads)
     disable_progress_bar()  # one bar is enough: ours
-    packed = PackedDataset(data.path, data.train_split, data.seq_len, order_seed=section.seed)
     per_step = recipe.sequences_per_step(world_size())
-    train_set = WholeSteps(packed, per_step)
-    scored = PackedDataset(data.path, data.validation_split, data.seq_len)
-    validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
-    config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
+    run_data = open_run_data(recipe, per_step)
+    index = run_data.index
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
-    facts = {"sequences_per_step": per_step, "data": data_digest(packed)}
+    facts = {"sequences_per_step": per_step, "data": data_digest(run_data.stream.parts)}
     arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
-    arguments.per_device_eval_batch_size = eval_batch_size(len(validation), section.batch_size)
+    arguments.per_device_eval_batch_size = eval_batch_size(
+        len(run_data.validation), section.batch_size
+    )
     with arguments.main_process_first(local=False, desc="run folder"):
         first = arguments.process_index == 0
         checkpoint = starting_point(
@@ -185,12 +152,12 @@ def _train(
     trainer = MoRTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_set,
-        eval_dataset=validation,
+        train_dataset=run_data.stream.take(plan.steps * per_step),
+        eval_dataset=run_data.validation,
         seq_len=data.seq_len,
         auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
         peak_flops=section.peak_flops,
-        callbacks=[end, log, progress],
+        callbacks=[EpochCallback(run_data.stream), end, log, progress],
     )
     trainer.remove_callback(PrinterCallback)
     trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
@@ -204,7 +171,7 @@ def _train(
             f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
             f"{arguments.output_dir}; go on with the same command and --resume"
         )
-    _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
+    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL)
     if trainer.is_world_process_zero():
         record = summary(recipe, plan, trainer)
         write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")

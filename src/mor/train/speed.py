@@ -13,12 +13,13 @@ from typing import Any
 
 import torch
 import yaml
+from transformers import default_data_collator
 
 from mor.config import MoRConfig
-from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.train.budget import warmup_steps
+from mor.train.data import open_run_data
 from mor.train.folder import LOG, RECIPE, SUMMARY
 from mor.train.recipe import Recipe, parse_recipe
 from mor.train.trainer import peak_memory_bytes
@@ -120,13 +121,11 @@ def probe_speed(recipe: Recipe, config: MoRConfig, rounds: int = 3) -> Speed:
     if section.threads:
         torch.set_num_threads(section.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = PackedDataset(data.path, data.train_split, data.seq_len)
-    if not len(dataset):
-        raise MorError(f"split {data.train_split!r} of {data.path} holds no sequence to measure on")
-    rows = [dataset[i % len(dataset)]["input_ids"] for i in range(section.batch_size)]
-    ids = torch.stack(rows).to(device)
+    stream = open_run_data(recipe, section.batch_size).stream
+    rows = default_data_collator(stream.__getitems__(range(section.batch_size)))
+    batch = {name: tensor.to(device) for name, tensor in rows.items()}
     try:
-        micro, step = _times(recipe, config, ids, rounds)
+        micro, step = _times(recipe, config, batch, rounds)
     except torch.OutOfMemoryError:
         raise MorError(
             f"train.batch_size={section.batch_size} does not fit into the memory of "
@@ -143,21 +142,22 @@ def probe_speed(recipe: Recipe, config: MoRConfig, rounds: int = 3) -> Speed:
 
 
 def _times(
-    recipe: Recipe, config: MoRConfig, ids: torch.Tensor, rounds: int
+    recipe: Recipe, config: MoRConfig, batch: dict[str, torch.Tensor], rounds: int
 ) -> tuple[float, float]:
     """Median seconds of a micro-batch, forward and backward, and of an optimiser step."""
     section = recipe.train
     model = MoRForCausalLM(config).train()
-    model.to(ids.device)
+    device = batch["input_ids"].device
+    model.to(device)
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
     model.model.router.step = warmup_steps(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate)
-    autocast = torch.autocast(ids.device.type, torch.bfloat16, enabled=section.dtype == "bfloat16")
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=section.dtype == "bfloat16")
 
     def micro() -> None:
         with autocast:
-            loss = model(ids, labels=ids, use_cache=False, return_logits=False).loss
+            loss = model(**batch, use_cache=False, return_logits=False).loss
         loss.backward()
 
     def step() -> None:

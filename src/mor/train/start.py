@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def starting_point(
     return source
 
 
-def data_digest(packed: PackedDataset) -> str:
-    """One number for the tokens of a split and their order."""
-    shards = [shard.sha256 for shard in packed.index.shards(packed.split)]
+def data_digest(parts: Sequence[PackedDataset]) -> str:
+    """One number for the tokens of the training split of every folder, and their order."""
+    shards = [shard.sha256 for part in parts for shard in part.index.shards(part.split)]
     return hashlib.sha256(" ".join(shards).encode()).hexdigest()

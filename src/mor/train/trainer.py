@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from mor.data import ResumableSampler, TrainingStream
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.metrics import batch_metrics
@@ -110,8 +111,23 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
         return next((entry[key] for entry in entries if key in entry), None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """In order: the dataset itself is shuffled by (seed, epoch), so resuming needs no state."""
-        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+        """In order, from the step the run is at: what lies before is not even listed."""
+        dataset = train_dataset or self.train_dataset
+        if isinstance(dataset, TrainingStream):
+            # Asked when the first batch is wanted: by then a resumed run's state is loaded.
+            per_step = dataset.per_step
+            return ResumableSampler(dataset, lambda: self.state.global_step * per_step)
+        return SequentialSampler(dataset)  # type: ignore[arg-type]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, with random numbers of its own.
+
+        A loader draws a seed for its workers when iteration begins. Drawn from the global state,
+        which a checkpoint has just restored, it would shift all that a resumed run draws.
+        """
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
 
     def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
         """With workers that a signal to the whole job does not end (:mod:`mor.train.workers`)."""
