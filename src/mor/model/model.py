@@ -18,9 +18,10 @@ from mor.model.cache import DepthCache
 from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
-from mor.model.recursion import DepthTrace, Rows, run_recursions
+from mor.model.recursion import DepthTrace, run_recursions
 from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
+from mor.model.rows import Rows, document_runs, end_to_end, front, to_front
 from mor.ops.compaction import Packing, pack_flat
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
@@ -211,8 +212,8 @@ class MoRModel(nn.Module):
             if document_ids is not None:
                 raise ValueError("document_ids cannot be given with a cache: decode one document")
             seen = cache.prepare(batch, hidden.device)
-            packing = None if real is None else _front(real)
-            hidden, positions, rows = _to_front(hidden, positions, packing, seen)
+            packing = None if real is None else front(real)
+            hidden, positions, rows = to_front(hidden, positions, packing, seen)
             lengths = torch.full_like(seen, width) if rows.lengths is None else rows.lengths
             kv = CacheKV(cache, lengths, hidden.shape[1])
         else:
@@ -221,8 +222,8 @@ class MoRModel(nn.Module):
                 return ModelOutput(
                     torch.zeros_like(hidden), torch.zeros_like(real, dtype=torch.long)
                 )
-            runs = None if document_ids is None else _runs(document_ids)
-            hidden, positions, rows = _end_to_end(hidden, positions, packing, runs)
+            runs = None if document_ids is None else document_runs(document_ids)
+            hidden, positions, rows = end_to_end(hidden, positions, packing, runs)
             kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), rows.row_of)
         output = self._stages(hidden, positions, rows, kv, routing, limit, keep_states, keep_traces)
         if isinstance(kv, CacheKV):
@@ -312,56 +313,3 @@ class MoRModel(nn.Module):
             )
         real = attention_mask[:, -width:].bool()
         return None if bool(real.all()) else real
-
-
-def _front(real: Tensor) -> Packing:
-    """Packing of ``real`` [B, T] that keeps every row, empty ones too: a cache has a place each."""
-    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
-    counts = real.sum(1)
-    base = torch.arange(len(real), device=real.device)[:, None] * real.shape[1]
-    return Packing(order[:, : max(1, int(counts.max()))] + base, None, counts)
-
-
-def _to_front(
-    hidden: Tensor, positions: Tensor | None, packing: Packing | None, seen: Tensor
-) -> tuple[Tensor, Tensor, Rows]:
-    """Stream, positions and rows with each row's real tokens at its front, for a cache."""
-    lengths = None
-    if packing is not None:
-        assert packing.valid is not None
-        lengths = packing.lengths
-        # Zeros: attention weighs what it hides with 0, and 0 x nan would still be nan.
-        hidden = packing.gather(hidden).masked_fill(~packing.valid[..., None], 0.0)
-        positions = None if positions is None else packing.gather(positions)
-    if positions is None:
-        positions = torch.arange(hidden.shape[1], device=hidden.device) + seen[:, None]
-    return hidden, positions, Rows(hidden.shape[1], lengths)
-
-
-def _end_to_end(
-    hidden: Tensor, positions: Tensor | None, packing: Packing | None, runs: Tensor | None
-) -> tuple[Tensor, Tensor, Rows]:
-    """Stream, positions and rows: one run [1, N] where there is padding or where documents part."""
-    batch, width = hidden.shape[:2]
-    if positions is None:
-        positions = torch.arange(width, device=hidden.device).expand(batch, -1)
-        if packing is not None:
-            counts = torch.zeros(batch * width, dtype=torch.long, device=hidden.device)
-            counts[packing.flat[0]] = 1
-            positions = counts.view(batch, width).cumsum(1) - 1
-    if packing is None and runs is None:
-        return hidden, positions, Rows(width)
-    if packing is None:
-        hidden, positions, row_of = hidden.flatten(0, 1)[None], positions.flatten()[None], runs
-    else:
-        hidden, positions = packing.gather(hidden), packing.gather(positions)
-        row_of = packing.row_of if runs is None else runs[packing.flat[0]]
-    assert row_of is not None
-    return hidden, positions, Rows(width, torch.bincount(row_of), row_of)
-
-
-def _runs(document_ids: Tensor) -> Tensor:
-    """[B T] one number per document of the batch, ascending, from numbers within rows [B, T]."""
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return begins.flatten().cumsum(0) - 1

@@ -7,7 +7,7 @@ causal routing and ``router.select`` otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from mor.model.kv import KV
 from mor.model.layers import Attend
 from mor.model.router_base import Router, Scores
 from mor.model.routers import as_mask
+from mor.model.rows import Rows
 from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices
 from mor.ops.rope import Rotation
 from mor.ops.segments import Segments
@@ -55,41 +56,6 @@ class RecursionOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
     states: list[Tensor] = field(default_factory=list)
     traces: list[DepthTrace] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How the B rows of a batch lie in the tokens [B, N] (or [1, N]) of the recursion stage.
-
-    Attributes:
-        width: tokens per row where all rows are equally long.
-        lengths: [rows] real tokens per row, front-packed or end to end; None when all are real.
-        row_of: [N] which row each token belongs to, ascending, where rows (or documents, which are
-            rows to all that follows) are laid end to end and hidden is [1, N, D]; else None.
-    """
-
-    width: int
-    lengths: Tensor | None = None
-    row_of: Tensor | None = None
-
-    def begin(self, inner: Packing) -> Packing:
-        """The first packing of these tokens, told which batch row each of them belongs to."""
-        if self.row_of is None:
-            return inner
-        return replace(inner, row_of=self.row_of[inner.flat.flatten()])
-
-    def valid(self, hidden: Tensor) -> Tensor | None:
-        """[B, N] which places are real; None when all are."""
-        if self.lengths is None or self.row_of is not None:
-            return None
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        return places < self.lengths[:, None]
-
-    def total(self, hidden: Tensor) -> Tensor | int:
-        """Real tokens of the batch."""
-        if self.lengths is None or self.row_of is not None:
-            return hidden.shape[0] * hidden.shape[1]
-        return self.lengths.sum()
 
 
 def _gather(packing: Packing | None, tokens: Tensor) -> Tensor:

@@ -12,8 +12,9 @@ from mor.errors import MorError
 from mor.train.budget import Plan
 from mor.train.distributed import world_size
 from mor.train.folder import CHECKPOINTS, TENSORBOARD
-from mor.train.recipe import Recipe, TrainSection
+from mor.train.recipe import Recipe
 from mor.train.reporters import reporters
+from mor.train.sections import TrainSection
 
 
 def trapezoid(section: TrainSection, steps: int) -> tuple[int, int]:

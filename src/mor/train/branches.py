@@ -17,7 +17,8 @@ from mor.errors import MorError
 from mor.train import checkpoints
 from mor.train.arguments import trapezoid
 from mor.train.folder import RECIPE, differences, read_recipe, told
-from mor.train.recipe import Recipe, RecipeError
+from mor.train.recipe import Recipe
+from mor.train.sections import RecipeError
 
 # A branch may differ from its source in these.
 _OWN = {"budget", "warmup_fraction", "warmup_steps", "decay_fraction", "branch_from", "branches"}
