@@ -30,9 +30,11 @@ def test_a_head_outside_gets_the_gradients_of_the_loss_inside(router: str) -> No
     model = make_model(config_of(router), dtype=torch.float64).train()
     ids = random_ids(3, 3, 12)
     torch.manual_seed(0)  # the random router draws
+    model.model.router.finish_step()
     model(ids, labels=ids).loss.backward()
     inside = gradients(model)
     torch.manual_seed(0)
+    model.model.router.finish_step()
     hidden = model.base_model(ids, use_cache=False).last_hidden_state
     logits = F.linear(hidden, model.get_output_embeddings().weight)
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())

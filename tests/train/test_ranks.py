@@ -205,7 +205,7 @@ def test_merge_takes_a_run_and_an_ordinary_checkpoint(runs: Path, tmp_path: Path
 
 @pytest.mark.parametrize("part", [sharded.WEIGHTS, sharded.OPTIMIZER])
 @pytest.mark.parametrize("harm", ["cut", "gone", "metadata"])
-def test_a_damaged_shard_is_passed_over(part: str, harm: str, runs: Path, tmp_path: Path) -> None:
+def test_a_damaged_shard_is_refused(part: str, harm: str, runs: Path, tmp_path: Path) -> None:
     source = run_folder(runs, Job("long", 2, "fsdp")) / "checkpoints"
     shutil.copytree(source, tmp_path / "checkpoints")
     folder = tmp_path / "checkpoints" / f"checkpoint-{STEPS}"
@@ -217,7 +217,11 @@ def test_a_damaged_shard_is_passed_over(part: str, harm: str, runs: Path, tmp_pa
         victim.unlink()
     else:
         (folder / part / ".metadata").write_bytes(b"no metadata")
-    assert checkpoints.newest(folder.parent).name == f"checkpoint-{SAVED}"
+    with pytest.raises(MorError, match=rf"is damaged.*--resume-from checkpoint-{SAVED}"):
+        checkpoints.newest(folder.parent)
+    (folder / checkpoints.MANIFEST).unlink()  # then the form alone can tell
+    with pytest.raises(MorError, match="a shard is missing or cut short"):
+        checkpoints.newest(folder.parent)
     if part == sharded.WEIGHTS:
         with pytest.raises(MorError, match="is missing a file or damaged"):
             sharded.merge(folder, tmp_path / "out")

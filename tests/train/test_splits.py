@@ -1,8 +1,8 @@
 """How a step is split into micro-batches, or checkpointed, changes the loss by rounding only.
 
-For every router and KV mode. Three things are defined over a micro-batch and so depend on the
-split: the threshold router's quantile, token choice's balancing loss, the random router's draws.
-The tests replace just that one thing by one that does not, and find nothing else.
+For every router and KV mode. Two things are defined over a micro-batch and so depend on the split:
+the threshold router's quantile and token choice's balancing loss. The tests replace just that one
+thing by one that does not, and find nothing else.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.testing import assert_close
@@ -79,17 +78,8 @@ def constant_boundary(values: Tensor, kept: Tensor, valid: Tensor | None) -> Ten
 
 @pytest.fixture
 def split_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Quantile and draws that no split changes."""
+    """A quantile that no split changes."""
     monkeypatch.setattr(boundary, "batch_boundary", constant_boundary)
-    drawn = torch.rand
-
-    def rand(*shape: Any, **options: Any) -> Tensor:
-        if len(shape) == 1 and isinstance(shape[0], torch.Size):  # the same for every row
-            generator = torch.Generator().manual_seed(shape[0][-1])
-            return drawn(shape[0][-1], generator=generator).expand(shape[0])
-        return drawn(*shape, **options)
-
-    monkeypatch.setattr("mor.model.routers.controls.torch.rand", rand)
 
 
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
@@ -106,7 +96,7 @@ def test_accumulation(
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_checkpointing(router: str, kv_sharing: str, more_data: Path, tmp_path: Path) -> None:
-    """With accumulation, and with the quantile and the draws as they are."""
+    """With accumulation, and with the quantile as it is."""
     model = MODEL[router] | {"kv_sharing": kv_sharing}
     plain = run(more_data, tmp_path / "plain", router, model, 4)
     frugal = run(more_data, tmp_path / "frugal", router, model, 4, gradient_checkpointing=True)
@@ -116,7 +106,7 @@ def test_checkpointing(router: str, kv_sharing: str, more_data: Path, tmp_path: 
 # What the split does change, and by nothing else -----------------------------------------------
 
 
-@pytest.mark.parametrize("router", ["threshold", "random"])
+@pytest.mark.parametrize("router", ["threshold"])
 def test_the_exceptions_are_real(router: str, more_data: Path, tmp_path: Path) -> None:
     """Otherwise docs/runs.md would warn of nothing, and ``split_alike`` would hide nothing."""
     whole, split = (

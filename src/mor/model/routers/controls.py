@@ -11,6 +11,8 @@ from mor.config import MoRConfig
 from mor.model.router_base import Router, Scores
 from mor.model.routers.selection import top_k_rows
 
+# Odd and far above any sequence length, so that rows do not overlap.
+_ROW = 1_000_003
 _HASH = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
 
 
@@ -48,10 +50,10 @@ class FixedRouter(Router):
 class RandomRouter(Router):
     """Control: uniform random scores at the same capacities (``rand_router`` of the release).
 
-    Training draws anew at each call, one draw for the rows of all ranks, from the seed, the step
-    and the micro-batch: a run does not depend on how many ranks it has, nor on where it was
-    resumed. Otherwise a token's score is a hash of its position, so that
-    its route never depends on the batch or on later tokens, and token u runs depth r iff
+    Training draws anew at each step: a hash of the seed, the step, the token's row in the whole
+    optimiser step, and its place. So a run depends neither on how a step is cut into micro-batches
+    and ranks, nor on where it was resumed. Otherwise a token's score is a hash of its position, so
+    that its route never depends on the batch or on later tokens, and token u runs depth r iff
     u < capacity_r; its gate is spread as the scores of training's winners are.
     """
 
@@ -59,26 +61,26 @@ class RandomRouter(Router):
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__(config)
-        self._calls = 0
+        self._rows = self._next = 0
 
     def finish_step(self) -> None:
-        """Count micro-batches from the beginning."""
-        self._calls = 0
+        """Count rows from the beginning."""
+        self._rows = self._next = 0
 
     def _draw(self, like: Tensor, depth: int) -> Tensor:
         """Uniform numbers for the rows of this rank, [A, M]."""
+        rows, width = like.shape
         ranks, rank = 1, 0
         if self.over_ranks:
             ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-        rows, width = like.shape
-        self._calls += depth == 0
-        numbers = (torch.initial_seed(), self.step, self._calls, depth)
-        generator = torch.Generator(like.device)
-        generator.manual_seed(
-            int.from_bytes(blake2b(repr(numbers).encode(), digest_size=7).digest())
-        )
-        drawn = torch.rand(ranks * rows, width, device=like.device, generator=generator)
-        return drawn[rank * rows : (rank + 1) * rows]
+        if depth == 0:
+            self._rows, self._next = self._next, self._next + ranks * rows
+        first = self._rows + rank * rows
+        row = torch.arange(first, first + rows, device=like.device)[:, None]
+        place = torch.arange(width, device=like.device)
+        numbers = repr((torch.initial_seed(), self.step, depth)).encode()
+        salt = int.from_bytes(blake2b(numbers, digest_size=4).digest())
+        return self._hash(row * _ROW + place, salt >> 1)
 
     def score(
         self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
