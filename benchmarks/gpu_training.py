@@ -27,6 +27,7 @@ from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
 from mor.ops.attention import (
+    SharedSegments,
     padded_segment_attention,
     segment_attention,
     shared_segment_attention,
@@ -77,7 +78,7 @@ def check_attention(device: str, dtype: torch.dtype, limit: float) -> None:
         (plain, places, queries, keys),
     ):
         picked = leaves[0][rows]
-        out = shared_segment_attention(picked, leaves[1], leaves[2], rows, one, two)
+        out = shared_segment_attention(picked, leaves[1], leaves[2], SharedSegments(rows, one, two))
         grads = torch.autograd.grad(out, leaves, direction[places].to(out.device, out.dtype))
         pairs.append([out.detach(), *grads])
     close(f"shared segment attention, {dtype}", pairs[0], pairs[1], limit)

@@ -12,9 +12,9 @@ round by round, so that a busy machine hurts all alike; medians and quartiles ar
 
 Before anything is timed, each variant's loss is compared with that of its plain form (all logits in
 memory, layers not compiled) and its gradients are checked to be finite. FLOPs are those of the
-batch as it was routed, from every token's depth. The quotient is time ratio over FLOPs ratio: 1.0
-means that every saved FLOP saved its time. The baseline is our vanilla model; Transformers' Llama
-of the same shape runs beside it as its users run it.
+timed steps as they were routed, from every token's depth. The quotient is time ratio over FLOPs
+ratio: 1.0 means that every saved FLOP saved its time. The baseline is our vanilla model;
+Transformers' Llama of the same shape runs beside it as its users run it.
 """
 
 from __future__ import annotations
@@ -123,7 +123,22 @@ class Variant:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=1e-3, betas=(0.9, 0.95), fused=True
         )
-        self.flops = 0.0
+        self._flops: list[float] = []
+
+    @property
+    def flops(self) -> float:
+        """Training FLOPs of a step: the mean over those that were timed."""
+        return statistics.fmean(self._flops)
+
+    def count(self, depths: torch.Tensor | None) -> None:
+        """Note what a step cost as it was routed."""
+        tokens = self.args.batch * self.args.seq_len
+        if depths is None:
+            vanilla = variants(self.args)["vanilla"]()
+            one = flops_per_token(vanilla, self.args.seq_len)
+        else:
+            one = batch_flops(self.model.config, depths, self.batch.get("document_ids"))
+        self._flops.append(one.training * tokens)
 
     def loss(self, **how: Any) -> Any:
         """One forward in training mode."""
@@ -132,19 +147,12 @@ class Variant:
             return self.model(**self.batch, use_cache=False, **how)
 
     def check(self) -> None:
-        """The loss of the plain form, finite gradients, the FLOPs of this batch; or stop."""
+        """The loss of the plain form and finite gradients; or stop."""
         plain = self.loss()
-        config: Any = self.model.config
-        tokens = self.args.batch * self.args.seq_len
         if self.ours:
-            documents = self.batch.get("document_ids")
-            self.flops = batch_flops(config, plain.depths, documents).training * tokens
             self.model.model.use_compiled_layers(self.args.compile)
-        else:
-            vanilla = variants(self.args)["vanilla"]()
-            self.flops = flops_per_token(vanilla, self.args.seq_len).training * tokens
-            if self.args.compile:
-                self.model.compile()
+        elif self.args.compile:
+            self.model.compile()
         if self.ours:
             self.model.model.router.finish_step()  # the random router draws the same again
         fast = self.loss(**self.how)
@@ -164,13 +172,15 @@ class Variant:
         """Ours never makes all logits."""
         return {"return_logits": False} if self.ours else {}
 
-    def step(self) -> None:
-        """One optimiser step, router bookkeeping included."""
-        self.loss(**self.how).loss.backward()
+    def step(self) -> torch.Tensor | None:
+        """One optimiser step, router bookkeeping included; the depths of its tokens."""
+        output = self.loss(**self.how)
+        output.loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.ours:
             self.model.model.router.finish_step()
+        return getattr(output, "depths", None)
 
 
 def clock(args: argparse.Namespace) -> float:
@@ -192,8 +202,9 @@ def time_all(names: list[str], args: argparse.Namespace) -> dict[str, list[float
     for _ in range(args.rounds):
         for variant in made:
             began = clock(args)
-            variant.step()
+            depths = variant.step()
             seconds[variant.name].append(clock(args) - began)
+            variant.count(depths)
     report(args, made, seconds)
     return seconds
 

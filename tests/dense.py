@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mor.ops.attention import SharedSegments, slot_attention
+from mor.ops.prefix import Walk
 from mor.ops.segments import Segments
 
 
@@ -24,18 +26,19 @@ def masked(query: Tensor, key: Tensor, value: Tensor, visible: Tensor) -> Tensor
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
     """The same segment, and not later."""
-    places = torch.arange(len(query))
-    return shared_segment_attention(query, key, value, places, segments, segments)
+    shared = SharedSegments(torch.arange(len(query)), segments, segments)
+    return shared_segment_attention(query, key, value, shared)
 
 
 def shared_segment_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    places: Tensor,
-    query_segments: Segments,
-    key_segments: Segments,
+    query: Tensor, key: Tensor, value: Tensor, shared: SharedSegments
 ) -> Tensor:
     """The segment of the same name, up to the query's own place."""
-    same = run_ids(query_segments)[:, None] == run_ids(key_segments)
-    return masked(query, key, value, same & (torch.arange(len(key)) <= places[:, None]))
+    same = run_ids(shared.queries)[:, None] == run_ids(shared.keys)
+    return masked(query, key, value, same & (torch.arange(len(key)) <= shared.places[:, None]))
+
+
+def prefix_attention(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
+    """The masked form over the same slots."""
+    assert walk.slots is not None
+    return slot_attention(query, key, value, walk.slots)

@@ -13,7 +13,6 @@ from torch.testing import assert_close
 
 from mor import MoRConfig, MoRForCausalLM
 from mor.model import kv as kv_module
-from mor.ops.attention import slot_attention
 from tests import dense
 from tests.strategies import (
     KV_SHARING,
@@ -98,7 +97,7 @@ def test_attention_without_a_mask_equals_attention_with_one(
     plain_forms = {
         "segment_attention": dense.segment_attention,
         "shared_segment_attention": dense.shared_segment_attention,
-        "prefix_attention": slot_attention,
+        "prefix_attention": dense.prefix_attention,
     }
     results = []
     for forms in ({}, plain_forms):

@@ -11,6 +11,7 @@ from torch.testing import assert_close
 
 from mor.ops import attention
 from mor.ops.attention import (
+    SharedSegments,
     causal_attention,
     padded_segment_attention,
     prefix_attention,
@@ -19,7 +20,7 @@ from mor.ops.attention import (
     shared_segment_attention,
     slot_attention,
 )
-from mor.ops.prefix import PrefixAttention
+from mor.ops.prefix import PrefixAttention, Walk
 from mor.ops.segments import Segments
 from tests import dense
 
@@ -86,10 +87,10 @@ def test_some_queries_over_the_keys_of_all(
     queries = Segments.of(dense.run_ids(keys)[places])
     inputs = [tokens(seed, len(places), count, 4)]
     inputs += [tokens(seed + i, total, kv_count, 4) for i in (1, 2)]
-    wanted = dense.shared_segment_attention(*inputs, places, queries, keys)
-    both_ways(shared_segment_attention(*inputs, places, queries, keys), wanted, inputs)
-    wanted = dense.shared_segment_attention(*inputs, places, queries, keys)
-    both_ways(scattered_segment_attention(*inputs, places, keys), wanted, inputs)
+    shared = SharedSegments(places, queries, keys)
+    for form in (shared_segment_attention, scattered_segment_attention):
+        wanted = dense.shared_segment_attention(*inputs, shared)
+        both_ways(form(*inputs, shared), wanted, inputs)
 
 
 @pytest.mark.parametrize(("length", "queries"), [(300, 171), (129, 128), (70, 64), (5, 1)])
@@ -101,11 +102,16 @@ def test_a_walk_over_chunks_equals_the_mask(length: int, queries: int, dtype: to
     inputs += [tokens(i, 3, 2, length, 8, dtype=dtype) for i in (1, 2)]
     near = {} if dtype == torch.float64 else {"atol": 2e-5, "rtol": 2e-5}
     wanted = slot_attention(*inputs, slots)
-    both_ways(prefix_attention(*inputs, slots), wanted, inputs, **near)
+    walk = Walk(slots)
+    both_ways(prefix_attention(*inputs, walk), wanted, inputs, **near)
+    again = slot_attention(*inputs, slots)
+    both_ways(prefix_attention(*inputs, walk), again, inputs, **near)  # the next layer's
     whole = tokens(3, 3, 4, length, 8, dtype=dtype)
     every = torch.arange(length).expand(3, -1)
     inputs[0] = whole
-    both_ways(PrefixAttention.apply(*inputs, None), slot_attention(*inputs, every), inputs, **near)
+    both_ways(
+        PrefixAttention.apply(*inputs, Walk(None)), slot_attention(*inputs, every), inputs, **near
+    )
     both_ways(causal_attention(*inputs), slot_attention(*inputs, every), inputs, **near)
 
 
@@ -136,7 +142,7 @@ def test_half_precision_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = causal_attention(query, key, value)
         slots = torch.arange(0, 140, 2)[None]
-        some = prefix_attention(query[:, :, ::2], key, value, slots)
+        some = prefix_attention(query[:, :, ::2], key, value, Walk(slots))
     assert found.dtype == some.dtype == torch.bfloat16
     wanted = causal_attention(query.detach(), key.detach(), value.detach().float())
     assert_close(found.float(), wanted, atol=2e-2, rtol=2e-2)

@@ -15,12 +15,14 @@ from torch import Tensor
 from mor.config import MoRConfig
 from mor.model.layers import Attend
 from mor.ops.attention import (
+    SharedSegments,
     causal_attention,
     prefix_attention,
     segment_attention,
     shared_segment_attention,
 )
 from mor.ops.compaction import Packing
+from mor.ops.prefix import Walk
 from mor.ops.segments import Segments
 
 
@@ -89,21 +91,18 @@ class Shared:
 
     Attributes:
         places: [A M] where each token stands among the stored ones laid end to end.
-        queries, keys: segments of the two; None where both are rows of equal length.
+        how: over segments, or over rows of equal length.
     """
 
     places: Tensor
-    queries: Segments | None
-    keys: Segments | None
+    how: SharedSegments | Walk
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[A, H, M, d] over stored [A0, Hkv, M0, d], each query up to its own place."""
-        if self.queries is None or self.keys is None:
-            slots = self.places.view(query.shape[0], -1) % key.shape[2]
-            return prefix_attention(query, key, value, slots)
+        if isinstance(self.how, Walk):
+            return prefix_attention(query, key, value, self.how)
         one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
-        found = shared_segment_attention(one, two, three, self.places, self.queries, self.keys)
-        return _as_rows(found, query)
+        return _as_rows(shared_segment_attention(one, two, three, self.how), query)
 
     def refresh(self, stored: Tensor, fresh: Tensor) -> Tensor:
         """Stored heads with those of this depth's tokens replaced, for this depth only."""
@@ -214,6 +213,7 @@ class RowKV:
             where = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=flat.device)
             where[stored] = torch.arange(len(stored), device=flat.device)
             places = where[flat]
-        if queries is not None and keys is None:
-            keys = Segments.of_rows(rows, width, flat.device)
-        return Shared(places, queries, keys)
+        if queries is None:
+            return Shared(places, Walk(places.view(packing.flat.shape) % width))
+        keys = Segments.of_rows(rows, width, flat.device) if keys is None else keys
+        return Shared(places, SharedSegments(places, queries, keys))

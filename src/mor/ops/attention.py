@@ -8,6 +8,8 @@ of them. :func:`slot_attention` is the plain form with a mask, which the others 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from inspect import signature
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mor.ops.prefix import PrefixAttention
+from mor.ops.prefix import PrefixAttention, Walk
 from mor.ops.segments import Group, Segments
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -53,7 +55,7 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         [B, H, N, d].
     """
     if query.shape[2] >= _WALK and _walks(query, key, value):
-        return PrefixAttention.apply(*_cast(query, key, value), None)
+        return PrefixAttention.apply(*_cast(query, key, value), Walk(None))
     return _attend(query, key, value, is_causal=True)
 
 
@@ -82,13 +84,19 @@ def scattered_attention(query: Tensor, key: Tensor, value: Tensor, slots: Tensor
     return causal_attention(row, key, value).gather(2, index)
 
 
-def prefix_attention(query: Tensor, key: Tensor, value: Tensor, slots: Tensor) -> Tensor:
-    """:func:`slot_attention` for slots that ascend and differ within each row: training's form."""
+def prefix_attention(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
+    """:func:`slot_attention` for slots that differ within each row: training's form.
+
+    Args:
+        query: [B, H, N, d]; key, value: [B, Hkv, S, d].
+        walk: over slots [B, N]; the same object for all layers, so that its masks are made once.
+    """
+    assert walk.slots is not None
     if _walks(query, key, value):
-        return PrefixAttention.apply(*_cast(query, key, value), slots)
+        return PrefixAttention.apply(*_cast(query, key, value), walk)
     if query.device.type == "cpu":
-        return slot_attention(query, key, value, slots)
-    return scattered_attention(query, key, value, slots)
+        return slot_attention(query, key, value, walk.slots)
+    return scattered_attention(query, key, value, walk.slots)
 
 
 def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
@@ -133,47 +141,55 @@ def padded_segment_attention(
     return segments.unpad(_attend(*rows, is_causal=True).transpose(1, 2))
 
 
-def shared_segment_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    places: Tensor,
-    query_segments: Segments,
-    key_segments: Segments,
-) -> Tensor:
-    """Queries of some tokens over the keys of all: from their segment's first key to their own.
+@dataclass(frozen=True)
+class SharedSegments:
+    """Some tokens that meet the keys of all: each from its segment's first key to its own.
 
-    Args:
-        query: [N, H, d]. key, value: [S, Hkv, d].
-        places: [N] where each query's own key stands among the S, ascending.
-        query_segments, key_segments: how the N and the S tokens are laid end to end; every query
-            segment has a key segment of the same name.
-
-    Returns:
-        [N, H, d].
+    Attributes:
+        places: [N] where each query's own key stands among the S keys, ascending.
+        queries, keys: how the N and the S tokens are laid end to end; every query segment has a
+            key segment of the same name.
     """
+
+    places: Tensor
+    queries: Segments
+    keys: Segments
+
+    @cached_property
+    def groups(self) -> tuple[tuple[Group, Group, Walk], ...]:
+        """Queries of similar number, the keys that they meet, and the walk over them."""
+        number = {name: run for run, name in enumerate(self.keys.names)}
+        found = []
+        for group in self.queries.groups:
+            keys = self.keys.selected([number[self.queries.names[run]] for run in group.runs])
+            begins = [self.keys.starts[run] for run in keys.runs]
+            begins_at = torch.tensor(begins, device=self.places.device)[:, None]
+            # Behind a short row stand queries that nobody reads; they have to see a key at least.
+            slots = (group.rows(self.places) - begins_at).clamp(min=0)
+            found.append((group, keys, Walk(slots)))
+        return tuple(found)
+
+
+def shared_segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, shared: SharedSegments
+) -> Tensor:
+    """Attention of query [N, H, d] over key, value [S, Hkv, d] as ``shared`` says: [N, H, d]."""
     if query.device.type != "cpu":
-        return scattered_segment_attention(query, key, value, places, key_segments)
-    number = {name: run for run, name in enumerate(key_segments.names)}
+        return scattered_segment_attention(query, key, value, shared)
     parts = []
-    for group in query_segments.groups:
-        keys = key_segments.selected([number[query_segments.names[run]] for run in group.runs])
-        begins = torch.tensor([key_segments.starts[run] for run in keys.runs], device=places.device)
-        slots = group.rows(places) - begins[:, None]
-        # Behind a short row stand queries that nobody reads; they must see one key at least.
+    for group, keys, walk in shared.groups:
         rows = (group.rows(query), keys.rows(key), keys.rows(value))
         one, two, three = (tokens.transpose(1, 2) for tokens in rows)
-        found = prefix_attention(one, two, three, slots.clamp(min=0))
-        parts.append(group.flat(found.transpose(1, 2)))
-    return query_segments.merged(parts)
+        parts.append(group.flat(prefix_attention(one, two, three, walk).transpose(1, 2)))
+    return shared.queries.merged(parts)
 
 
 def scattered_segment_attention(
-    query: Tensor, key: Tensor, value: Tensor, places: Tensor, segments: Segments
+    query: Tensor, key: Tensor, value: Tensor, shared: SharedSegments
 ) -> Tensor:
     """:func:`shared_segment_attention` with each query laid at its own place among the keys."""
-    row = query.new_zeros(key.shape[0], *query.shape[1:]).index_copy(0, places, query)
-    return segment_attention(row, key, value, segments)[places]
+    row = query.new_zeros(key.shape[0], *query.shape[1:]).index_copy(0, shared.places, query)
+    return segment_attention(row, key, value, shared.keys)[shared.places]
 
 
 def _one_group(query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:

@@ -11,6 +11,7 @@ The plain form is :func:`mor.ops.attention.slot_attention`.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -22,22 +23,46 @@ _forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def _chunks(slots: Tensor | None, queries: int, keys: int) -> list[tuple[int, int, int]]:
-    """(first query, one past the last, keys they see) of each chunk."""
-    starts = range(0, queries, _CHUNK)
-    ends = [min(queries, start + _CHUNK) for start in starts]
-    reach = ends
-    if slots is not None:
-        reach = [int(part.max()) + 1 for part in slots.split(_CHUNK, dim=1)]
-    return [(a, b, min(hi, keys)) for a, b, hi in zip(starts, ends, reach, strict=True)]
+class Walk:
+    """The chunks of one set of queries, and the masks of their last keys.
+
+    All layers of a depth, forward and backward, take the same walk: masks are made once.
+
+    Args:
+        slots: [A, N] last key that each query sees, best ascending; None: query i sees 0..i.
+    """
+
+    def __init__(self, slots: Tensor | None) -> None:
+        self.slots = slots
+        self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
+        self._reach: list[int] | None = None
+
+    def chunks(self, queries: int) -> list[tuple[int, int, int]]:
+        """(first query, one past the last, keys they see) of each chunk."""
+        starts = range(0, queries, _CHUNK)
+        ends = [min(queries, start + _CHUNK) for start in starts]
+        if self._reach is None and self.slots is not None:
+            self._reach = [int(part.max()) + 1 for part in self.slots.split(_CHUNK, dim=1)]
+        return list(zip(starts, ends, self._reach or ends, strict=True))
+
+    def mask(self, start: int, end: int, reach: int, like: Tensor) -> Tensor:
+        """[A, 1, end - start, reach]: 0 where the key is seen, -inf elsewhere."""
+        name = (start, end, reach, like.dtype)
+        if name not in self._masks:
+            if self.slots is None:
+                return _causal_mask(*name).expand(like.shape[0], -1, -1, -1)
+            self._masks[name] = _mask(self.slots[:, start:end], reach, like.dtype)
+        return self._masks[name]
 
 
-def _mask(slots: Tensor | None, start: int, end: int, reach: int, like: Tensor) -> Tensor:
-    """[A or 1, 1, end - start, reach]: 0 where the key is seen, -inf elsewhere."""
-    own = torch.arange(start, end)[None] if slots is None else slots[:, start:end]
-    hidden = torch.arange(reach) > own[:, None, :, None]
-    mask = torch.zeros(hidden.shape, dtype=like.dtype).masked_fill_(hidden, -torch.inf)
-    return mask.expand(like.shape[0], -1, -1, -1)
+def _mask(slots: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
+    hidden = torch.arange(reach) > slots[:, None, :, None]
+    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+
+
+@lru_cache(maxsize=256)
+def _causal_mask(start: int, end: int, reach: int, dtype: torch.dtype) -> Tensor:
+    return _mask(torch.arange(start, end)[None], reach, dtype)
 
 
 def _token_major(like: Tensor, heads: int, length: int) -> Tensor:
@@ -47,38 +72,31 @@ def _token_major(like: Tensor, heads: int, length: int) -> Tensor:
 
 
 class PrefixAttention(torch.autograd.Function):
-    """``apply(query [A, H, N, d], key, value [A, Hkv, S, d], slots [A, N] or None)``.
-
-    None for ``slots`` means that query i sees keys 0..i. Any slots are right, ascending ones are
-    fast. CPU only.
-    """
+    """``apply(query [A, H, N, d], key, value [A, Hkv, S, d], walk)``; CPU only."""
 
     @staticmethod
-    def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None
-    ) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> Tensor:
         """[A, H, N, d]."""
         out = _token_major(query, query.shape[1], query.shape[2])
-        ctx.chunks = _chunks(slots, query.shape[2], key.shape[2])
-        sums = []
-        for start, end, reach in ctx.chunks:
-            mask = _mask(slots, start, end, reach, query)
+        ctx.walk, sums = walk, []
+        for start, end, reach in walk.chunks(query.shape[2]):
+            mask = walk.mask(start, end, reach, query)
             part, log_sum = _forward(
                 query[:, :, start:end], key[:, :, :reach], value[:, :, :reach], attn_mask=mask
             )
             out[:, :, start:end] = part
             sums.append(log_sum)
-        ctx.save_for_backward(query, key, value, slots, out, *sums)
+        ctx.save_for_backward(query, key, value, out, *sums)
         return out
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of query, key and value."""
-        query, key, value, slots, out, *sums = ctx.saved_tensors
+        query, key, value, out, *sums = ctx.saved_tensors
         to_query = _token_major(query, query.shape[1], query.shape[2])
         to_key = _token_major(key, key.shape[1], key.shape[2]).zero_()
         to_value = _token_major(value, value.shape[1], value.shape[2]).zero_()
-        for (start, end, reach), log_sum in zip(ctx.chunks, sums, strict=True):
+        for (start, end, reach), log_sum in zip(ctx.walk.chunks(query.shape[2]), sums, strict=True):
             part_query, part_key, part_value = _backward(
                 direction[:, :, start:end],
                 query[:, :, start:end],
@@ -88,7 +106,7 @@ class PrefixAttention(torch.autograd.Function):
                 log_sum,
                 0.0,
                 False,
-                attn_mask=_mask(slots, start, end, reach, query),
+                attn_mask=ctx.walk.mask(start, end, reach, query),
             )
             to_query[:, :, start:end] = part_query
             to_key[:, :, :reach] += part_key

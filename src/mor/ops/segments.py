@@ -13,8 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-# A group of rows may hold a quarter more places than tokens.
-_WASTE = 1.25
+# Attention over a group of rows may cost this much more than over its runs alone.
+_WASTE = 1.2
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,18 @@ class Group:
 
     def rows(self, tokens: Tensor) -> Tensor:
         """[N, ...] -> [runs, longest, ...], zeros behind the shorter runs."""
-        shape = (len(self.runs) * self.longest, *tokens.shape[1:])
+        places = len(self.runs) * self.longest
+        if places == len(tokens) == len(self.tokens):  # all runs, all equally long
+            return tokens.unflatten(0, (len(self.runs), self.longest))
+        shape = (places, *tokens.shape[1:])
         taken = tokens if len(self.tokens) == len(tokens) else tokens[self.tokens]
         filled = tokens.new_zeros(shape).index_copy(0, self.places, taken)
         return filled.unflatten(0, (len(self.runs), self.longest))
 
     def flat(self, rows: Tensor) -> Tensor:
         """[runs, longest, ...] -> [n, ...] in the order of ``tokens``."""
-        return rows.flatten(0, 1).index_select(0, self.places)
+        flat = rows.flatten(0, 1)
+        return flat if len(self.places) == len(flat) else flat.index_select(0, self.places)
 
 
 @dataclass(frozen=True)
@@ -94,16 +98,14 @@ class Segments:
     def groups(self) -> tuple[Group, ...]:
         """The runs in groups of similar length: rows as long as the longest then waste little."""
         chosen: list[list[int]] = []
-        tokens = 0
+        pairs = longest = 0
         for run in sorted(range(len(self.lengths)), key=lambda run: -self.lengths[run]):
-            length = self.lengths[run]
-            if not chosen or self.lengths[chosen[-1][0]] * (len(chosen[-1]) + 1) > (
-                _WASTE * (tokens + length)
-            ):
+            own = self.lengths[run] ** 2
+            if not chosen or longest * (len(chosen[-1]) + 1) > _WASTE * (pairs + own):
                 chosen.append([])
-                tokens = 0
+                pairs, longest = 0, own
             chosen[-1].append(run)
-            tokens += length
+            pairs += own
         return tuple(self.selected(sorted(runs)) for runs in chosen)
 
     def selected(self, runs: list[int]) -> Group:
