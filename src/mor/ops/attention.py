@@ -189,7 +189,7 @@ def scattered_segment_attention(
 ) -> Tensor:
     """:func:`shared_segment_attention` with each query laid at its own place among the keys."""
     row = query.new_zeros(key.shape[0], *query.shape[1:]).index_copy(0, shared.places, query)
-    return segment_attention(row, key, value, shared.keys)[shared.places]
+    return segment_attention(row, key, value, shared.keys).index_select(0, shared.places)
 
 
 def _one_group(query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:

@@ -39,7 +39,8 @@ class Group:
         if places == len(tokens) == len(self.tokens):  # all runs, all equally long
             return tokens.unflatten(0, (len(self.runs), self.longest))
         shape = (places, *tokens.shape[1:])
-        taken = tokens if len(self.tokens) == len(tokens) else tokens[self.tokens]
+        every = len(self.tokens) == len(tokens)
+        taken = tokens if every else tokens.index_select(0, self.tokens)
         filled = tokens.new_zeros(shape).index_copy(0, self.places, taken)
         return filled.unflatten(0, (len(self.runs), self.longest))
 
