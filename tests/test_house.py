@@ -174,6 +174,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         if canonicalize_name(Requirement(line).name) == "mixture-of-recursions"
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
+        "gguf",
         "report",
         "tensorboard",
     }
@@ -229,7 +230,13 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
 
     groups = extras(project)
     allowed = import_names(core(project))
-    extra_of_room = {"report": "report", "server": "serve", "eval": "eval", "train": "tensorboard"}
+    extra_of_room = {
+        "report": "report",
+        "server": "serve",
+        "eval": "eval",
+        "hf": "gguf",
+        "train": "tensorboard",
+    }
     undeclared = []
     for path in sorted(SOURCE.rglob("*.py")):
         room = path.relative_to(SOURCE).parts[0]
