@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,9 @@ from mor.model.sharing import Initialization
 from mor.provenance import provenance
 
 Init = Literal["step", "average", "lower", "upper", "random"]
+
+FULL = ("rank", "full")
+LISTED = "one or several with commas between"
 
 Source = Annotated[Path, typer.Argument(help="a vanilla model folder, as `mor convert` writes")]
 
@@ -79,7 +83,12 @@ def fold(
         capacity_warmup_steps,
         seed=seed,
     )
-    typer.echo(f"folded: {fold_folder(source, out, folding, _device())}")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", UserWarning)
+        folder = fold_folder(source, out, folding, _device())
+    for warning in said:
+        typer.echo(f"note: {warning.message}", err=True)
+    typer.echo(f"folded: {folder}")
 
 
 def table(
@@ -88,19 +97,11 @@ def table(
     data: Annotated[
         Path | None, typer.Option(help="or a folder made by `mor data prepare`: its validation")
     ] = None,
-    sharing: Annotated[
-        list[Sharing] | None, typer.Option(help="may be repeated; default all four")
-    ] = None,
-    num_recursions: Annotated[
-        list[int] | None, typer.Option(help="may be repeated; default 2 and 3")
-    ] = None,
-    init: Annotated[
-        list[Init] | None, typer.Option(help="may be repeated; default all five")
-    ] = None,
-    rank: Annotated[
-        list[str] | None,
-        typer.Option(help="of lora: 0 for none, a number, or full; may be repeated; default 0"),
-    ] = None,
+    sharing: Annotated[str, typer.Option(help=LISTED)] = ",".join(get_args(Sharing)),
+    num_recursions: Annotated[str, typer.Option(help=LISTED)] = "2,3",
+    init: Annotated[str, typer.Option(help=LISTED)] = ",".join(get_args(Init)),
+    norms: Annotated[Norms | None, typer.Option(help="default own with lora, else shared")] = None,
+    rank: Annotated[str, typer.Option(help=f"of lora, 0 for none, or full; {LISTED}")] = "0",
     seq_len: Annotated[int, typer.Option(min=2, help="tokens per sequence")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="tokens to look at")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences at a time")] = 4,
@@ -109,23 +110,24 @@ def table(
 ) -> None:
     """NLL before any training of every way of folding, the source first."""
     check_file(out)
-    model = open_model(source)
-    sequences = _sequences(source, text, data, seq_len, max_tokens)
     ways = product(
-        sharing or get_args(Sharing),
-        num_recursions or [2, 3],
-        init or get_args(Init),
-        rank or ["0"],
+        _listed("sharing", sharing, get_args(Sharing)),
+        [int(r) for r in _listed("num_recursions", num_recursions)],
+        _listed("init", init, get_args(Init)),
+        _listed("rank", rank),
     )
     foldings = [
-        _with_rank(Folding(recursions, how, _initialization(start), seed=seed), of_lora)
+        _with_rank(
+            Folding(recursions, how, _initialization(start), norms=norms, seed=seed), of_lora
+        )
         for how, recursions, start, of_lora in ways
     ]
+    model = open_model(source)
+    sequences = _sequences(source, text, data, seq_len, max_tokens)
     console = Console(stderr=True)
 
     def tell(row: FoldRow) -> None:
-        if console.is_terminal:
-            console.print(" ".join(_cells(row)))
+        console.print(*_cells(row), highlight=False)  # it may be long until the table is there
 
     rows = fold_table(
         model,
@@ -171,6 +173,16 @@ def _with_rank(folding: Folding, rank: str) -> Folding:
     if rank == "0":
         return folding
     return replace(folding, relaxation="lora", rank=_rank(rank))
+
+
+def _listed(name: str, text: str, allowed: tuple[str, ...] | None = None) -> list[Any]:
+    """The words of ``text``; whole numbers unless words are given to choose from."""
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not (word in allowed if allowed else word.isdecimal() or (name, word) == FULL):
+            right = f"one of {', '.join(allowed)}" if allowed else "a whole number"
+            raise MorError(f"{name}={word!r} is not known; use {right}, or several with commas")
+    return words
 
 
 def _initialization(init: Init) -> Initialization:
