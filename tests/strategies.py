@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.choices import KVSharing, RouterType, Sharing, UpdateRule
+from mor.choices import KVSharing, Relaxation, RouterType, Sharing, UpdateRule
 from mor.model.router_base import Scores
 
 ROUTERS: tuple[str, ...] = get_args(RouterType)
@@ -60,6 +60,11 @@ def configs(
         "num_coda_layers": draw(private),
         "sharing": sharing,
         "share_norms": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "use_qk_norm": draw(st.booleans()),
+        "relaxation": draw(st.sampled_from(get_args(Relaxation) if recursions > 1 else ["none"])),
+        "relaxation_rank": 3,
         "kv_sharing": kv,
         "router": router,
         "pad_token_id": draw(st.sampled_from([None, 0])),
@@ -131,8 +136,10 @@ def make_model(
             for name, parameter in model.named_parameters():
                 if ".router." in name:
                     parameter.normal_(0.0, spread)
-                elif "norm" in name:
+                elif "norm" in name or "_gain." in name:
                     parameter.normal_(1.0, 0.2)
+                elif name.endswith("bias") or ".low_rank." in name or "depth_embedding" in name:
+                    parameter.normal_(0.0, 0.2)
             model.to(dtype)
             model.train()
             for _ in range(3):

@@ -200,6 +200,18 @@ def test_a_file_cut_short(keep: int, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_one_part_of_several(tmp_path: Path) -> None:
+    file = tmp_path / "tiny-00001-of-00003.gguf"
+    writer = gguf.GGUFWriter(file, "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(MorError, match="is one of 3 parts"):
+        convert_gguf(file, tmp_path / "out")
+
+
 def test_a_file_that_is_missing_or_something_else(tmp_path: Path) -> None:
     with pytest.raises(MorError, match=r"none\.gguf: no such file"):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "out")

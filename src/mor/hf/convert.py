@@ -17,7 +17,8 @@ from mor.hf.files import (
     read_mapping,
     read_weights,
 )
-from mor.hf.gguf_file import GGUFFile, gguf_config, gguf_tokenizer, gguf_weights
+from mor.hf.gguf_file import GGUFFile, gguf_config, gguf_weights
+from mor.hf.gguf_tokenizer import gguf_tokenizer
 from mor.hf.llama import head_apart, llama_config
 from mor.hf.write import write_model
 

@@ -8,16 +8,13 @@ pair are neighbours; they are turned back here.
 from __future__ import annotations
 
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import pre_tokenizers
 from torch import Tensor
-from transformers import AutoTokenizer
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mor.config import MoRConfig
@@ -44,10 +41,6 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# How text is cut before the merges. Transformers knows these; the others it cuts as GPT-2 does.
-KNOWN_CUTS = ("gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "deepseek-r1-qwen", "tekken")
-# Each digit is a piece of its own, then GPT-2's rule (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM).
-DIGIT_CUTS = ("smollm", "starcoder", "refact", "command-r")
 
 
 class GGUFFile:
@@ -110,6 +103,10 @@ def gguf_config(file: GGUFFile) -> MoRConfig:
         ConversionError: naming what is missing or not Llama-like.
     """
     where, kind = str(file.path), file.architecture
+    if (parts := file.field("split.count", 1)) > 1:
+        raise ConversionError(
+            f"{where}: is one of {parts} parts; merge them first (llama-gguf-split --merge)"
+        )
     if kind not in ARCHITECTURES:
         raise ConversionError(
             f"{where}: general.architecture={kind!r} does not fit; only "
@@ -264,45 +261,3 @@ def turn_back(rows: Tensor, head_dim: int) -> Tensor:
     """Rows of q or k [H d, ...] with each head's pairs (0, d/2), (1, d/2 + 1), ... taken apart."""
     heads = rows.view(-1, head_dim // 2, 2, *rows.shape[1:])
     return heads.transpose(1, 2).reshape(rows.shape)
-
-
-def gguf_tokenizer(file: GGUFFile, vocab_size: int) -> Any | None:
-    """The file's tokenizer, its chat template included; warns and gives None if it has none.
-
-    Raises:
-        ConversionError: it has more tokens than the embedding has rows, or is damaged.
-    """
-    if file.field("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
-        warnings.warn(f"{file.path}: holds no tokenizer, none is written", stacklevel=3)
-        return None
-    tokens = file.field("tokenizer.ggml.tokens", [])
-    if len(tokens) > vocab_size:
-        raise ConversionError(
-            f"{file.path}: its tokenizer has {len(tokens)} tokens, but token_embd.weight only "
-            f"{vocab_size} rows"
-        )
-    try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(
-            file.path.parent, gguf_file=file.path.name, local_files_only=True
-        )
-    except Exception as error:  # the library raises whatever a broken file happens to cause
-        raise ConversionError(
-            f"{file.path}: its tokenizer cannot be read: {one_line(error)[:200]}"
-        ) from error
-    cut = file.field("tokenizer.ggml.pre", "gpt-2")
-    if file.field("tokenizer.ggml.model") != "gpt2" or cut in KNOWN_CUTS:
-        return tokenizer
-    if cut in DIGIT_CUTS:
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Digits(individual_digits=True),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
-            ]
-        )
-    else:
-        warnings.warn(
-            f"{file.path}: tokenizer.ggml.pre={cut!r} is not known; text is cut as GPT-2 does "
-            "before the merges, compare with the original tokenizer",
-            stacklevel=3,
-        )
-    return tokenizer
