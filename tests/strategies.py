@@ -84,6 +84,7 @@ def configs(
         "router_architecture": draw(st.sampled_from(["linear", "mlp"])),
         "router_temperature": draw(st.sampled_from([1.0, 1.5])),
         "router_alpha": draw(st.sampled_from([None, 0.7, 1.0])),
+        "router_gate_bias": draw(st.sampled_from([0.0, 0.0, 1.5])),
         "router_z_loss_coef": draw(st.sampled_from([0.0, 0.01])),
     }
     if router == "token_choice":
@@ -92,6 +93,8 @@ def configs(
             "router_balancing": draw(st.sampled_from(["loss", "loss_free", "none"])),
             "router_bias_update_rate": 0.05,
         }
+        if fields["router_activation"] == "softmax":
+            fields["router_gate_bias"] = 0.0
     elif router in ("expert_choice", "threshold"):
         fields |= {
             "router_activation": draw(st.sampled_from(["sigmoid", "tanh", "none"])),
