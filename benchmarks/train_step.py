@@ -133,7 +133,6 @@ class Variant:
 
     def check(self) -> None:
         """The loss of the plain form, finite gradients, the FLOPs of this batch; or stop."""
-        torch.manual_seed(1)  # the random router draws its scores
         plain = self.loss()
         config: Any = self.model.config
         tokens = self.args.batch * self.args.seq_len
@@ -146,7 +145,8 @@ class Variant:
             self.flops = flops_per_token(vanilla, self.args.seq_len).training * tokens
             if self.args.compile:
                 self.model.compile()
-        torch.manual_seed(1)
+        if self.ours:
+            self.model.model.router.finish_step()  # the random router draws the same again
         fast = self.loss(**self.how)
         fast.loss.backward()
         grads = [p.grad for p in self.model.parameters() if p.grad is not None]

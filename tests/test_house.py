@@ -43,7 +43,7 @@ MACHINE_PATHS = re.compile(
 )
 
 # The name one imports where it is not the name one installs.
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL"}
+IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "backports-zstd": "backports"}
 
 
 @pytest.fixture(scope="module")
@@ -157,7 +157,7 @@ def test_pins_are_exact_and_allowed_by_the_project(project: dict[str, Any]) -> N
     assert str(pinned["torch"].specifier) == "==2.13.0"
 
     installed_by_make = core(project)
-    for extra in ("dev", "report", "tensorboard"):
+    for extra in ("dev", "data", "finetune", "report", "tensorboard"):
         installed_by_make |= extras(project)[extra]
     for name, requirement in installed_by_make.items():
         assert name in pinned, f"{name} has no pin in constraints.txt"
@@ -174,6 +174,8 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         if canonicalize_name(Requirement(line).name) == "mixture-of-recursions"
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
+        "data",
+        "finetune",
         "gguf",
         "report",
         "tensorboard",
@@ -231,6 +233,7 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     groups = extras(project)
     allowed = import_names(core(project))
     extra_of_room = {
+        "data": "data",
         "report": "report",
         "server": "serve",
         "eval": "eval",

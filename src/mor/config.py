@@ -204,6 +204,18 @@ class MoRConfig(PretrainedConfig):
         except KeyError as error:  # its check of rope_parameters
             raise ConfigError(str(error.args[0])) from None
 
+    @property
+    def output_router_logits(self) -> bool:
+        """Not there, whoever asks: TRL sets it on any configuration with ``router_aux_loss_coef``.
+
+        It would then take the model for a mixture of experts and add the balancing loss of those.
+        """
+        raise AttributeError("output_router_logits")
+
+    @output_router_logits.setter
+    def output_router_logits(self, value: bool) -> None:
+        pass
+
     def _block_size(self, unrolled: int | None, block: int | None) -> int:
         """K from ``num_recursion_layers``, or from the unrolled depth ``num_hidden_layers``."""
         if unrolled is None:

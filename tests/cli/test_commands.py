@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,15 +13,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
 import yaml
+from pyarrow import parquet
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.utils import logging
 
 import mor
 from mor.cli import main
-from mor.data import PackedDataset, prepare
+from mor.cli.card import card_after_training
+from mor.cli.plan import duration
+from mor.data import DataIndex, PackedDataset, ShardWriter, prepare
+from mor.errors import MorError
 from mor.eval import evaluate
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_model, load_tokenizer
@@ -116,6 +122,50 @@ def test_data(mor_: Mor, tmp_path: Path) -> None:
     assert "train-00000.bin is damaged" in mor_("data", "verify", out).error
 
 
+def test_data_as_a_stream(mor_: Mor, data: Path, tmp_path: Path) -> None:
+    """A dataset in the hub's form, a given tokenizer, a limit; damage of two shards named."""
+    (tmp_path / "set").mkdir()
+    texts = [f"Scene {n}. The king said to thee, my lord." for n in range(60)]
+    parquet.write_table(pyarrow.table({"body": texts}), tmp_path / "set" / "train.parquet")
+    out = tmp_path / "out"
+    words = ["data", "prepare", f"hf:{tmp_path / 'set'}", "--out", out, "--text-field", "body"]
+    words += ["--validation-fraction", 0.3, "--shard-tokens", 200]
+    assert "--tokenizer DIR" in mor_(*words).error
+    words += ["--tokenizer", data / "tokenizer", "--max-documents", 40]
+    assert mor_(*words).code == 0
+    index = DataIndex.load(out)
+    assert index.num_documents("train") + index.num_documents("validation") == 40
+    assert "already prepared" in mor_(*words).out
+    for name in ("train-00000.bin", "validation-00000.bin"):
+        content = bytearray((out / name).read_bytes())
+        content[70] ^= 1
+        (out / name).write_bytes(content)
+    error = mor_("data", "verify", out).error
+    assert error.count("is damaged: its SHA-256 is") == 2
+    assert "train-00000.bin" in error
+    assert "validation-00000.bin" in error
+    assert "or prepare the data again (it was made by: mor data prepare hf:" in error
+
+
+def test_preparing_interrupted(mor_: Mor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, out = write_corpus(tmp_path / "text"), tmp_path / "out"
+    words = ["data", "prepare", source, "--out", out, "--vocab-size", 300, "--shard-tokens", 99]
+    whole = ShardWriter.append
+
+    def append(self: ShardWriter, *args: Any) -> None:
+        if "00002" in self.path.name:
+            raise KeyboardInterrupt
+        whole(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "append", append)
+        done = mor_(*words)
+    assert done.code == 130
+    assert "the same command goes on from there" in done.err
+    assert not out.exists()
+    assert mor_(*words).code == 0
+
+
 @pytest.mark.parametrize("text", [None, ""])
 def test_data_without_text(mor_: Mor, text: str | None, tmp_path: Path) -> None:
     source = tmp_path / "text.txt"
@@ -138,21 +188,84 @@ def test_train(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
     summary = json.loads((tmp_path / "tiny" / "summary.json").read_text())
     assert summary["steps"] == 3
     assert summary["command"].startswith("mor train ")
+    card = (tmp_path / "tiny" / "model" / "README.md").read_text()
+    assert "causal rule, as in generation" in card
+
+
+def test_a_card_that_cannot_be_written_does_not_fail_the_training(
+    mor_: Mor, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise MorError("no room")
+
+    monkeypatch.setattr("mor.cli.card.write_card", refuse)
+    done = mor_("train", recipe, "--set", f"output={tmp_path}")
+    assert done.code == 0
+    assert f"no model card: no room; mor card {tmp_path / 'tiny'} writes it" in done.err
+    monkeypatch.undo()
+    monkeypatch.setenv("RANK", "1")
+    card_after_training(tmp_path / "tiny")
+    assert not (tmp_path / "tiny" / "model" / "README.md").exists()
+
+
+def test_card(mor_: Mor, run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    done = mor_("card", copy, "--max-sequences", 2)
+    assert done.out.replace("\n", "") == f"written: {copy / 'model' / 'README.md'}"
+    assert "The first 2 sequences of" in (copy / "model" / "README.md").read_text()
+    (copy / "summary.json").unlink()
+    assert "is no finished run" in mor_("card", copy).error
+
+
+def rows_of(table: str) -> dict[str, str]:
+    """The cells of a table of two columns."""
+    return {
+        cells[1].strip(): cells[2].strip()
+        for line in table.splitlines()
+        if len(cells := line.split("│")) == 4
+    }
 
 
 def test_dry_run(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
     done = mor_("train", recipe, "--set", f"output={tmp_path}", "--dry-run")
     assert done.code == 0
-    rows = {
-        cells[1].strip(): cells[2].strip()
-        for line in done.out.splitlines()
-        if len(cells := line.split("│")) == 4
-    }
+    rows = rows_of(done.out)
     assert rows["family, router"] == "mor, threshold"
     assert rows["steps"] == "2"
     assert rows["tokens"] == f"{2 * 4 * SEQ_LEN} ({4 * SEQ_LEN} per step)"
     assert rows["unrolled layers"] == "5"
+    assert re.match(r"[\d.]+ MiB without gradient checkpointing, [\d.]+ MiB with$", rows[MEMORY])
+    parts = ("weights", "gradients", "AdamW", "activations, recursion 2", "logits and loss")
+    assert set(parts) <= set(rows)
+    assert rows["time"].startswith("not known: no log of the same recipe")
     assert not list(tmp_path.iterdir())
+
+
+MEMORY = "memory of a device, estimated"
+
+
+def test_dry_run_with_a_log_and_with_a_probe(mor_: Mor, recipe: Path, run: Path) -> None:
+    """It says which of the two its time comes from."""
+    rows = rows_of(mor_("train", recipe, "--set", "train.budget.steps=9", "--dry-run").out)
+    assert f"(log of {run}, step 2" in rows["at a speed of"]
+    assert "model FLOPs utilisation" not in rows  # the log may come from another machine
+    changes = ("--set", "train.budget.steps=9", "--set", "train.gradient_checkpointing=true")
+    before = sorted(run.parent.rglob("*"))
+    rows = rows_of(mor_("train", recipe, *changes, "--dry-run", "--measure").out)
+    assert "(probe of 3 steps on this CPU" in rows["at a speed of"]
+    assert rows["model FLOPs utilisation"].endswith("%")
+    assert re.search(r"MiB with gradient checkpointing, [\d.]+ MiB without$", rows[MEMORY])
+    assert sorted(run.parent.rglob("*")) == before
+    assert "--measure belongs to --dry-run" in mor_("train", recipe, "--measure").error
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "less than 1 s"), (61, "1 min 1 s"), (7260, "2 h 1 min"), (200000, "2 d 7 h")],
+)
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_recipes(mor_: Mor) -> None:

@@ -252,9 +252,10 @@ def test_output_below_a_file(corpus: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-def test_failure_half_way_leaves_no_trace(
+def test_failure_half_way_keeps_what_is_finished(
     corpus: Path, copy: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
 ) -> None:
+    """Disk full, Ctrl-C: nothing under the name, and the same command goes on."""
     whole = writer.ShardWriter.append
 
     def append(self: writer.ShardWriter, *args: Any) -> None:
@@ -262,16 +263,83 @@ def test_failure_half_way_leaves_no_trace(
             raise failure
         whole(self, *args)
 
-    monkeypatch.setattr(writer.ShardWriter, "append", append)
     before = contents(copy)
     expected = MorError if isinstance(failure, OSError) else KeyboardInterrupt
-    for out in (copy, copy.parent / "new"):
-        with pytest.raises(expected) as caught:
-            prepare(corpus, out, **SMALL, seed=3, overwrite=True)
+    outs = (copy, copy.parent / "new")
+    for out in outs:
+        with monkeypatch.context() as patch:
+            patch.setattr(writer.ShardWriter, "append", append)
+            with pytest.raises(expected) as caught:
+                prepare(corpus, out, **SMALL, seed=3, overwrite=True)
         if isinstance(failure, OSError):
-            assert str(caught.value) == f"cannot write {out}: No space left on device"
+            message = f"cannot write {out}: No space left on device; 1 finished segments are kept"
+            assert str(caught.value).startswith(message)
     assert contents(copy) == before
-    assert os.listdir(copy.parent) == ["copy"]
+    assert sorted(os.listdir(copy.parent)) == [".copy.partial", ".new.partial", "copy"]
+    kept = {path.name for path in (copy.parent / ".new.partial" / "folder").iterdir()}
+    assert kept == {"tokenizer", "train-00000.bin"}
+    again: list[str] = []
+
+    def note(self: writer.ShardWriter, name: str, *args: Any) -> None:
+        whole(self, name, *args)
+        again.append(name)
+
+    monkeypatch.setattr(writer.ShardWriter, "append", note)
+    prepare(corpus, copy, **SMALL, seed=3, overwrite=True)
+    assert 0 < len(again) < 12  # what is finished is not done again
+    prepare(corpus, copy.parent / "new", **SMALL, seed=3)
+    assert contents(copy) == contents(copy.parent / "new")
+    prepare(corpus, copy.parent / "fresh", **SMALL, seed=3)
+    assert contents(copy) == contents(copy.parent / "fresh")
+    assert sorted(os.listdir(copy.parent)) == ["copy", "fresh", "new"]
+
+
+def test_failure_before_the_first_shard_leaves_no_trace(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def append(self: writer.ShardWriter, *args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(writer.ShardWriter, "append", append)
+    with pytest.raises(MorError, match=r"cannot write .*out: No space left on device$"):
+        prepare(corpus, tmp_path / "out", **SMALL)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_unfinished_preparation_of_something_else(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = writer.ShardWriter.append
+
+    def append(self: writer.ShardWriter, *args: Any) -> None:
+        if "00001" in self.path.name:
+            raise KeyboardInterrupt
+        whole(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer.ShardWriter, "append", append)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(corpus, tmp_path / "out", **SMALL)
+    with pytest.raises(MorError, match=r"begun otherwise \(seed is 0 there, 5 was asked for\)"):
+        prepare(corpus, tmp_path / "out", **SMALL, seed=5)
+    shard = tmp_path / ".out.partial" / "folder" / "train-00000.bin"
+    shard.rename(tmp_path / "moved")
+    with pytest.raises(MorError, match=r"train-00000\.bin is missing, though .* counts it as"):
+        prepare(corpus, tmp_path / "out", **SMALL)
+    (tmp_path / "moved").rename(shard)
+    index = prepare(corpus, tmp_path / "out", **SMALL, seed=5, overwrite=True)
+    assert index.preparation["seed"] == 5
+    assert os.listdir(tmp_path) == ["out"]
+
+
+def test_two_at_once(corpus: Path, tmp_path: Path) -> None:
+    def meanwhile(stage: str, done: int, total: int | None) -> None:
+        if stage == "encoding":
+            with pytest.raises(MorError, match=r"another process is preparing .*out"):
+                prepare(corpus, tmp_path / "out", **SMALL)
+
+    prepare(corpus, tmp_path / "out", **SMALL, progress=meanwhile)
+    assert os.listdir(tmp_path) == ["out"]
 
 
 def test_text_that_changes_meanwhile(write_corpus: Writer, tmp_path: Path) -> None:

@@ -116,13 +116,13 @@ def test_missing_source(tmp_path: Path) -> None:
 
 def test_unknown_suffix(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(MorError, match=r"suffix '\.pdf', expected \.txt, \.md or \.jsonl"):
+    with pytest.raises(MorError, match=r"suffix '\.pdf', expected \.txt, \.md, "):
         list(iter_documents(tmp_path / "a.pdf"))
 
 
 def test_folder_without_text(tmp_path: Path) -> None:
     (tmp_path / "a.pdf").write_bytes(b"%PDF")
-    with pytest.raises(MorError, match=r"no \.txt, \.md or \.jsonl file in the folder"):
+    with pytest.raises(MorError, match=r"no file of text in the folder .*: expected \.txt, \.md,"):
         list(iter_documents(tmp_path))
 
 

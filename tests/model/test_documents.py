@@ -23,7 +23,8 @@ from tests.strategies import (
 )
 
 NEAR = {"atol": 1e-7, "rtol": 1e-7}
-# What a document's tokens are allowed to do may hang on its row in training: not under `decide`.
+# The threshold router's selection in training is a quantile of the whole batch, by definition.
+PER_ROW = tuple(router for router in ROUTERS if router != "threshold")
 LENGTHS = st.lists(st.integers(1, 7), min_size=1, max_size=4)
 
 
@@ -34,11 +35,20 @@ def numbered(lengths: list[int]) -> tuple[Tensor, Tensor]:
     return documents[None], places[None]
 
 
-@given(configs(), SEEDS, LENGTHS, st.booleans())
+@given(
+    st.one_of(
+        st.tuples(configs(), st.just("causal")),
+        st.tuples(configs(routers=PER_ROW), st.just("topk")),
+    ),
+    SEEDS,
+    LENGTHS,
+    st.booleans(),
+)
 def test_a_document_in_a_packed_row_is_the_document_alone(
-    config: MoRConfig, seed: int, lengths: list[int], padded: bool
+    how: tuple[MoRConfig, str], seed: int, lengths: list[int], padded: bool
 ) -> None:
-    """Under the causal rule; with another row beside it, and with padding at its end."""
+    """Under either rule; with another row beside it, and with padding at its end."""
+    config, routing = how
     model = make_model(config, seed, torch.float64)
     rows = distinct_rows(seed, lengths)
     documents, places = numbered(lengths)
@@ -57,15 +67,17 @@ def test_a_document_in_a_packed_row_is_the_document_alone(
             document_ids=torch.cat((documents, torch.zeros(1, width, dtype=torch.long))),
             position_ids=torch.cat((places, torch.arange(width)[None])),
             use_cache=False,
+            routing=routing,
         )
         begin = 0
         for row in rows:
-            alone = model(row[None], use_cache=False)
+            alone = model(row[None], use_cache=False, routing=routing)
             here = slice(begin, begin + len(row))
             assert torch.equal(together.depths[0, here], alone.depths[0])
             assert_close(together.logits[0, here], alone.logits[0], **NEAR)
             begin += len(row)
-        assert_close(together.logits[1], model(ids[1:], use_cache=False).logits[0], **NEAR)
+        beside = model(ids[1:], use_cache=False, routing=routing)
+        assert_close(together.logits[1], beside.logits[0], **NEAR)
 
 
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)

@@ -13,6 +13,7 @@ from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_
 
 def loss_and_grads(model: MoRForCausalLM, ids: Tensor, **how: object) -> tuple[Tensor, dict]:
     torch.manual_seed(0)  # the random router draws
+    model.model.router.finish_step()
     model.zero_grad()
     out = train(model, ids, **how)
     out.loss.backward()

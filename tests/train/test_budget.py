@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mor import MoRConfig
 from mor.train import RecipeError, plan_budget
 from mor.train.budget import training_flops
-from mor.train.recipe import Budget
+from mor.train.sections import Budget
 from tests.strategies import configs, small_config
 
 TOKENS = 4 * 16

@@ -59,8 +59,8 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"train__lerning_rate": 1.0}, ["train.lerning_rate", "did you mean 'learning_rate'"]),
         ({"train__budget": {"stepps": 1}}, ["train.budget.stepps", "did you mean 'steps'"]),
         ({"model__hiden_size": 8}, ["model.hiden_size", "did you mean 'hidden_size'"]),
-        ({"data__zzz": 8}, ["data.zzz is not a field", "known: path, seq_len"]),
-        ({"data__path": ...}, ["data.path is missing"]),
+        ({"data__zzz": 8}, ["data.zzz is not a field", "known: document_mask, mixture, pack"]),
+        ({"data__path": ...}, ["data: give exactly one of path, mixture; given: none"]),
         ({"train__budget": ...}, ["train.budget is missing"]),
         ({"model__hidden_size": 8.5}, ["model.hidden_size=8.5", "integer"]),
         ({"model__hidden_size": True}, ["model.hidden_size=True", "integer"]),
@@ -96,7 +96,7 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"train__learning_rate": -1.0}, ["train.learning_rate=-1.0", "greater than 0"]),
         ({"train__dtype": "float16"}, ["train.dtype='float16'", "'bfloat16'"]),
         ({"train__warmup_fraction": 0.9}, ["warmup_fraction=0.9", "add up to at most 1"]),
-        ({"train__report_to": ["wandb"]}, ["report_to.0='wandb'", "'tensorboard'"]),
+        ({"train__report_to": ["wandbb"]}, ["report_to=['wandbb']", "did you mean 'wandb'?"]),
         ({"train__budget": {}}, ["train.budget", "exactly one", "none"]),
         ({"train__budget": {"steps": 1, "tokens": 5}}, ["exactly one", "steps=1 and tokens=5"]),
         ({"train__budget": {"steps": 0}}, ["train.budget.steps=0"]),
@@ -108,6 +108,17 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"data__seq_len": 65}, ["data.seq_len=65", "max_position_embeddings=64"]),
         ({"data__seq_len": "long"}, ["data.seq_len='long'", "integer"]),
         ({"data__path": 3}, ["data.path=3", "path"]),
+        ({"data__mixture": [{"path": "a", "weight": 1}]}, ["one of path, mixture; given: both"]),
+        (
+            {"data__path": ..., "data__mixture": [{"path": "a", "wieght": 1}]},
+            ["data.mixture.0.wieght is not a field; did you mean 'weight'?"],
+        ),
+        (
+            {"data__path": ..., "data__mixture": [{"path": "a", "weight": 0}]},
+            ["data.mixture.0.weight=0", "greater than 0"],
+        ),
+        ({"data__path": ..., "data__mixture": []}, ["data.mixture", "at least 1 item"]),
+        ({"data__packing": "tight"}, ["data.packing='tight'", "'best_fit'"]),
         ({"name": "../up"}, ["name='../up'"]),
     ],
 )
@@ -250,7 +261,7 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "warmup_fraction": draw(FRACTIONS),
         "decay_fraction": draw(FRACTIONS),
         "eval_steps": draw(st.none() | st.integers(1, 9)),
-        "report_to": draw(st.sampled_from([None, [], ["tensorboard"]])),
+        "report_to": draw(st.sampled_from([None, [], ["tensorboard"], ["wandb", "mlflow"]])),
         "dtype": draw(st.sampled_from(["float32", "bfloat16"])),
     }
     return parse_recipe(raw)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
 import re
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,6 +20,7 @@ from mor.data import PackedDataset
 from mor.hf.load import load_model
 from mor.model.routers import BoundaryRouter
 from mor.train import MoRTrainer, RouterCallback, dump_recipe, train
+from tests.processes import run_group
 from tests.strategies import random_ids, small_config
 from tests.tiny import SEQ_LEN, tiny_recipe
 
@@ -150,12 +148,10 @@ def test_ranks_store_the_same(router: str, tmp_path: Path) -> None:
     one, other = (torch.load(tmp_path / f"{router}-{number}.pt") for number in (0, 1))
     name = "bias" if router == "token_choice" else "boundary"
     assert_close(one[name], other[name], rtol=0, atol=0)
-    # It is the mean (or the load) of both, not what either would have stored alone.
+    # It is what one batch of both would have given, not what either would have stored alone.
     fields = {"router_balancing": "loss_free"} if router == "token_choice" else {}
     alone = make_model_alone(router, **fields).train()
-    both = [random_ids(0, 2, 12), random_ids(1, 4, 12)]
-    for ids in both:
-        alone(ids)
+    alone(torch.cat((random_ids(0, 2, 12), random_ids(1, 4, 12))))
     alone.model.router.finish_step()
     assert_close(one[name], getattr(alone.model.router, name))
     assert one[name].abs().max() > 0
@@ -163,30 +159,16 @@ def test_ranks_store_the_same(router: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_two_processes_train_as_one(data: Path, tmp_path: Path) -> None:
-    """``torchrun mor train``: the same run as one process with twice the batch."""
+    """``torchrun -m mor.cli train``: the same run as one process with twice the batch."""
     fields = {"gradient_accumulation_steps": 1, "budget": {"steps": 3}, "adam_epsilon": 1e-3}
     one = train(tiny_recipe(data, tmp_path / "one", batch_size=4, **fields))
-    recipe = tiny_recipe(data, tmp_path / "two", batch_size=2, **fields, threads=1)
+    recipe = tiny_recipe(data, tmp_path / "two", batch_size=2, **fields, threads=1, parallel="fsdp")
     path = tmp_path / "two.yaml"
     path.write_text(dump_recipe(recipe))
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        meet = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(found.getsockname()[1])}
-    ranks = [
-        subprocess.Popen(
-            [sys.executable, "-m", "mor.cli", "train", str(path)],
-            env=os.environ | meet | {"WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    said = [process.communicate(timeout=120)[0] for process in ranks]
-    assert [process.returncode for process in ranks] == [0, 0], said
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "mor.cli", "train", str(path)]
+    said = run_group(["-m", "torch.distributed.run", *words], timeout=300)
+    assert f"trained: {recipe.run_dir}" in said
     weights = [load_model(folder).state_dict() for folder in (one, recipe.run_dir)]
-    # Where the boundary lies is estimated per batch; no gradient reads it.
-    weights = [{k: v for k, v in found.items() if "boundary" not in k} for found in weights]
     assert_close(weights[1], weights[0], rtol=1e-4, atol=1e-5)
     logs = [
         [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -9,36 +9,73 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mor.data import DataIndex, console_progress
+from mor.data import SHARD_TOKENS, DataIndex, Limits, StreamOptions, console_progress
 from mor.data import prepare as prepare_data
+from mor.train import Interrupted
 
 app = typer.Typer(help="Prepare text for training, look at it, verify it.", no_args_is_help=True)
 
 
 @app.command()
 def prepare(
-    source: Annotated[str, typer.Argument(help="'shakespeare', or a .txt/.md/.jsonl file/folder")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="'shakespeare', a file or folder (.txt, .md, .jsonl, .parquet), or hf:NAME"
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="folder to write")],
     vocab_size: Annotated[int, typer.Option(help="tokens of the byte-level BPE to train")] = 4096,
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer folder")] = None,
-    validation_fraction: Annotated[float, typer.Option(help="share of bytes held out")] = 0.05,
-    text_field: Annotated[str, typer.Option(help="field of a JSON line that is text")] = "text",
+    validation_fraction: Annotated[
+        float | None, typer.Option(help="share held out; default 0.05, of a stream 0.001")
+    ] = None,
+    text_field: Annotated[str, typer.Option(help="JSON field or column that is text")] = "text",
     seed: Annotated[int, typer.Option(help="which documents are held out")] = 0,
     overwrite: Annotated[bool, typer.Option(help="replace another preparation")] = False,
+    workers: Annotated[int, typer.Option(help="processes that tokenise; same result")] = 1,
+    shard_tokens: Annotated[int, typer.Option(help="tokens of a full shard")] = SHARD_TOKENS,
+    stream: Annotated[
+        bool, typer.Option(help="read once, without looking for copies; always so for hf:")
+    ] = False,
+    max_documents: Annotated[int | None, typer.Option(help="stop a stream there")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="stop a stream there")] = None,
+    hf_config: Annotated[str | None, typer.Option(help="part of the dataset")] = None,
+    hf_split: Annotated[str, typer.Option(help="split of the dataset to read")] = "train",
+    hf_validation_split: Annotated[
+        str | None, typer.Option(help="split to validate on; else a part of --hf-split")
+    ] = None,
+    hf_revision: Annotated[
+        str | None, typer.Option(help="commit of the dataset; else the present one")
+    ] = None,
 ) -> None:
-    """Read SOURCE, split it by document, tokenise it, write memory-mapped shards."""
-    with console_progress() as progress:
-        index = prepare_data(
-            source,
-            out,
-            vocab_size=vocab_size,
-            tokenizer=tokenizer,
-            validation_fraction=validation_fraction,
-            text_field=text_field,
-            seed=seed,
-            overwrite=overwrite,
-            progress=progress,
-        )
+    """Read SOURCE, split it by document, tokenise it, write memory-mapped shards.
+
+    Stopped by whatever, the same command goes on from the last finished shard.
+    """
+    limits = Limits(max_documents, max_tokens)
+    options = StreamOptions(limits, hf_config, hf_split, hf_validation_split, hf_revision)
+    try:
+        with console_progress() as progress:
+            index = prepare_data(
+                source,
+                out,
+                vocab_size=vocab_size,
+                tokenizer=tokenizer,
+                validation_fraction=validation_fraction,
+                shard_tokens=shard_tokens,
+                text_field=text_field,
+                seed=seed,
+                stream=options if stream or options != StreamOptions() else False,
+                workers=workers,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"stopped; the finished shards of {out} are kept, and the same command goes on from "
+            "there"
+        ) from None
     typer.echo(f"{'already prepared' if index.reused else 'prepared'}: {out}")
     describe(index)
 
@@ -51,9 +88,13 @@ def info(folder: Annotated[Path, typer.Argument(help="a prepared folder")]) -> N
 
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="a prepared folder")]) -> None:
-    """Check every shard against its checksum; a damaged one is named."""
-    for shard in DataIndex.load(folder).verify():
-        typer.echo(f"ok {shard.file}")
+    """Check every byte of every shard against its checksum; damaged ones are named."""
+    index = DataIndex.load(folder)
+    with console_progress() as progress:
+        index.verify_all(progress)
+    for split in index.splits:
+        for shard in index.shards(split):
+            typer.echo(f"ok {shard.file}")
 
 
 def describe(index: DataIndex) -> None:

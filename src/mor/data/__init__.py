@@ -2,25 +2,35 @@
 
     index = prepare("shakespeare", "data/shakespeare")
     dataset = PackedDataset("data/shakespeare", "train", seq_len=512, order_seed=0)
+    stream = TrainingStream([dataset], per_step=8)
 
 `prepare` reads documents (`iter_documents`), splits them into training and validation, trains a
 byte-level BPE or takes a given tokenizer, and writes memory-mapped shards with an index
-(`DataIndex`). `PackedDataset` reads them. Every mistake in a file or a value is a `MorError`.
+(`DataIndex`). `PackedDataset` reads them, and `TrainingStream` numbers the samples of a whole run,
+so that one that was stopped goes on at the exact sample. Every mistake in a file or a value is a
+`MorError`.
 """
 
 from mor.data.dataset import PackedDataset
 from mor.data.documents import Document
 from mor.data.index import TRAIN, VALIDATION, DataIndex
-from mor.data.prepare import prepare
+from mor.data.prepare import SHARD_TOKENS, prepare
 from mor.data.progress import Progress, console_progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.data.sources import iter_documents
+from mor.data.stream import ResumableSampler, TrainingStream
+from mor.data.streams import Limits, StreamOptions
 from mor.data.tokenizer import load_tokenizer, train_tokenizer
 from mor.data.writer import ShardWriter
 
 __all__ = [
     "prepare",
+    "SHARD_TOKENS",
+    "StreamOptions",
+    "Limits",
     "PackedDataset",
+    "TrainingStream",
+    "ResumableSampler",
     "DataIndex",
     "TRAIN",
     "VALIDATION",

@@ -1,16 +1,19 @@
-"""Packed batches for training and evaluation.
+"""Packed rows for training and evaluation.
 
-The documents of a split stand one after another, each ended by the end-of-text token, and that
-stream of tokens is cut into chunks of `seq_len`. There is no padding and no BOS, and attention
-crosses document boundaries, as in the paper's training runs.
+| packing | a row is |
+|---|---|
+| `concat` | `seq_len` tokens of the stream of all documents, as in the paper's training runs |
+| `best_fit` | whole documents, as many as fit, then padding (`mor.data.packing`) |
+
+Every document is ended by the end-of-text token; there is no BOS. With `document_mask` a row says
+which of its tokens belong together, so that attention need not cross from one document to another.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,84 +21,114 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.data.index import DataIndex
+from mor.data.order import Shuffle
+from mor.data.rows import BestFit, Concatenated, Layout, Piece
 from mor.errors import MorError
+
+Packing = Literal["concat", "best_fit"]
+IGNORED = -100  # a label that no loss is computed for, as everywhere in Transformers
 
 
 class PackedDataset(Dataset[dict[str, Tensor]]):
-    """The chunks of one split of a prepared folder.
+    """The rows of one split of a prepared folder.
 
-    `dataset[i]` is `{"input_ids": int64 [seq_len], "labels": the same}`; a Hugging Face model
-    shifts the labels itself. Which chunk that is depends on `order_seed`, the epoch and i alone,
-    so a run that is resumed needs no state but its position:
+    `dataset[i]` is a dict of int64 `[seq_len]`:
 
-    - `order_seed=None`: chunk i, in the order of the text, in every epoch (for evaluation);
-    - otherwise a random order of all chunks, a new one in every epoch. `set_epoch` says which
+    - `input_ids`;
+    - `labels`: the same, for a model that shifts them itself; -100 at padding and, with
+      `document_mask`, at the first token of each document, which nothing before it predicts;
+    - with `best_fit`, `attention_mask`: 1, and 0 at the padding that ends a row;
+    - with `document_mask`, `document_ids`: 0, 1, 2, ... for each document of the row (padding
+      counts to the last), and `position_ids`, which begin at 0 in each.
+
+    Which row `dataset[i]` is depends on `order_seed`, the epoch and i alone:
+
+    - `order_seed=None`: row i, in the order of the text, in every epoch (for evaluation);
+    - otherwise a random order of all rows, a new one in every epoch. `set_epoch` says which
       epoch it is. Read the dataset in sequence: `accelerate`, and so the Hugging Face trainer,
       calls `set_epoch` here only where its sampler has none of its own.
 
-    The tokens after the last whole chunk are left out.
+    Training goes through `mor.data.TrainingStream`, which needs no `set_epoch`.
 
     Attributes:
         index: the folder's index; `vocab_size` and `eos_token_id` are in it.
-        split, seq_len, order_seed, epoch: as given.
-        total_tokens: tokens of the split, those after the last whole chunk included.
+        split, seq_len, order_seed, epoch, packing, document_mask: as given.
+        total_tokens: tokens of the split, those in no whole row included.
     """
 
     def __init__(
-        self, data_dir: str | Path, split: str, seq_len: int, *, order_seed: int | None = None
+        self,
+        data_dir: str | Path,
+        split: str,
+        seq_len: int,
+        *,
+        order_seed: int | None = None,
+        packing: Packing = "concat",
+        document_mask: bool = False,
     ) -> None:
-        """Open the shards.
+        """Open the shards; each one's header and size are compared with the index.
 
         Raises:
             MorError: the folder is missing or not a prepared one, the split is unknown, a shard
-                is damaged, `seq_len` is below 2 or longer than the split, or `order_seed` is
-                negative.
+                is damaged, `seq_len` is below 2 or longer than the split, `order_seed` is
+                negative, or `packing` is unknown.
         """
         self.index = DataIndex.load(data_dir)
         self.split, self.seq_len, self.order_seed, self.epoch = split, seq_len, order_seed, 0
+        self.packing, self.document_mask = packing, document_mask
         self.shards = self.index.open_shards(split)
         self.total_tokens = self.index.num_tokens(split)
         if seq_len < 2:
             raise MorError(f"seq_len is {seq_len}, expected 2 or more: one token predicts the next")
-        if seq_len > self.total_tokens:
+        if seq_len > self.total_tokens and packing == "concat":
             raise MorError(
                 f"seq_len is {seq_len}, but split {split!r} of {self.index.directory} has only "
                 f"{self.total_tokens} tokens; shorten seq_len or prepare more text"
             )
         if order_seed is not None and order_seed < 0:
             raise MorError(f"order_seed is {order_seed}, expected 0 or more, or none")
-        self._ends = list(accumulate(shard.num_tokens for shard in self.shards))
-        self._order: tuple[int, np.ndarray] | None = None
+        self._layout: Layout
+        if packing == "concat":
+            self._layout = Concatenated(self.shards, seq_len, by_document=document_mask)
+        elif packing == "best_fit":
+            self._layout = BestFit(self.index, split, self.shards, seq_len)
+        else:
+            raise MorError(f"packing is {packing!r}, expected 'concat' or 'best_fit'")
+        self._length = len(self._layout)
+        self._order: tuple[int, Shuffle] | None = None
 
     def __len__(self) -> int:
-        """The number of whole chunks."""
-        return self.total_tokens // self.seq_len
+        """The number of rows."""
+        return self._length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The chunk at `index` of this epoch's order.
+        """The row at `index` of this epoch's order.
 
         Raises:
             MorError: a token id is not below the vocabulary size; the message names the shard.
         """
-        ids = self._read(self.chunk(index) * self.seq_len, self.seq_len)
-        return {"input_ids": ids, "labels": ids.clone()}
+        return {name: rows[0] for name, rows in read_rows([(self, self.chunk(index))]).items()}
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
+        """Several rows at once, as a data loader asks for a batch. Raises as `__getitem__`."""
+        return samples(read_rows([(self, self.chunk(index)) for index in indices]))
 
     def set_epoch(self, epoch: int) -> None:
         """Use the order of `epoch` (0-based) from now on."""
         self.epoch = epoch
 
     def chunk(self, index: int, epoch: int | None = None) -> int:
-        """Which chunk of the text stands at `index` in `epoch` (by default the current one)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"chunk {index} of {len(self)}")
+        """Which row of the text stands at `index` in `epoch` (by default the current one)."""
+        if not -self._length <= index < self._length:
+            raise IndexError(f"chunk {index} of {self._length}")
+        index %= self._length
         if self.order_seed is None:
-            return index % len(self)
+            return index
         epoch = self.epoch if epoch is None else epoch
         if self._order is None or self._order[0] != epoch:
             # Made from seed and epoch anew, never carried on: hence the order needs no state.
-            generator = np.random.default_rng([self.order_seed, epoch])
-            self._order = epoch, generator.permutation(len(self))
-        return int(self._order[1][index])
+            self._order = epoch, Shuffle(self._length, self.order_seed, epoch)
+        return self._order[1][index]
 
     @property
     def num_documents(self) -> int:
@@ -107,30 +140,82 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
         """UTF-8 bytes of text per token: bits per byte = NLL in nats / ln 2 / this."""
         return self.index.bytes_per_token(self.split)
 
+    @property
+    def padding_fraction(self) -> float:
+        """Part of all places that hold no token: 0 with `concat`."""
+        if self.packing == "concat":
+            return 0.0
+        return 1.0 - self.total_tokens / (self._length * self.seq_len)
+
     def iter_documents(self) -> Iterator[tuple[str, Tensor]]:
         """Yield name and tokens (int64 `[length]`, end-of-text included) of every document."""
         for shard in self.shards:
             for number, name in enumerate(shard.names):
-                yield name, _to_tensor(shard.document(number))
+                yield name, torch.from_numpy(shard.document(number).astype(np.int64))
 
-    def _read(self, start: int, length: int) -> Tensor:
-        """`length` tokens of the whole split from `start` on, across shards where need be."""
-        pieces = []
-        number = bisect_right(self._ends, start)
-        while length > 0:
-            shard, end = self.shards[number], self._ends[number]
-            inside = start - (end - shard.num_tokens)
-            piece = shard.tokens[inside : inside + length]
-            if piece.size and int(piece.max()) >= self.index.vocab_size:
+    def fill(self, row: int, ids: np.ndarray) -> list[Piece]:
+        """Write the tokens of `row` into `ids`, int64 `[seq_len]`; return its pieces."""
+        pieces = self._layout.pieces(row)
+        place = 0
+        for number, start, length in pieces:
+            ids[place : place + length] = self.shards[number].tokens[start : start + length]
+            place += length
+        ids[place:] = self.index.eos_token_id
+        return pieces
+
+    def check(self, row: int) -> None:
+        """Raise `MorError`, naming the shard, where `row` holds a token that cannot be."""
+        for number, start, length in self._layout.pieces(row):
+            shard = self.shards[number]
+            largest = int(shard.tokens[start : start + length].max(initial=0))
+            if largest >= self.index.vocab_size:
                 raise MorError(
-                    f"shard {shard.path} is damaged: token id {piece.max()} between tokens "
-                    f"{inside} and {inside + piece.size}, expected at most "
-                    f"{self.index.vocab_size - 1}"
+                    f"shard {shard.path} is damaged: token id {largest} between tokens "
+                    f"{start} and {start + length}, expected at most "
+                    f"{self.index.vocab_size - 1}; {self.index.remedy}"
                 )
-            pieces.append(piece)
-            start, length, number = start + piece.size, length - piece.size, number + 1
-        return _to_tensor(np.concatenate(pieces))
 
 
-def _to_tensor(tokens: np.ndarray) -> Tensor:
-    return torch.from_numpy(tokens.astype(np.int64))
+def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
+    """Put rows together as one batch, each tensor int64 `[n, seq_len]`.
+
+    Args:
+        wanted: dataset and row (not index: see `PackedDataset.chunk`); all datasets have the same
+            `seq_len`, `packing` and `document_mask`.
+
+    Raises:
+        MorError: a token id is not below the vocabulary size; the message names the shard.
+    """
+    model = wanted[0][0]
+    ids = np.empty((len(wanted), model.seq_len), dtype=np.int64)
+    pieces = [dataset.fill(row, ids[i]) for i, (dataset, row) in enumerate(wanted)]
+    if ids.max() >= min(dataset.index.vocab_size for dataset, _ in wanted):
+        for dataset, row in wanted:
+            dataset.check(row)
+    labels = ids.copy()
+    batch = {"input_ids": ids, "labels": labels}
+    places = np.arange(model.seq_len)
+    if model.packing == "best_fit":
+        used = np.array([sum(length for *_, length in parts) for parts in pieces])
+        real = places < used[:, None]
+        labels[~real] = IGNORED
+        batch["attention_mask"] = real.astype(np.int64)
+    if model.document_mask:
+        # 1 where a piece begins. A piece that goes on in another shard is another document's:
+        # shards hold whole documents.
+        heads = np.zeros_like(ids)
+        for marks, parts in zip(heads, pieces, strict=True):
+            place = 0
+            for *_, length in parts:
+                marks[place] = 1
+                place += length
+        labels[heads == 1] = IGNORED
+        batch["document_ids"] = heads.cumsum(1) - 1
+        batch["position_ids"] = places - np.maximum.accumulate(heads * places, 1)
+    return {name: torch.from_numpy(rows) for name, rows in batch.items()}
+
+
+def samples(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """The rows of a batch one by one, without copying."""
+    names, columns = list(batch), [rows.unbind() for rows in batch.values()]
+    return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

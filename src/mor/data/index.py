@@ -4,21 +4,25 @@ DIR/index.json             this
 DIR/tokenizer/             a Hugging Face tokenizer folder
 DIR/train-00000.bin ...    token shards (mor.data.shards)
 DIR/validation-00000.bin ...
+DIR/packing/           plans of best-fit packing, made when first needed (mor.data.packing)
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.errors import MorError
 
 INDEX_FILE = "index.json"
 TOKENIZER_FOLDER = "tokenizer"
+PACKING_FOLDER = "packing"
 TRAIN, VALIDATION = "train", "validation"
 FORMAT = "mor-data"
 VERSION = 1
@@ -102,17 +106,56 @@ class DataIndex:
         """
         for split in self.splits:
             for info in self.shards(split):
-                self._open(info).verify(info.sha256)
+                self.verify_shard(info)
                 yield info
 
+    def verify_shard(self, info: ShardInfo) -> None:
+        """Check every byte of one shard.
+
+        Raises:
+            MorError: it is missing or damaged; the message names it and says what to do.
+        """
+        self._open(info).verify(info.sha256, self.remedy)
+
+    def verify_all(self, progress: Progress = no_progress) -> None:
+        """Check every byte of every shard and name all that are missing or damaged.
+
+        Raises:
+            MorError: naming them, and what to do.
+        """
+        infos = [info for split in self.splits for info in self.shards(split)]
+        total = sum((self.directory / i.file).stat().st_size for i in infos if self._has(i))
+        done, wrong = 0, []
+        for info in infos:
+            try:
+                self.verify_shard(info)
+            except MorError as error:
+                wrong.append(str(error))
+            done += (self.directory / info.file).stat().st_size if self._has(info) else 0
+            progress("verifying", done, total)
+        if wrong:
+            raise MorError("; and ".join(wrong))
+
+    def _has(self, info: ShardInfo) -> bool:
+        return (self.directory / info.file).is_file()
+
+    @property
+    def remedy(self) -> str:
+        """For messages: what to do about a shard that is damaged."""
+        made = f" (it was made by: {self.command})" if self.command else ""
+        return f"copy it anew from where the folder came from, or prepare the data again{made}"
+
     def _open(self, info: ShardInfo) -> TokenShard:
-        shard = TokenShard(self.directory / info.file)
+        try:
+            shard = TokenShard(self.directory / info.file)
+        except MorError as error:
+            raise MorError(f"{error}; {self.remedy}") from error
         for field in ("num_tokens", "num_documents", "num_bytes"):
             found, expected = getattr(shard, field), getattr(info, field)
             if found != expected:
                 raise MorError(
                     f"shard {shard.path} is not the one in {INDEX_FILE}: "
-                    f"{field} is {found}, expected {expected}"
+                    f"{field} is {found}, expected {expected}; {self.remedy}"
                 )
         if shard.vocab_size != self.vocab_size:
             raise MorError(
@@ -120,6 +163,35 @@ class DataIndex:
                 f"{INDEX_FILE} says {self.vocab_size}"
             )
         return shard
+
+    def check_same_tokenizer(self, other: DataIndex) -> None:
+        """Refuse to mix tokens of two tokenizers.
+
+        Raises:
+            MorError: the folders were prepared with different ones; the message says how to mend.
+        """
+        mine, theirs = (self.tokenizer_digest(), other.tokenizer_digest())
+        if (self.vocab_size, self.eos_token_id, mine) != (
+            other.vocab_size,
+            other.eos_token_id,
+            theirs,
+        ):
+            raise MorError(
+                f"{self.directory} was prepared with another tokenizer than {other.directory} "
+                f"(vocabulary {self.vocab_size} and {other.vocab_size}); prepare one of them again "
+                f"with --tokenizer {other.tokenizer_dir}"
+            )
+
+    def tokenizer_digest(self) -> str:
+        """SHA-256 (hex) of the tokenizer's rules. Raises `MorError` if it cannot be read."""
+        from tokenizers import Tokenizer
+
+        path = self.tokenizer_dir / "tokenizer.json"
+        try:
+            rules = Tokenizer.from_file(str(path)).to_str()
+        except Exception as error:  # the library raises plain Exceptions
+            raise MorError(f"tokenizer {path} cannot be read: {error}") from error
+        return hashlib.sha256(rules.encode("utf-8")).hexdigest()
 
     def save(self) -> None:
         """Write `index.json` into `directory`."""

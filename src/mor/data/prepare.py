@@ -1,8 +1,12 @@
 """From a source of text to a prepared data folder: split, tokenizer, shards, index.
 
-The source is read three times (to survey it, to train the tokenizer, to encode it), so it never
-has to fit into memory. Everything is written into a hidden folder beside the one asked for, which
-takes its name at the very end: there is never half a folder.
+Two ways lead there. A small local source is **surveyed**: it is read three times (to survey it, to
+train the tokenizer, to encode it), copies are left out, and whole documents are chosen so that
+validation gets its share exactly. A large one is **streamed**: read once, with a given tokenizer,
+and a hash of each text says which split it is in. Neither has to fit into memory.
+
+Everything is written into a hidden folder beside the one asked for, which takes its name at the
+very end: there is never half a folder. What is done survives a kill (`mor.data.journal`).
 """
 
 from __future__ import annotations
@@ -10,20 +14,26 @@ from __future__ import annotations
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from mor.data.documents import Document
-from mor.data.folders import whole_folder
-from mor.data.index import INDEX_FILE, TOKENIZER_FOLDER, TRAIN, VALIDATION, DataIndex
+from mor.data.index import (
+    INDEX_FILE,
+    PACKING_FOLDER,
+    TOKENIZER_FOLDER,
+    TRAIN,
+    VALIDATION,
+    DataIndex,
+)
+from mor.data.journal import Workshop
+from mor.data.plans import ReadingPlan, streamed, surveyed
 from mor.data.progress import Progress, no_progress
-from mor.data.splits import check_fraction, choose_validation
-from mor.data.survey import Survey, survey_source
+from mor.data.segments import write_segments
+from mor.data.streams import StreamOptions, is_streamed
+from mor.data.survey import SourceChanged
 from mor.data.tokenizer import (
     DocumentEncoder,
     check_vocab_size,
@@ -32,12 +42,15 @@ from mor.data.tokenizer import (
     tokenizer_vocab_size,
     train_tokenizer,
 )
-from mor.data.writer import SplitWriter
 from mor.errors import MorError
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
 SHARD_TOKENS = 2**26
-_BATCH_BYTES = 2**20  # text encoded at a time: enough to keep the encoder's threads busy
-_OURS = re.compile(rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin")
+_OURS = re.compile(
+    rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|{PACKING_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin"
+)
 
 
 def prepare(
@@ -46,80 +59,153 @@ def prepare(
     *,
     vocab_size: int = 4096,
     tokenizer: str | Path | None = None,
-    validation_fraction: float = 0.05,
+    validation_fraction: float | None = None,
     shard_tokens: int = SHARD_TOKENS,
     seed: int = 0,
     text_field: str = "text",
+    stream: StreamOptions | bool = False,
+    workers: int = 1,
     overwrite: bool = False,
     progress: Progress = no_progress,
 ) -> DataIndex:
     """Prepare the documents of `source` in the folder `out` and return its index.
 
-    Documents without text and exact copies of earlier ones are left out (and counted), so that no
-    text is in both splits. The tokenizer is trained on the training split alone. If `out` already
-    holds this very preparation, its shards are verified and it is returned with `reused` set.
+    Documents without text are left out (and counted). In a surveyed source so are exact copies of
+    earlier ones, and the tokenizer is trained on the training split alone. In a streamed one
+    copies stay, all in the same split. If `out` already holds this very preparation, its shards
+    are verified and it is returned with `reused` set. One that was stopped before its end, by
+    whatever means, goes on where its last finished shard ends.
 
     Args:
-        source: see `mor.data.sources`.
+        source: see `mor.data.sources`; `hf:` sources are always streamed.
         out: the folder to make.
         vocab_size: tokens to train; not used with `tokenizer`.
         tokenizer: a Hugging Face tokenizer folder to use in place of training one.
-        validation_fraction: part of the bytes to validate on, by whole documents.
+        validation_fraction: part to validate on, by whole documents: of the bytes of a surveyed
+            source (default 0.05), of the documents of a streamed one (default 0.001; not used
+            where `stream` names a validation split).
         shard_tokens: a shard is full once it holds this many tokens; documents stay whole.
         seed: decides which documents are kept for validation.
-        text_field: the field of a JSON line that holds the text.
-        overwrite: make it anew if `out` is a prepared folder. Any other folder stays untouched.
+        text_field: the field of a JSON line, or column, that holds the text.
+        stream: read the source once, as a stream, and how.
+        workers: processes that encode; the result does not depend on it. Below 2 this process
+            does it, with the tokenizer library's threads.
+        overwrite: make it anew if `out` is a prepared folder, or an unfinished one was begun
+            otherwise. Any other folder stays untouched.
         progress: told the stage, the bytes done and their total.
 
     Raises:
-        MorError: a wrong parameter, source, tokenizer or output folder; nothing is left behind.
+        MorError: a wrong parameter, source, tokenizer or output folder.
     """
     out = Path(out).expanduser()
-    check_fraction(validation_fraction)
     if shard_tokens < 1:
         raise MorError(f"shard_tokens is {shard_tokens}, expected 1 or more")
+    if workers < 0:
+        raise MorError(f"workers is {workers}, expected 0 or more")
     if tokenizer is None:
         check_vocab_size(vocab_size)
     _check_target(out)
+    workshop = Workshop(out)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
-    survey = survey_source(str(source), text_field, progress)
-    held_out = choose_validation(survey.sizes, validation_fraction, seed)
-    preparation: dict[str, Any] = {
-        "source_sha256": survey.sha256,
+    if is_streamed(source, stream):
+        if chosen is None:
+            raise MorError(
+                f"source {source} is read as a stream, once: give the tokenizer to use "
+                f"(--tokenizer DIR), none can be trained on the way"
+            )
+        options = stream if isinstance(stream, StreamOptions) else StreamOptions()
+        options = options.pinned(source, _begun(out, workshop))
+        plan = streamed(source, options, text_field, validation_fraction, seed)
+    else:
+        plan = surveyed(source, text_field, validation_fraction, seed, progress)
+    preparation = plan.identity | {
         "tokenizer_sha256": None if chosen is None else tokenizer_digest(chosen),
         "vocab_size": vocab_size if chosen is None else None,
-        "validation_fraction": validation_fraction,
         "shard_tokens": shard_tokens,
         "seed": seed,
     }
     if not overwrite and out.is_dir() and any(out.iterdir()):
-        return _reuse(out, preparation)
-    with whole_folder(out) as folder:
-        if chosen is None:
-            chosen = train_tokenizer(_training_texts(survey, held_out, progress), vocab_size)
-        chosen.save_pretrained(folder / TOKENIZER_FOLDER)
-        size = tokenizer_vocab_size(chosen)
-        with (
-            SplitWriter(folder, TRAIN, size, shard_tokens) as train,
-            SplitWriter(folder, VALIDATION, size, shard_tokens) as validation,
-        ):
-            for document, tokens, num_bytes in _encoded(survey, DocumentEncoder(chosen), progress):
-                split = validation if document.name in held_out else train
-                split.append(document.name, tokens, num_bytes)
-        index = DataIndex(
-            directory=folder,
-            splits={TRAIN: tuple(train.shards), VALIDATION: tuple(validation.shards)},
-            vocab_size=size,
-            eos_token_id=int(chosen.eos_token_id),
-            source=str(source),
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            program=_program(),
-            preparation=preparation,
-            num_duplicates=survey.num_duplicates,
-            num_empty=survey.num_empty,
-        )
-        index.save()
-    return replace(index, directory=out)
+        index = _reuse(out, preparation, progress)
+        workshop.sweep()
+        return index
+    with workshop.open():
+        try:
+            _begin(workshop, preparation, plan, chosen, overwrite)
+            return _make(workshop, str(source), plan, workers, progress)
+        except SourceChanged:
+            workshop.discard()
+            raise
+
+
+def _begin(
+    workshop: Workshop,
+    preparation: Mapping[str, Any],
+    plan: ReadingPlan,
+    chosen: PreTrainedTokenizerFast | None,
+    overwrite: bool,
+) -> None:
+    """Go on with what is there of this preparation, or begin it with its tokenizer."""
+    if workshop.segments:
+        differences = _differences(workshop.preparation or {}, preparation)
+        if not differences:
+            workshop.resume()
+            return
+        if not overwrite:
+            raise MorError(
+                f"{workshop.path} holds an unfinished preparation that was begun otherwise "
+                f"({differences}); give the same command again to finish it, or --overwrite to "
+                f"throw it away"
+            )
+    workshop.discard()
+    workshop.folder.mkdir()
+    if chosen is None:
+        chosen = train_tokenizer(plan.texts(), int(preparation["vocab_size"]))
+    try:
+        chosen.save_pretrained(workshop.folder / TOKENIZER_FOLDER)
+    except OSError:
+        raise
+    except Exception as error:  # of tokenizers, where it cannot write
+        raise MorError(f"cannot write {workshop.target}: {error}") from error
+    workshop.begin(preparation)
+
+
+def _make(
+    workshop: Workshop, source: str, plan: ReadingPlan, workers: int, progress: Progress
+) -> DataIndex:
+    """Write what is left to write, and give the folder its name."""
+    folder = workshop.folder
+    assert workshop.preparation is not None
+    # Always what was saved, so that a run that goes on encodes exactly as one that never stopped.
+    tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
+    size = tokenizer_vocab_size(tokenizer)
+    shards, num_empty = write_segments(
+        workshop, plan.passes, DocumentEncoder(tokenizer), size, workers, progress
+    )
+    for split in (TRAIN, VALIDATION):
+        if not shards.get(split):
+            workshop.discard()
+            raise MorError(
+                f"source {source} gave no {split} document; raise validation_fraction="
+                f"{plan.identity['validation_fraction']}, or name a validation split"
+                if split == VALIDATION
+                else f"source {source} gave no document to train on"
+            )
+    survey = plan.survey
+    index = DataIndex(
+        directory=folder,
+        splits={split: tuple(shards[split]) for split in (TRAIN, VALIDATION)},
+        vocab_size=size,
+        eos_token_id=int(tokenizer.eos_token_id),
+        source=source,
+        command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        program=_program(),
+        preparation=workshop.preparation,
+        num_duplicates=survey.num_duplicates if survey else 0,
+        num_empty=survey.num_empty if survey else num_empty,
+    )
+    index.save()
+    workshop.finish()
+    return replace(index, directory=workshop.target)
 
 
 def _check_target(out: Path) -> None:
@@ -139,60 +225,31 @@ def _check_target(out: Path) -> None:
         )
 
 
-def _reuse(out: Path, preparation: Mapping[str, Any]) -> DataIndex:
+def _begun(out: Path, workshop: Workshop) -> Mapping[str, Any]:
+    """What is being made there, or was; empty if nothing."""
+    if workshop.preparation is not None:
+        return workshop.preparation
+    return DataIndex.load(out).preparation if (out / INDEX_FILE).is_file() else {}
+
+
+def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name} is {there.get(name)} there, {value} was asked for"
+        for name, value in asked.items()
+        if there.get(name) != value
+    )
+
+
+def _reuse(out: Path, preparation: Mapping[str, Any], progress: Progress) -> DataIndex:
     index = DataIndex.load(out)
-    differences = [
-        f"{name} is {index.preparation.get(name)} there, {asked} was asked for"
-        for name, asked in preparation.items()
-        if index.preparation.get(name) != asked
-    ]
-    if differences:
+    if differences := _differences(index.preparation, preparation):
         raise MorError(
-            f"{out} already holds another preparation ({'; '.join(differences)}); "
+            f"{out} already holds another preparation ({differences}); "
             f"choose another folder, or overwrite it"
         )
-    for _ in index.verify():
-        pass
+    index.verify_all(progress)
     load_tokenizer(index.tokenizer_dir)
     return replace(index, reused=True)
-
-
-def _training_texts(survey: Survey, held_out: set[str], progress: Progress) -> Iterator[str]:
-    total = survey.num_bytes - sum(survey.sizes[name] for name in held_out)
-    done = 0
-    for document, num_bytes in survey.documents():
-        if document.name not in held_out:
-            yield document.text
-            done += num_bytes
-            progress("training the tokenizer", done, total)
-
-
-def _encoded(
-    survey: Survey, encode: DocumentEncoder, progress: Progress
-) -> Iterator[tuple[Document, np.ndarray, int]]:
-    """Yield every document with its tokens `[num_tokens]` and its size in bytes."""
-    done = 0
-    for batch in _batches(survey.documents()):
-        encoded = encode([document.text for document, _ in batch])
-        for (document, num_bytes), tokens in zip(batch, encoded, strict=True):
-            yield document, tokens, num_bytes
-            done += num_bytes
-            progress("encoding", done, survey.num_bytes)
-
-
-def _batches(
-    documents: Iterator[tuple[Document, int]],
-) -> Iterator[list[tuple[Document, int]]]:
-    batch: list[tuple[Document, int]] = []
-    size = 0
-    for document, num_bytes in documents:
-        batch.append((document, num_bytes))
-        size += num_bytes
-        if size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def _program() -> str:

@@ -27,6 +27,7 @@ def console_progress(console: Console | None = None) -> Iterator[Progress]:
         progress.TextColumn("{task.description}"),
         progress.BarColumn(),
         progress.DownloadColumn(),
+        progress.TransferSpeedColumn(),
         progress.TimeRemainingColumn(),
     )
     with progress.Progress(*columns, console=console or Console(stderr=True)) as bars:

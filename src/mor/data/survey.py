@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
 
 from mor.data.documents import Document
 from mor.data.progress import Progress, no_progress
 from mor.data.sources import iter_documents
 from mor.errors import MorError
+
+
+class SourceChanged(MorError):
+    """A source is not what it was when the preparation began: nothing of it can be kept."""
 
 
 @dataclass
@@ -48,11 +54,35 @@ class Survey:
                 continue
             data = document.text.encode("utf-8")
             if hashlib.sha256(data).digest() != self._digests[document.name]:
-                raise MorError(f"{document.name} changed while {self.source} was being prepared")
+                raise SourceChanged(
+                    f"{document.name} changed while {self.source} was being prepared"
+                )
             num_read += 1
             yield document, len(data)
         if num_read != len(self.sizes):
-            raise MorError(f"files went missing while {self.source} was being prepared")
+            raise SourceChanged(f"files went missing while {self.source} was being prepared")
+
+    def read(self, position: Mapping[str, Any] | None = None) -> SurveyReading:
+        """Begin a pass over the documents kept."""
+        return SurveyReading(self, int(position["documents"]) if position else 0)
+
+
+class SurveyReading:
+    """A pass over a surveyed source (see `mor.data.sources.Reading`)."""
+
+    def __init__(self, survey: Survey, documents: int) -> None:
+        """Begin after `documents` of the documents kept."""
+        self._survey, self._documents = survey, documents
+
+    def __iter__(self) -> Iterator[Document]:
+        """Yield the documents. Raises as `Survey.documents`."""
+        for document, _ in islice(self._survey.documents(), self._documents, None):
+            self._documents += 1
+            yield document
+
+    def position(self) -> Mapping[str, Any]:
+        """Documents read."""
+        return {"documents": self._documents}
 
 
 def survey_source(source: str, text_field: str, progress: Progress = no_progress) -> Survey:

@@ -107,17 +107,27 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 class DocumentEncoder:
-    """Turns the text of documents into token ids, each followed by the end-of-text token."""
+    """Turns the text of documents into token ids, each followed by the end-of-text token.
+
+    It pickles as the tokenizer's rules, so that other processes can have one.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         """Copy the rules of `tokenizer`, which itself stays as it is."""
-        rules = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+        self.__setstate__((tokenizer.backend_tokenizer.to_str(), int(tokenizer.eos_token_id)))
+
+    def __getstate__(self) -> tuple[str, int]:
+        """The rules as JSON, and the end-of-text token."""
+        return self._rules.to_str(), self._eos
+
+    def __setstate__(self, state: tuple[str, int]) -> None:
+        """Make the tokenizer from its rules."""
+        rules = Tokenizer.from_str(state[0])
         rules.no_truncation()
         rules.no_padding()
         # A document that happens to spell out a special token must not gain a boundary by it.
         rules.encode_special_tokens = True
-        self._rules = rules
-        self._eos = int(tokenizer.eos_token_id)
+        self._rules, self._eos = rules, state[1]
 
     def __call__(self, texts: list[str]) -> Iterator[np.ndarray]:
         """Yield `[num_tokens + 1]` int64 per text, the last being end-of-text. No BOS."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -70,6 +71,7 @@ class ShardWriter:
         self._stream.write(header)
         self._stream.seek(0)
         digest = hashlib.file_digest(self._stream, "sha256").hexdigest()
+        os.fsync(self._stream.fileno())  # the name must not outlive the content in a power cut
         self._stream.close()
         os.replace(self._partial, self.path)
         self.info = ShardInfo(
@@ -92,46 +94,61 @@ class ShardWriter:
             if kind is None:
                 self.close()
         finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written, unless it was finished."""
+        with contextlib.suppress(OSError):  # a full disk refuses what the stream still buffers
             self._stream.close()
-            self._partial.unlink(missing_ok=True)
+        self._partial.unlink(missing_ok=True)
 
 
-class SplitWriter:
-    """Writes the shards of one split, each full before the next is begun.
+class SegmentWriter:
+    """Writes segments: one shard of each split that has documents in that stretch of the source.
 
-    A context manager like `ShardWriter`; `shards` holds the result in reading order.
+    All shards of a segment are closed together, so that after each segment everything read so far
+    is in finished shards: what `mor.data.journal` notes. A context manager like `ShardWriter`.
     """
 
-    def __init__(self, folder: Path, split: str, vocab_size: int, shard_tokens: int) -> None:
-        """Prepare to write `folder/split-00000.bin` and so on; nothing is written yet."""
-        self.shards: list[ShardInfo] = []
-        self._folder, self._split = folder, split
-        self._vocab_size, self._shard_tokens = vocab_size, shard_tokens
-        self._open: ShardWriter | None = None
+    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int) -> None:
+        """Prepare to write `folder/SPLIT-00000.bin` and so on; nothing is written yet."""
+        self.shards: dict[str, list[ShardInfo]] = {}
+        self._folder, self._vocab_size, self._shard_tokens = folder, vocab_size, shard_tokens
+        self._open: dict[str, ShardWriter] = {}
 
-    def append(self, name: str, tokens: np.ndarray, num_bytes: int) -> None:
-        """Add one document, whole, to the open shard. Raises as `ShardWriter.append`."""
-        if self._open is None:
-            path = self._folder / f"{self._split}-{len(self.shards):05d}.bin"
-            self._open = ShardWriter(path, self._vocab_size)
-        self._open.append(name, tokens, num_bytes)
-        if self._open.num_tokens >= self._shard_tokens:
-            self._finish(None, None, None)
+    @property
+    def full(self) -> bool:
+        """Whether a shard of the open segment holds as many tokens as it should."""
+        return any(w.num_tokens >= self._shard_tokens for w in self._open.values())
 
-    def _finish(
+    def append(self, split: str, name: str, tokens: np.ndarray, num_bytes: int) -> None:
+        """Add one document, whole, to the open segment. Raises as `ShardWriter.append`."""
+        if split not in self._open:
+            number = len(self.shards.get(split, ()))
+            path = self._folder / f"{split}-{number:05d}.bin"
+            self._open[split] = ShardWriter(path, self._vocab_size)
+        self._open[split].append(name, tokens, num_bytes)
+
+    def close_segment(self) -> dict[str, ShardInfo]:
+        """Finish the open shards and return them by split."""
+        done: dict[str, ShardInfo] = {}
+        for split in sorted(self._open):
+            done[split] = self._open[split].close()
+            self.shards.setdefault(split, []).append(done[split])
+        self._open = {}
+        return done
+
+    def __enter__(self) -> SegmentWriter:
+        """Return the writer itself."""
+        return self
+
+    def __exit__(
         self,
         kind: type[BaseException] | None,
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
-        if self._open is not None:
-            writer, self._open = self._open, None
-            writer.__exit__(kind, error, at)
-            if writer.info is not None:
-                self.shards.append(writer.info)
-
-    def __enter__(self) -> SplitWriter:
-        """Return the writer itself."""
-        return self
-
-    __exit__ = _finish
+        """Remove what was written of a segment that is still open."""
+        for writer in self._open.values():
+            writer.discard()
+        self._open = {}

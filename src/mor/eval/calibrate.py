@@ -49,6 +49,7 @@ def calibrate(
             f"router={config.router!r} stores no boundaries; only expert_choice and "
             "threshold can be calibrated"
         )
+    router.config = config  # a router out of PEFT's `modules_to_save` comes with a copy of it
     count = check_sample(dataset, max_sequences, batch_size)
     before = config.router_capacities, config.router_decision_rule, router.boundary.clone()
     was_training = model.training

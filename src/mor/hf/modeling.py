@@ -12,13 +12,14 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from mor.choices import Routing
 from mor.config import MoRConfig
+from mor.hf.backbone import Backbone, packed_documents
 from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
 from mor.model.relaxation import Relaxation
-from mor.model.router_base import RouterNet
+from mor.model.router_base import RouterNet, active_router
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.ops.cross_entropy import plain_cross_entropy
 
@@ -95,6 +96,11 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         self.model = MoRModel(config)
         self.post_init()
 
+    @property
+    def base_model(self) -> Any:
+        """The network without its head, as TRL calls it."""
+        return Backbone(self.model)
+
     def get_input_embeddings(self) -> nn.Module:
         """The embedding."""
         return self.model.embed_tokens
@@ -129,6 +135,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         output_router_traces: bool = False,
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
+        cu_seq_lens_q: Tensor | None = None,
         **kwargs: Any,
     ) -> MoRCausalLMOutput | tuple:
         """Logits, loss, depths and cache for ids [B, T].
@@ -139,6 +146,8 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             position_ids: [B, T]; default counts the real tokens of each row.
             past_key_values: a :class:`MoRCache`.
             document_ids: [B, T], where several documents share a row and must not see each other.
+                Transformers' own ways to say so are understood too: ``cu_seq_lens_q`` and, without
+                a mask and a cache, positions that start again within a row.
             labels: [B, T], shifted inside, -100 where there is no target.
             use_cache: return a cache; default the configuration's, and False while training.
             logits_to_keep: last positions (or indices) that get logits; 0 for all.
@@ -153,6 +162,8 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             ValueError: wrong shapes, a token id out of range, a foreign cache, too long a sequence.
         """
         self._check_ids(input_ids)
+        if document_ids is None and past_key_values is None:
+            document_ids = packed_documents(position_ids, attention_mask, cu_seq_lens_q)
         wanted = self.config.use_cache and not self.training and document_ids is None
         wanted = wanted if use_cache is None else use_cache
         cache = past_key_values
@@ -186,9 +197,8 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
                 summed = self.model.head_loss(output.hidden, targets)
             else:
                 summed = plain_cross_entropy(logits.flatten(0, -2), targets)
-            parts = combine_losses(
-                summed, targets, self.model.router, output.losses, num_items_in_batch
-            )
+            router = active_router(self.model.router)
+            parts = combine_losses(summed, targets, router, output.losses, num_items_in_batch)
             loss, lm_loss = parts.total, parts.lm
         if states:
             output.states.append(self.model.norm(output.hidden))

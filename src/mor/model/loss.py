@@ -61,7 +61,7 @@ def combine_losses(
     items = torch.as_tensor(items, device=targets.device)
     lm = summed / items.clamp(min=1)
     share = own / items.clamp(min=1)
-    total = lm
+    total = lm.clone()  # the Trainer scales it in place by the number of ranks
     for name, term in router_terms.items():
         total = total + router.loss_weight(name) * share * term
     return LossParts(total, lm, router_terms)

@@ -18,10 +18,11 @@ from mor.model.cache import DepthCache
 from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
-from mor.model.recursion import DepthTrace, Rows, run_recursions
+from mor.model.recursion import DepthTrace, run_recursions
 from mor.model.relaxation import DepthEmbedding
-from mor.model.router_base import Router
+from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
+from mor.model.rows import Rows, document_runs, end_to_end, front, to_front
 from mor.ops.compaction import Packing, pack_flat
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
@@ -38,7 +39,7 @@ class ModelOutput:
         states: stream at the stages' seams, where asked for: after embed, each prelude layer,
             each recursion up to the depth cap, each coda layer; zero at padding.
         traces: routing per depth, where asked for. Laid end to end ([1, N]) if the batch had
-            padding, front-packed rows if there was a cache too.
+            padding or documents, front-packed rows if there was a cache too.
     """
 
     hidden: Tensor
@@ -190,7 +191,8 @@ class MoRModel(nn.Module):
             positions: [B, T]; default counts the real tokens of each row.
             cache: keys and values of earlier calls; new ones are added.
             document_ids: [B, T] which document of its row a token belongs to, each document in one
-                piece; a token then sees its own document only. Routing still thinks in rows.
+                piece. A document is then a sequence of its own in every respect: its tokens see no
+                others, and what training selects per sequence is selected per document.
             routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
                 ``router.decide``. Default: ``topk`` in training mode, else ``causal``.
             max_depth: depth cap, 1..R.
@@ -215,8 +217,8 @@ class MoRModel(nn.Module):
             if document_ids is not None:
                 raise ValueError("document_ids cannot be given with a cache: decode one document")
             seen = cache.prepare(batch, hidden.device)
-            packing = None if real is None else _front(real)
-            hidden, positions, rows = _to_front(hidden, positions, packing, seen)
+            packing = None if real is None else front(real)
+            hidden, positions, rows = to_front(hidden, positions, packing, seen)
             lengths = torch.full_like(seen, width) if rows.lengths is None else rows.lengths
             kv = CacheKV(cache, lengths, hidden.shape[1])
         else:
@@ -225,13 +227,18 @@ class MoRModel(nn.Module):
                 return ModelOutput(
                     torch.zeros_like(hidden), torch.zeros_like(real, dtype=torch.long)
                 )
-            runs = None if document_ids is None else _runs(document_ids)
-            hidden, positions, rows, runs = _end_to_end(hidden, positions, packing, runs)
-            kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), runs)
+            runs = None if document_ids is None else document_runs(document_ids)
+            hidden, positions, rows = end_to_end(hidden, positions, packing, runs)
+            kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), rows.row_of)
         output = self._stages(hidden, positions, rows, kv, routing, limit, keep_states, keep_traces)
         if isinstance(kv, CacheKV):
             kv.finish()
             kv.cache.columns += width
+        if document_ids is not None and packing is None:
+            output.hidden, output.depths, *output.states = (
+                flat.view(batch, width, *flat.shape[2:])
+                for flat in (output.hidden, output.depths, *output.states)
+            )
         if packing is not None:
             zeros = output.hidden.new_zeros(batch, width, output.hidden.shape[-1])
             output.hidden = packing.scatter(zeros, output.hidden)
@@ -255,9 +262,10 @@ class MoRModel(nn.Module):
         states: list[Tensor] | None = [hidden] if keep_states else None
         hidden = self.prelude(hidden, rope, kv.prelude(), states)
         topk = routing == "topk" or (routing is None and self.training)
+        router = active_router(self.router)
         recursion = run_recursions(
             self.recurse,
-            self.router,
+            router,
             hidden,
             rope,
             positions,
@@ -265,7 +273,7 @@ class MoRModel(nn.Module):
             kv,
             causal=not topk,
             max_depth=limit,
-            with_losses=topk and (self.training or self.router.observing),
+            with_losses=topk and (self.training or router.observing),
             keep_states=keep_states,
             keep_traces=keep_traces,
         )
@@ -310,54 +318,3 @@ class MoRModel(nn.Module):
             )
         real = attention_mask[:, -width:].bool()
         return None if bool(real.all()) else real
-
-
-def _front(real: Tensor) -> Packing:
-    """Packing of ``real`` [B, T] that keeps every row, empty ones too: a cache has a place each."""
-    order = (~real).to(torch.uint8).argsort(dim=1, stable=True)
-    counts = real.sum(1)
-    base = torch.arange(len(real), device=real.device)[:, None] * real.shape[1]
-    return Packing(order[:, : max(1, int(counts.max()))] + base, None, counts)
-
-
-def _to_front(
-    hidden: Tensor, positions: Tensor | None, packing: Packing | None, seen: Tensor
-) -> tuple[Tensor, Tensor, Rows]:
-    """Stream, positions and rows with each row's real tokens at its front, for a cache."""
-    lengths = None
-    if packing is not None:
-        assert packing.valid is not None
-        lengths = packing.lengths
-        # Zeros: attention weighs what it hides with 0, and 0 x nan would still be nan.
-        hidden = packing.gather(hidden).masked_fill(~packing.valid[..., None], 0.0)
-        positions = None if positions is None else packing.gather(positions)
-    if positions is None:
-        positions = torch.arange(hidden.shape[1], device=hidden.device) + seen[:, None]
-    return hidden, positions, Rows(hidden.shape[1], lengths)
-
-
-def _end_to_end(
-    hidden: Tensor, positions: Tensor | None, packing: Packing | None, runs: Tensor | None
-) -> tuple[Tensor, Tensor, Rows, Tensor | None]:
-    """Stream, positions, rows and runs with the padding left out, all rows in one."""
-    batch, width = hidden.shape[:2]
-    if positions is None:
-        positions = torch.arange(width, device=hidden.device).expand(batch, -1)
-        if packing is not None:
-            counts = torch.zeros(batch * width, dtype=torch.long, device=hidden.device)
-            counts[packing.flat[0]] = 1
-            positions = counts.view(batch, width).cumsum(1) - 1
-    if packing is None:
-        return hidden, positions, Rows(width), runs
-    row_of = packing.row_of
-    assert row_of is not None
-    runs = row_of if runs is None else runs[packing.flat[0]]
-    rows = Rows(width, torch.bincount(row_of, minlength=batch), row_of)
-    return packing.gather(hidden), packing.gather(positions), rows, runs
-
-
-def _runs(document_ids: Tensor) -> Tensor:
-    """[B T] one number per document of the batch, ascending, from numbers within rows [B, T]."""
-    begins = torch.ones_like(document_ids, dtype=torch.bool)
-    begins[:, 1:] = document_ids[:, 1:] != document_ids[:, :-1]
-    return begins.flatten().cumsum(0) - 1

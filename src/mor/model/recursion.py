@@ -7,7 +7,7 @@ causal routing and ``router.select`` otherwise.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -16,7 +16,8 @@ from mor.model.kv import KV
 from mor.model.layers import Attend
 from mor.model.router_base import Router, Scores
 from mor.model.routers import as_mask
-from mor.ops.compaction import Packing, pack, pack_flat, pack_indices
+from mor.model.rows import Rows
+from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices
 from mor.ops.rope import Rotation
 from mor.ops.segments import Segments
 
@@ -55,41 +56,6 @@ class RecursionOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
     states: list[Tensor] = field(default_factory=list)
     traces: list[DepthTrace] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """How the B rows of a batch lie in the tokens [B, N] (or [1, N]) of the recursion stage.
-
-    Attributes:
-        width: tokens per row where all rows are equally long.
-        lengths: [B] real tokens per row, front-packed or laid end to end; None when all are real.
-        row_of: [N] batch row of each token where rows are laid end to end (then hidden is [1, N,
-            D]); None where each row is a row of the tensor.
-    """
-
-    width: int
-    lengths: Tensor | None = None
-    row_of: Tensor | None = None
-
-    def begin(self, inner: Packing) -> Packing:
-        """The first packing of these tokens, told which batch row each of them belongs to."""
-        if self.row_of is None:
-            return inner
-        return replace(inner, row_of=self.row_of[inner.flat.flatten()])
-
-    def valid(self, hidden: Tensor) -> Tensor | None:
-        """[B, N] which places are real; None when all are."""
-        if self.lengths is None or self.row_of is not None:
-            return None
-        places = torch.arange(hidden.shape[1], device=hidden.device)
-        return places < self.lengths[:, None]
-
-    def total(self, hidden: Tensor) -> Tensor | int:
-        """Real tokens of the batch."""
-        if self.lengths is None or self.row_of is not None:
-            return hidden.shape[0] * hidden.shape[1]
-        return self.lengths.sum()
 
 
 def _gather(packing: Packing | None, tokens: Tensor) -> Tensor:
@@ -144,15 +110,21 @@ def run_recursions(
         else:
             active = _select(router, scores, depth, candidates_valid, rows, packing, total)
         if with_losses:
-            router.observe(scores, active, depth, candidates_valid)
+            if not router.frozen:
+                router.observe(scores, active, depth, candidates_valid)
             for name, term in router.losses(scores, active, depth, candidates_valid).items():
                 result.losses[name] = result.losses.get(name, 0) + term
         if keep_traces:
             like = torch.empty(tokens.shape[:2], device=tokens.device)
-            trace = DepthTrace(scores, packing, as_mask(active, like, candidates_valid))
+            # Cut off: DDP would take what is returned for a way to the loss.
+            mask = as_mask(active, like, candidates_valid)
+            trace = DepthTrace(scores.detach(), packing, mask)
             result.traces.append(trace)
         if active is not None:
             inner = _inner_packing(active, candidates_valid, tokens.shape[1], kv.flat)
+            if inner is None and router.in_step:
+                # The other ranks wait for this one at every depth.
+                inner = nobody(hidden.device, flat=kv.flat)
             if inner is None:
                 if keep_states:
                     result.states += [hidden] * (max_depth - depth)
@@ -201,6 +173,8 @@ def _select(
     real = segments.table[1]
     lengths = torch.full_like(names, rows.width) if rows.lengths is None else rows.lengths[names]
     shown = scores.map(lambda values: segments.pad(values[0]))
+    if valid is not None:  # a place that only keeps step
+        real = real & segments.pad(valid[0])
     active = router.select(shown, depth, real, lengths, total)
     return None if active is None else segments.unpad(as_mask(active, real.float(), real))[None]
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,10 @@ class Scores:
     def take(self, packing: Packing) -> Scores:
         """The same for the tokens of ``packing``."""
         return self.map(packing.gather)
+
+    def detach(self) -> Scores:
+        """The same, cut from the graph."""
+        return self.map(Tensor.detach)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Scores:
         """``change`` done to every tensor there is."""
@@ -90,6 +95,10 @@ class Router(nn.Module):
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
         observing: compute losses and boundary statistics outside training too (analysis).
+        lockstep: every rank has to run every depth in evaluation too, because weights are gathered
+            from all ranks on the way (:mod:`mor.train.distributed.shard` sets it).
+        micro_batches: per optimiser step, set by the training callback. Only a trainer that takes
+            the loss from hidden states needs it: see :mod:`mor.hf.backbone`.
     """
 
     looks_ahead = False
@@ -101,6 +110,28 @@ class Router(nn.Module):
         self.num_recursions = config.num_recursions
         self.step = 0
         self.observing = False
+        self.micro_batches = 1
+        self.lockstep = False
+
+    @property
+    def in_step(self) -> bool:
+        """Whether this pass must meet the other ranks at every depth, with or without a token."""
+        return self.lockstep or self.over_ranks
+
+    @property
+    def over_ranks(self) -> bool:
+        """Whether batch statistics are those of all ranks: in training, where ranks train along."""
+        return self.training and is_distributed()
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of it is trained. Its stored constants stay then as they are, too.
+
+        An adapter beside a frozen router (LoRA) holds no router, so constants that moved with the
+        training would be lost with it.
+        """
+        parameters = list(self.parameters())
+        return bool(parameters) and not any(p.requires_grad for p in parameters)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
@@ -211,6 +242,22 @@ class Router(nn.Module):
         return warm_capacity(final, self.step, self.config.router_capacity_warmup_steps)
 
 
+def active_router(module: nn.Module) -> Router:
+    """The router that is in use: ``module`` itself, or what PEFT's ``modules_to_save`` trains.
+
+    PEFT puts a wrapper in the router's place, which holds the router as it was and a copy for each
+    adapter. The wrapper passes on attributes, but has an ``update`` of its own.
+    """
+    if isinstance(module, Router):
+        return module
+    wrapper: Any = module
+    active = [] if wrapper.disable_adapters else wrapper.active_adapters
+    trained = [name for name in active if name in wrapper.modules_to_save]
+    chosen = wrapper.modules_to_save[trained[0]] if trained else wrapper.original_module
+    assert isinstance(chosen, Router)
+    return chosen
+
+
 def warm_capacity(final: float, step: int, warmup: int) -> float:
     """Capacity at optimiser step ``step``: c + (1 - c) (1 + cos(pi min(1, step / warm-up))) / 2."""
     if step >= warmup:
@@ -221,6 +268,13 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
 def is_distributed() -> bool:
     """Whether several ranks train along."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def sum_over_ranks(*numbers: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
+    """Each scalar summed over all ranks, as int64 on the device of ``like``; one message."""
+    both = torch.stack([torch.as_tensor(n, device=like.device).long() for n in numbers])
+    torch.distributed.all_reduce(both)
+    return tuple(both.unbind())
 
 
 def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.ops.prefix import PrefixAttention
-from mor.ops.segments import Segments
+from mor.ops.segments import Group, Segments
 
 _HALF = (torch.float16, torch.bfloat16)
 # From this many queries on, a walk over chunks beats the kernel's own causal walk on the CPU.
@@ -101,8 +101,7 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segme
         [N, H, d].
     """
     if query.device.type == "cpu":
-        parts = (tokens.split(segments.lengths) for tokens in (query, key, value))
-        return torch.cat([_alone(q, k, v) for q, k, v in zip(*parts, strict=True)])
+        return segments.merged([_one_group(query, key, value, g) for g in segments.groups])
     query, key, value = _cast(query, key, value)
     if query.device.type == "cuda" and query.dtype in _HALF and query.shape[-1] % 8 == 0:
         return _varlen(query, key, value, segments)
@@ -155,19 +154,18 @@ def shared_segment_attention(
     """
     if query.device.type != "cpu":
         return scattered_segment_attention(query, key, value, places, key_segments)
-    of_name = {name: number for number, name in enumerate(key_segments.names)}
-    keys, values = key.split(key_segments.lengths), value.split(key_segments.lengths)
+    number = {name: run for run, name in enumerate(key_segments.names)}
     parts = []
-    pieces = zip(
-        query_segments.names,
-        query.split(query_segments.lengths),
-        places.split(query_segments.lengths),
-        strict=True,
-    )
-    for name, own, at in pieces:
-        number = of_name[name]
-        parts.append(_alone(own, keys[number], values[number], at - key_segments.starts[number]))
-    return torch.cat(parts)
+    for group in query_segments.groups:
+        keys = key_segments.selected([number[query_segments.names[run]] for run in group.runs])
+        begins = torch.tensor([key_segments.starts[run] for run in keys.runs], device=places.device)
+        slots = group.rows(places) - begins[:, None]
+        # Behind a short row stand queries that nobody reads; they must see one key at least.
+        rows = (group.rows(query), keys.rows(key), keys.rows(value))
+        one, two, three = (tokens.transpose(1, 2) for tokens in rows)
+        found = prefix_attention(one, two, three, slots.clamp(min=0))
+        parts.append(group.flat(found.transpose(1, 2)))
+    return query_segments.merged(parts)
 
 
 def scattered_segment_attention(
@@ -178,11 +176,7 @@ def scattered_segment_attention(
     return segment_attention(row, key, value, segments)[places]
 
 
-def _alone(query: Tensor, key: Tensor, value: Tensor, slots: Tensor | None = None) -> Tensor:
-    """One segment [N, H, d] as a batch of one."""
-    query, key, value = (tokens.transpose(0, 1)[None] for tokens in (query, key, value))
-    if slots is None:
-        found = causal_attention(query, key, value)
-    else:
-        found = prefix_attention(query, key, value, slots[None])
-    return found[0].transpose(0, 1)
+def _one_group(query: Tensor, key: Tensor, value: Tensor, group: Group) -> Tensor:
+    """Runs of similar length as rows, [n, H, d]."""
+    one, two, three = (group.rows(tokens).transpose(1, 2) for tokens in (query, key, value))
+    return group.flat(causal_attention(one, two, three).transpose(1, 2))

@@ -99,3 +99,17 @@ def pack_indices(index: Tensor, width: int) -> Packing:
     """Packing from ascending token indices [B, k] into rows of ``width`` tokens, all active."""
     base = torch.arange(index.shape[0], device=index.device) * width
     return Packing(index + base[:, None])
+
+
+def nobody(device: torch.device, *, flat: bool) -> Packing:
+    """Packing of no token: one spare place, the first candidate's, which nothing reads or writes.
+
+    A block that runs over it does its part of what ranks do together, and its weights get a
+    gradient of zero instead of none.
+
+    Args:
+        device: of the tokens.
+        flat: laid end to end, rather than in rows.
+    """
+    zero = torch.zeros(1, dtype=torch.long, device=device)
+    return Packing(zero[:, None], None if flat else zero, zero, zero if flat else None)

@@ -26,11 +26,9 @@ def _chunks(slots: Tensor | None, queries: int, keys: int) -> list[tuple[int, in
     """(first query, one past the last, keys they see) of each chunk."""
     starts = range(0, queries, _CHUNK)
     ends = [min(queries, start + _CHUNK) for start in starts]
-    if slots is None:
-        reach = ends
-    else:
-        last = torch.tensor(ends, device=slots.device) - 1
-        reach = (slots.amax(0)[last] + 1).tolist()
+    reach = ends
+    if slots is not None:
+        reach = [int(part.max()) + 1 for part in slots.split(_CHUNK, dim=1)]
     return [(a, b, min(hi, keys)) for a, b, hi in zip(starts, ends, reach, strict=True)]
 
 
@@ -51,7 +49,8 @@ def _token_major(like: Tensor, heads: int, length: int) -> Tensor:
 class PrefixAttention(torch.autograd.Function):
     """``apply(query [A, H, N, d], key, value [A, Hkv, S, d], slots [A, N] or None)``.
 
-    ``slots`` ascend within each row; None means that query i sees keys 0..i. CPU only.
+    None for ``slots`` means that query i sees keys 0..i. Any slots are right, ascending ones are
+    fast. CPU only.
     """
 
     @staticmethod

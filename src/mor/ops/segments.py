@@ -13,6 +13,37 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+# A group of rows may hold a quarter more places than tokens.
+_WASTE = 1.25
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some runs of a :class:`Segments` as rows of one length.
+
+    Attributes:
+        runs: their numbers, ascending.
+        longest: places of a row.
+        tokens: [n] which of all tokens are in the group.
+        places: [n] where each stands in the rows, [runs x longest].
+    """
+
+    runs: tuple[int, ...]
+    longest: int
+    tokens: Tensor
+    places: Tensor
+
+    def rows(self, tokens: Tensor) -> Tensor:
+        """[N, ...] -> [runs, longest, ...], zeros behind the shorter runs."""
+        shape = (len(self.runs) * self.longest, *tokens.shape[1:])
+        taken = tokens if len(self.tokens) == len(tokens) else tokens[self.tokens]
+        filled = tokens.new_zeros(shape).index_copy(0, self.places, taken)
+        return filled.unflatten(0, (len(self.runs), self.longest))
+
+    def flat(self, rows: Tensor) -> Tensor:
+        """[runs, longest, ...] -> [n, ...] in the order of ``tokens``."""
+        return rows.flatten(0, 1).index_select(0, self.places)
+
 
 @dataclass(frozen=True)
 class Segments:
@@ -60,6 +91,32 @@ class Segments:
         return torch.tensor([*self.starts, total], dtype=torch.int32, device=self.device)
 
     @cached_property
+    def groups(self) -> tuple[Group, ...]:
+        """The runs in groups of similar length: rows as long as the longest then waste little."""
+        chosen: list[list[int]] = []
+        tokens = 0
+        for run in sorted(range(len(self.lengths)), key=lambda run: -self.lengths[run]):
+            length = self.lengths[run]
+            if not chosen or self.lengths[chosen[-1][0]] * (len(chosen[-1]) + 1) > (
+                _WASTE * (tokens + length)
+            ):
+                chosen.append([])
+                tokens = 0
+            chosen[-1].append(run)
+            tokens += length
+        return tuple(self.selected(sorted(runs)) for runs in chosen)
+
+    def selected(self, runs: list[int]) -> Group:
+        """Some runs, ascending, as rows."""
+        lengths = torch.tensor([self.lengths[run] for run in runs], device=self.device)
+        starts = torch.tensor([self.starts[run] for run in runs], device=self.device)
+        row = torch.arange(len(runs), device=self.device).repeat_interleave(lengths)
+        before = lengths.cumsum(0) - lengths
+        offset = torch.arange(len(row), device=self.device) - before[row]
+        longest = int(lengths.max())
+        return Group(tuple(runs), longest, starts[row] + offset, row * longest + offset)
+
+    @cached_property
     def table(self) -> tuple[Tensor, Tensor]:
         """Index [runs, longest] into the tokens, clamped to each run, and which places are real."""
         lengths = torch.tensor(self.lengths, device=self.device)
@@ -67,6 +124,15 @@ class Segments:
         real = places < lengths[:, None]
         starts = torch.tensor(self.starts, device=self.device)
         return starts[:, None] + torch.minimum(places, lengths[:, None] - 1), real
+
+    def merged(self, parts: list[Tensor]) -> Tensor:
+        """Results of all groups, each [n, ...], in the order of the tokens, [N, ...]."""
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.cat([group.tokens for group in self.groups])
+        back = torch.empty_like(order)
+        back[order] = torch.arange(len(order), device=self.device)
+        return torch.cat(parts).index_select(0, back)
 
     def pad(self, tokens: Tensor) -> Tensor:
         """[N, ...] -> [runs, longest, ...], each run's last token repeated behind it."""

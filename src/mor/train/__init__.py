@@ -2,9 +2,10 @@
 
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import RouterCallback
-from mor.train.recipe import Recipe, RecipeError, parse_recipe
+from mor.train.recipe import Recipe, parse_recipe
 from mor.train.recipe_file import dump_recipe, load_recipe
 from mor.train.run import Interrupted, train
+from mor.train.sections import RecipeError
 from mor.train.trainer import MoRTrainer
 
 __all__ = [

@@ -1,8 +1,7 @@
-"""From a recipe to Transformers' training arguments: AdamW, trapezoid, TensorBoard."""
+"""From a recipe to Transformers' training arguments: AdamW, trapezoid, reporters."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from typing import Any
 
@@ -11,37 +10,34 @@ from transformers import TrainingArguments
 
 from mor.errors import MorError
 from mor.train.budget import Plan
+from mor.train.distributed import world_size
 from mor.train.folder import CHECKPOINTS, TENSORBOARD
-from mor.train.recipe import Recipe, TrainSection
+from mor.train.recipe import Recipe
+from mor.train.reporters import reporters
+from mor.train.sections import TrainSection
 
 
 def trapezoid(section: TrainSection, steps: int) -> tuple[int, int]:
-    """Steps of warm-up and of decay; rounding never makes them overlap."""
+    """Steps of warm-up and of decay; they never overlap."""
     warmup = round(section.warmup_fraction * steps)
+    if section.warmup_steps is not None:
+        warmup = min(section.warmup_steps, steps)
     return warmup, min(round(section.decay_fraction * steps), steps - warmup)
 
 
-def _reports(section: TrainSection) -> list[str]:
-    installed = importlib.util.find_spec("tensorboard") is not None
-    if section.report_to is None:
-        return ["tensorboard"] if installed else []
-    if section.report_to and not installed:
-        raise MorError(
-            "train.report_to names tensorboard, which is not installed: "
-            "pip install 'mixture-of-recursions[tensorboard]' or set train.report_to=[]"
-        )
-    return list(section.report_to)
-
-
-def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
+def training_arguments(
+    recipe: Recipe, plan: Plan, *, find_unused: bool = False
+) -> TrainingArguments:
     """Transformers' arguments for this recipe. Nothing is written yet.
 
+    ``find_unused`` tells DDP to look for parameters without a gradient, at some cost.
+
     Raises:
-        MorError: TensorBoard is asked for and not installed, or bfloat16 is not to be had.
+        MorError: a reporter is asked for and not installed, or bfloat16 is not to be had.
     """
     section = recipe.train
-    report_to = _reports(section)
-    if report_to:
+    report_to = reporters(section.report_to)
+    if "tensorboard" in report_to:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(recipe.run_dir / TENSORBOARD)
     gpu = torch.cuda.is_available()
     if gpu and section.dtype == "bfloat16" and not torch.cuda.is_bf16_supported():
@@ -54,7 +50,7 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         max_steps=plan.steps,
         per_device_train_batch_size=section.batch_size,
         per_device_eval_batch_size=section.batch_size,
-        gradient_accumulation_steps=section.gradient_accumulation_steps,
+        gradient_accumulation_steps=section.accumulation(world_size()),
         learning_rate=section.learning_rate,
         adam_beta1=section.adam_beta1,
         adam_beta2=section.adam_beta2,
@@ -75,7 +71,9 @@ def training_arguments(recipe: Recipe, plan: Plan) -> TrainingArguments:
         save_total_limit=section.save_total_limit,
         prediction_loss_only=True,
         dataloader_num_workers=section.num_workers,
+        ignore_data_skip=True,  # the sampler begins at the right sample by itself
         dataloader_pin_memory=gpu,
+        ddp_find_unused_parameters=find_unused,
         report_to=report_to or "none",
         disable_tqdm=True,
         **extra,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from mor.config import MoRConfig
 from mor.model.flops import active_fractions, flops_per_token
 from mor.model.router_base import warm_capacity
-from mor.train.recipe import Budget, RecipeError
+from mor.train.sections import Budget, RecipeError
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mor.model.router_base import Router
+from mor.model.model import MoRModel
+from mor.model.router_base import Router, active_router
 from mor.provenance import append_jsonl
+from mor.train.checkpoints import flush_entry
 from mor.train.folder import write_whole
+from mor.train.saving import any_rank
 
 
 def find_router(model: nn.Module) -> Router:
-    """The router inside any wrapper (DDP, PEFT, compile)."""
-    return next(m for m in model.modules() if isinstance(m, Router))
+    """The router in use inside any wrapper (DDP, PEFT, compile)."""
+    return active_router(next(m for m in model.modules() if isinstance(m, MoRModel)).router)
 
 
 class RouterCallback(TrainerCallback):
@@ -40,7 +43,9 @@ class RouterCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tell the router which step this is."""
-        find_router(kwargs["model"]).step = state.global_step
+        router = find_router(kwargs["model"])
+        router.step = state.global_step
+        router.micro_batches = args.gradient_accumulation_steps
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -50,36 +55,48 @@ class RouterCallback(TrainerCallback):
 
 
 class EndOfRunCallback(TrainerCallback):
-    """Logs and scores the last step; on Ctrl-C or SIGTERM ends with a checkpoint, losing nothing.
+    """Saves, logs and scores where a run needs it; on a signal ends with a checkpoint.
+
+    The signals are Ctrl-C, SIGTERM and SIGUSR1 (what batch systems send before time is up). One
+    rank that was told is enough: after each step the ranks ask each other, so all stop at the same.
+
+    Args:
+        saves_at: whether a checkpoint is wanted after a step, whatever the rhythm.
 
     Attributes:
         stopped: whether the run ended early because it was asked to.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, saves_at: Callable[[int], bool] = lambda step: False) -> None:
+        self.saves_at = saves_at
         self.asked = False
         self.stopped = False
 
     @contextmanager
     def listening(self, *, alone: bool) -> Iterator[None]:
-        """Take the signals while training runs; a second one interrupts at once.
+        """Take the signals while training runs; a second Ctrl-C interrupts at once.
 
         Args:
-            alone: no other rank trains along. Several would stop at different steps and wait for
-                each other for ever, so there a signal keeps its usual meaning.
+            alone: no other rank trains along. Among several a second signal changes nothing: their
+                launcher sends one of its own after the one that the terminal sent.
         """
-        if not alone or threading.current_thread() is not threading.main_thread():
+        if threading.current_thread() is not threading.main_thread():
             yield
             return
-        signals = (signal.SIGINT, signal.SIGTERM)
+        names = ("SIGINT", "SIGTERM", "SIGUSR1")
+        signals = [getattr(signal, name) for name in names if hasattr(signal, name)]
         before = {number: signal.getsignal(number) for number in signals}
 
         def ask(number: int, frame: Any) -> None:
             if self.asked:
-                raise KeyboardInterrupt
+                if alone and number == signal.SIGINT:
+                    raise KeyboardInterrupt
+                return
             self.asked = True
             # No print: a signal may come in the middle of one.
-            os.write(2, b"\nstopping after this step, with a checkpoint; once more to stop now\n")
+            os.write(
+                2, b"\nstopping after this step, with a checkpoint; Ctrl-C again to stop now\n"
+            )
 
         for number in signals:
             signal.signal(number, ask)
@@ -95,8 +112,10 @@ class EndOfRunCallback(TrainerCallback):
         """Set what the Trainer does after this step."""
         if state.global_step >= state.max_steps:
             control.should_log = control.should_evaluate = True
-        elif self.asked:
+        elif any_rank(self.asked, args.device):
             self.stopped = control.should_save = control.should_training_stop = True
+        if self.saves_at(state.global_step):
+            control.should_save = True
 
 
 class JsonLogCallback(TrainerCallback):
@@ -119,6 +138,13 @@ class JsonLogCallback(TrainerCallback):
             except (ValueError, KeyError, TypeError):
                 continue  # a line cut short by a kill
         write_whole(self.path, "".join(kept))
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A power cut must not take lines of before the checkpoint."""
+        if state.is_world_process_zero and self.path.exists():
+            flush_entry(self.path)
 
     def on_log(
         self,

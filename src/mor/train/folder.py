@@ -2,7 +2,7 @@
 
 RUN/recipe.yaml       the recipe, every default written out
 RUN/log.jsonl         one line per log entry
-RUN/checkpoints/      checkpoint-N of Transformers' Trainer, to resume from
+RUN/checkpoints/      checkpoint-N of Transformers' Trainer (mor.train.checkpoints)
 RUN/tensorboard/      where TensorBoard is installed
 RUN/model/            for ``from_pretrained``, tokenizer included; there once the run is finished
 RUN/summary.json      written last
@@ -10,16 +10,18 @@ RUN/summary.json      written last
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
-import zipfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from mor.errors import MorError
+from mor.train import checkpoints
 from mor.train.recipe import Recipe, parse_recipe
 from mor.train.recipe_file import dump_recipe
 
@@ -28,36 +30,103 @@ CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 _OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, "eval.json"}
 # What may differ between the parts of one run: it changes no weight.
 _FREE = {
-    "data": {"path"},
+    "data": {"path", "verify"},
     "train": {
         "logging_steps",
         "eval_steps",
         "eval_sequences",
         "save_steps",
         "save_total_limit",
+        "keep_every",
+        "keep_steps",
         "num_workers",
         "threads",
+        "peak_flops",
         "report_to",
         "gradient_checkpointing",
+        "compile",
+        "parallel",
+        "fsdp_regather",
     },
 }
 
 
-def claim(recipe: Recipe, *, resume: bool, overwrite: bool) -> Path | None:
+PATIENCE_S = 20.0  # data workers outlive a killed run by some seconds
+
+
+@contextmanager
+def held(run_dir: Path) -> Iterator[None]:
+    """Keep every other process from training in this folder; a kill lets go of it.
+
+    Where the file system knows no locks, nothing is kept. The folder need not exist yet.
+
+    Raises:
+        MorError: another process trains here.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    if not run_dir.is_dir():
+        yield
+        return
+    handle = os.open(run_dir, os.O_RDONLY)
+    try:
+        until = time.monotonic() + PATIENCE_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise MorError(
+                        f"{run_dir} is being written by another process; stop that one, or choose "
+                        "another name or output"
+                    ) from None
+                time.sleep(0.2)
+            except OSError:  # a network file system without locks on folders
+                break
+        yield
+    finally:
+        os.close(handle)
+
+
+def claim(
+    recipe: Recipe,
+    *,
+    resume: bool,
+    overwrite: bool,
+    resume_from: str | Path | None = None,
+    sequences_per_step: int | None = None,
+) -> Path | None:
     """Make the run folder ours and write the recipe into it.
 
+    Args:
+        recipe: what is to be trained.
+        resume: go on from the newest checkpoint.
+        overwrite: replace a run that is there.
+        resume_from: go on from this checkpoint of the run instead.
+        sequences_per_step: over all ranks; lets a resumed run split its batch another way.
+
     Returns:
-        The checkpoint to resume from, if that was asked for.
+        The checkpoint to resume from; None to begin at step 0.
 
     Raises:
         MorError: the run is there already, or there is nothing to resume, or another recipe made
-            it, or ``overwrite`` would remove files that no run has written.
+            it, or the checkpoint is damaged, or ``overwrite`` would remove files that no run has
+            written.
     """
     run_dir = recipe.run_dir
     checkpoint = None
-    if resume:
-        _check_same(recipe)
-        checkpoint = last_checkpoint(run_dir / CHECKPOINTS)
+    if resume or resume_from is not None:
+        folder = run_dir / CHECKPOINTS
+        _check_same(recipe, sequences_per_step)
+        checkpoints.recover(folder)
+        if resume_from is not None:
+            checkpoint = checkpoints.chosen(folder, resume_from)
+        else:
+            checkpoint = checkpoints.newest(folder)
     elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
         if not overwrite:
             raise MorError(
@@ -80,10 +149,15 @@ def _remove(run_dir: Path) -> None:
             f"{run_dir} holds {foreign[0] or 'a file, not a folder'}, which no run has written; "
             "overwrite removes whole run folders only: choose another name or output"
         )
-    shutil.rmtree(run_dir)
+    (run_dir / RECIPE).unlink(missing_ok=True)  # first: half of a run is no run
+    for entry in run_dir.iterdir():  # not the folder itself: we hold it
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
 
 
-def _check_same(recipe: Recipe) -> None:
+def _check_same(recipe: Recipe, sequences_per_step: int | None) -> None:
     """Refuse to go on with another recipe than the one that began.
 
     Raises:
@@ -94,60 +168,84 @@ def _check_same(recipe: Recipe) -> None:
         raise MorError(f"{run_dir} holds a finished run; nothing is left to resume")
     path = run_dir / RECIPE
     if not path.is_file():
+        if run_dir.is_dir() and all(p.name.endswith(".partial") for p in run_dir.iterdir()):
+            return  # killed while it began
         raise MorError(f"{run_dir} holds no run to resume; start without --resume")
+    began = read_recipe(path)
+    changed = differences(began, recipe)
+    if _same_batch(began, recipe, sequences_per_step):
+        changed = {name: pair for name, pair in changed.items() if name not in _SPLIT}
+    if changed:
+        hint = "resume with the same"
+        if set(changed) == {"train.budget"}:
+            hint = "resume with the same, or branch off with --branch-from and another name"
+        raise MorError(f"{run_dir} was begun with another recipe: {told(changed)}; {hint}")
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe that a run folder keeps.
+
+    Raises:
+        MorError: it is not there, or cannot be read.
+    """
     try:
-        began = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise MorError(f"{path} cannot be read: {error}") from None
-    old, new = _decisive(began), _decisive(recipe)
-    changed = [name for name in sorted(old | new) if old.get(name) != new.get(name)]
-    if changed:
-        some = ", ".join(f"{n}={new.get(n)!r} was {old.get(n)!r}" for n in changed[:3])
-        raise MorError(f"{run_dir} was begun with another recipe: {some}; resume with the same")
+
+
+def differences(began: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Fields that decide the weights and differ: dotted name to the two values."""
+    old, new = _decisive(began), _decisive(now)
+    names = sorted(old | new)
+    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
+
+
+def told(changed: dict[str, tuple[Any, Any]]) -> str:
+    """The first differences in words."""
+    pairs = list(changed.items())[:3]
+    return ", ".join(f"{name}={new!r} was {old!r}" for name, (old, new) in pairs)
+
+
+_SPLIT = {"train.batch_size", "train.gradient_accumulation_steps"}
+
+
+def _same_batch(began: Recipe, now: Recipe, sequences_per_step: int | None) -> bool:
+    """Whether a step still sees as many sequences, only split another way."""
+    found = checkpoints.found(now.run_dir / CHECKPOINTS)
+    try:
+        before = checkpoints.manifest(found[-1]).get("sequences_per_step") if found else None
+    except MorError:
+        before = None  # damaged: said later, by name
+    if before is not None and sequences_per_step is not None:
+        return bool(before == sequences_per_step)
+    return began.sequences_per_step() == now.sequences_per_step()
 
 
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """Fields that decide the weights, by dotted name."""
     flat = {}
+    free = {"model": set(), **_FREE}
+    if recipe.train.global_batch_size is not None:  # how a step's batch is cut up does not matter
+        free["train"] = free["train"] | {"batch_size", "gradient_accumulation_steps"}
     for section in ("model", "data", "train"):
         content = recipe.model_dump(mode="json")[section]
         for name, value in content.items():
-            if name not in _FREE.get(section, ()):
+            if name == "mixture" and value:
+                value = [part["weight"] for part in value]  # folders may move, as data.path may
+            if name not in free[section]:
                 flat[f"{section}.{name}"] = value
     return flat
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The newest checkpoint that is whole; one that a kill cut short is passed over.
-
-    Raises:
-        MorError: there is none.
-    """
-    found = folder.glob("checkpoint-*") if folder.is_dir() else ()
-    numbered = [(p.name.removeprefix("checkpoint-"), p) for p in found]
-    whole = [(int(n), p) for n, p in numbered if n.isdecimal() and _is_whole(p)]
-    if not whole:
-        raise MorError(
-            f"{folder} holds no whole checkpoint to resume from; start anew with --overwrite "
-            "(train.save_steps keeps checkpoints)"
-        )
-    return max(whole)[1]
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    # The Trainer writes its state last; the rest guards against what a copy or a disk cut short.
-    try:
-        with safe_open(checkpoint / "model.safetensors", "pt") as weights:
-            weights.keys()
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, SafetensorError, ValueError):
-        return False
-    needed = [checkpoint / name for name in ("optimizer.pt", "scheduler.pt")]
-    return all(map(zipfile.is_zipfile, [*needed, *checkpoint.glob("rng_state*.pth")]))
 
 
 def write_whole(path: Path, text: str) -> None:
     """Write ``path`` so that it is there whole or not at all."""
     fresh = path.with_name(path.name + ".partial")
-    fresh.write_text(text, encoding="utf-8")
-    fresh.replace(path)
+    try:
+        fresh.write_text(text, encoding="utf-8")
+        checkpoints.flush_entry(fresh)
+        fresh.replace(path)
+    except OSError:
+        with suppress(OSError):
+            fresh.unlink(missing_ok=True)
+        raise

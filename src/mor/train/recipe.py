@@ -12,95 +12,32 @@ twins of different ``num_recursions`` then differ in one word.
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    create_model,
+)
 
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.presets import FAMILIES, SHAPES, preset
+from mor.train.sections import (
+    DataSection,
+    Folder,
+    MixturePart,
+    RecipeError,
+    Section,
+    TrainSection,
+    suggest,
+)
 
 
-class RecipeError(MorError, ValueError):
-    """A recipe cannot be run; the message names the field and says what would be right."""
-
-
-class _Section(BaseModel):
-    # Strict: `batch_size: true` is a slip, not 1. Numbers are read by `mor.train.recipe_file`.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-
-Folder = Annotated[Path, Field(strict=False)]
-
-
-class Budget(_Section):
-    """How long to train: exactly one of the three."""
-
-    steps: int | None = Field(None, ge=1, description="optimiser steps")
-    tokens: float | None = Field(None, gt=0, description="tokens seen, e.g. 20.0e9")
-    flops: float | None = Field(None, gt=0, description="training FLOPs, forward and backward")
-
-    @model_validator(mode="after")
-    def _one(self) -> Budget:
-        given = [name for name in ("steps", "tokens", "flops") if getattr(self, name) is not None]
-        if len(given) != 1:
-            shown = " and ".join(f"{name}={getattr(self, name)!r}" for name in given) or "none"
-            raise ValueError(f"give exactly one of steps, tokens, flops; given: {shown}")
-        return self
-
-
-class DataSection(_Section):
-    """Where the prepared tokens are."""
-
-    path: Folder = Field(description="folder made by `mor data prepare`")
-    seq_len: int = Field(512, ge=2, description="tokens per sequence")
-    train_split: str = "train"
-    validation_split: str = "validation"
-
-
-class TrainSection(_Section):
-    """Optimiser, schedule and bookkeeping; defaults are the paper's (AdamW, trapezoid)."""
-
-    budget: Budget
-    batch_size: int = Field(8, ge=1, description="sequences per device and micro-batch")
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    learning_rate: float = Field(3e-3, gt=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    auxiliary_router_lr_factor: float = Field(10.0, gt=0, description="of the aux_router's rate")
-    warmup_fraction: float = Field(0.05, ge=0, le=1, description="of all steps, linear from 0")
-    decay_fraction: float = Field(0.2, ge=0, le=1, description="of all steps, linear to 0")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    seed: int = Field(0, ge=0, lt=2**32)
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(None, ge=1, description="None: only after the last step")
-    eval_sequences: int = Field(64, ge=1, description="validation sequences while training")
-    save_steps: int | None = Field(None, ge=1, description="None: only when interrupted")
-    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
-    num_workers: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's default")
-    report_to: list[Literal["tensorboard"]] | None = Field(
-        None, description="None: tensorboard if installed"
-    )
-
-    @model_validator(mode="after")
-    def _schedule(self) -> TrainSection:
-        if self.warmup_fraction + self.decay_fraction > 1:
-            raise ValueError(
-                f"warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} "
-                "must add up to at most 1"
-            )
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """One training run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -116,7 +53,7 @@ class Recipe(_Section):
 
     def sequences_per_step(self, world_size: int = 1) -> int:
         """Sequences of one optimiser step over all devices and micro-batches."""
-        return self.train.batch_size * self.train.gradient_accumulation_steps * world_size
+        return self.train.batch_size * self.train.accumulation(world_size) * world_size
 
     def model_config_for(self, vocab_size: int, eos_token_id: int | None) -> MoRConfig:
         """The network, with the vocabulary of the data unless the recipe names its own.
@@ -163,7 +100,7 @@ def _model_section() -> type[BaseModel]:
     fields |= {name: (Annotated[kind, Field(gt=0)], None) for name, kind in positive.items()}
     fields["preset"] = (Literal[tuple(SHAPES)], None)
     fields["family"] = (Literal[FAMILIES], None)
-    return create_model("ModelSection", __base__=_Section, **fields)
+    return create_model("ModelSection", __base__=Section, **fields)
 
 
 _MODEL_SECTION = _model_section()
@@ -173,14 +110,11 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names that may stand beside the last part of ``location``."""
     section: Any = Recipe
     for part in location[:-1]:
-        section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
+        if part == "mixture":
+            section = MixturePart
+        elif not isinstance(part, int):  # a number is a place in a list
+            section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
     return list(section.model_fields)
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """``; did you mean 'x'?`` or the list of what there is."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
 def _problems(section: type[BaseModel], raw: Any, prefix: tuple[str, ...] = ()) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from mor.train.recipe import Recipe, RecipeError, parse_recipe
+from mor.train.recipe import Recipe, parse_recipe
+from mor.train.sections import RecipeError
 
 _BUILTIN = Path(__file__).resolve().parent.parent / "recipes"
 

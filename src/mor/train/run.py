@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils.data import Dataset, Subset
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
+from mor.train import checkpoints
 from mor.train.arguments import training_arguments
+from mor.train.branches import fan, retuned
 from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
-from mor.train.folder import CHECKPOINTS, LOG, MODEL, SUMMARY, claim, last_checkpoint, write_whole
+from mor.train.data import EpochCallback, indexes, open_run_data
+from mor.train.distributed import (
+    check_parallel,
+    check_ranks,
+    eval_batch_size,
+    leaves_unused,
+    shard,
+    world_size,
+)
+from mor.train.folder import LOG, MODEL, RECIPE, SUMMARY, read_recipe, write_whole
+from mor.train.guards import clear_stops
 from mor.train.recipe import Recipe
+from mor.train.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
 
 
@@ -31,88 +41,126 @@ class Interrupted(MorError):
     """Training ended early because it was asked to; the message says how to go on."""
 
 
-class WholeSteps(Dataset[dict[str, Tensor]]):
-    """A dataset cut, in every epoch, to a whole number of optimiser steps.
-
-    So every step sees as many tokens as the budget and the log count. What is left out differs
-    between epochs, as the order does.
-    """
-
-    def __init__(self, inner: PackedDataset, per_step: int) -> None:
-        """Raise ``MorError`` where ``inner`` does not fill one step."""
-        self.inner = inner
-        self.count = len(inner) // per_step * per_step
-        if not self.count:
-            raise MorError(
-                f"split {inner.split!r} of {inner.index.directory} has {len(inner)} sequences of "
-                f"seq_len={inner.seq_len}, fewer than the {per_step} of one optimiser step; "
-                "lower train.batch_size or train.gradient_accumulation_steps, or prepare more text"
-            )
-
-    def __len__(self) -> int:
-        """Sequences per epoch."""
-        return self.count
-
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """The sequence at ``index`` of this epoch's order."""
-        return self.inner[index]
-
-    def set_epoch(self, epoch: int) -> None:
-        """Use the order of ``epoch``."""
-        self.inner.set_epoch(epoch)
-
-
-def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> Path:
+def train(
+    recipe: Recipe,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    resume_from: str | Path | None = None,
+) -> Path:
     """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.folder`).
 
-    Ctrl-C and SIGTERM end it after the step at hand, with a checkpoint.
+    Ctrl-C, SIGTERM and SIGUSR1 end it after the step at hand, with a checkpoint. A recipe with
+    ``train.branches`` leaves a folder for each of them as well (:mod:`mor.train.branches`).
 
     Args:
         recipe: validated.
-        resume: continue from the newest checkpoint of the run folder.
+        resume: continue from the newest checkpoint of the run folder, or from step 0 where it was
+            stopped before its first.
         overwrite: replace a run folder that is already there.
+        resume_from: continue from this checkpoint of the run folder; newer ones are set aside.
 
     Returns:
         The run folder.
 
     Raises:
         MorError: the data folder is wrong, the run exists already, nothing to resume from (an
-            existing run is then as it was); or the loss is no longer a number (checkpoints stay).
+            existing run is then as it was); or a checkpoint is damaged; or the loss is no longer
+            a number, the disk is full, memory ran out (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
+    if not recipe.train.branches:
+        with ExitStack() as stack:
+            return _train(
+                recipe, stack, resume=resume, overwrite=overwrite, resume_from=resume_from
+            )
+    parts = with_branches(recipe)
+    if not (resume or overwrite or resume_from):
+        taken = [part.run_dir for part in parts if part.run_dir.exists()]
+        if taken:  # said now, not after a week
+            raise MorError(
+                f"{taken[0]} already holds a run; use --resume, --overwrite or another name"
+            )
+    for part in parts:
+        going = (resume or resume_from is not None) and part.run_dir.exists()
+        if going and (part.run_dir / SUMMARY).is_file() and part is not parts[-1]:
+            continue
+        here = resume_from if part is parts[0] else None
+        with ExitStack() as stack:
+            _train(part, stack, resume=going, overwrite=overwrite, resume_from=here)
+    return parts[0].run_dir
+
+
+def with_branches(recipe: Recipe) -> list[Recipe]:
+    """The recipe itself, or the run and the branches that its ``train.branches`` asks for.
+
+    Raises:
+        MorError: the data folder is wrong, or a branch does not fit into the run.
+    """
+    section = recipe.train
+    if not section.branches:
+        return [recipe]
+    index = indexes(recipe.data)[0]
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    per_step = recipe.sequences_per_step(world_size())
+    budgets = [section.budget, *section.branches]
+    length = recipe.data.seq_len
+    plans = [plan_budget(budget, config, length, per_step * length) for budget in budgets]
+    return fan(recipe, [plan.steps for plan in plans])
+
+
+def _train(
+    recipe: Recipe,
+    stack: ExitStack,
+    *,
+    resume: bool,
+    overwrite: bool,
+    resume_from: str | Path | None,
+) -> Path:
+    """One run; what ``stack`` is given here is kept until the run has ended."""
     data, section = recipe.data, recipe.train
+    check_parallel(recipe)
     if section.threads:
         torch.set_num_threads(section.threads)
     disable_progress_bar()  # one bar is enough: ours
-    packed = PackedDataset(data.path, data.train_split, data.seq_len, order_seed=section.seed)
-    per_step = recipe.sequences_per_step(int(os.environ.get("WORLD_SIZE", "1")))
-    train_set = WholeSteps(packed, per_step)
-    scored = PackedDataset(data.path, data.validation_split, data.seq_len)
-    validation = Subset(scored, range(min(section.eval_sequences, len(scored))))
-    config = recipe.model_config_for(packed.index.vocab_size, packed.index.eos_token_id)
+    per_step = recipe.sequences_per_step(world_size())
+    run_data = open_run_data(recipe, per_step)
+    index = run_data.index
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
-    arguments = training_arguments(recipe, plan)
-    checkpoint = None
+    facts = {"sequences_per_step": per_step, "data": data_digest(run_data.stream.parts)}
+    arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
+    arguments.per_device_eval_batch_size = eval_batch_size(
+        len(run_data.validation), section.batch_size
+    )
     with arguments.main_process_first(local=False, desc="run folder"):
-        if arguments.process_index == 0:
-            checkpoint = claim(recipe, resume=resume, overwrite=overwrite)
-        elif resume:
-            checkpoint = last_checkpoint(recipe.run_dir / CHECKPOINTS)
+        first = arguments.process_index == 0
+        checkpoint = starting_point(
+            recipe, plan, facts, stack, first, resume, overwrite, resume_from
+        )
+    if checkpoint is not None:
+        check_ranks(recipe, checkpoint)
+    trainer, end = None, EndOfRunCallback(section.saves_at)
+    log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
+    stack.enter_context(clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0))
     set_seed(section.seed)
     model = MoRForCausalLM(config)
     model.model.gradient_checkpointing = section.gradient_checkpointing
-    log, end = JsonLogCallback(recipe.run_dir / LOG), EndOfRunCallback()
-    progress = ProgressCallback(recipe.name)
+    model.model.use_compiled_layers(section.compile)
+    if section.parallel == "fsdp":
+        shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
     trainer = MoRTrainer(
         model=model,
         args=arguments,
-        train_dataset=train_set,
-        eval_dataset=validation,
+        train_dataset=run_data.stream.take(plan.steps * per_step),
+        eval_dataset=run_data.validation,
         seq_len=data.seq_len,
         auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-        callbacks=[end, log, progress],
+        peak_flops=section.peak_flops,
+        callbacks=[EpochCallback(run_data.stream), end, log, progress],
     )
     trainer.remove_callback(PrinterCallback)
+    trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
     try:
         with end.listening(alone=arguments.world_size == 1):
             _run(trainer, checkpoint)
@@ -123,8 +171,8 @@ def train(recipe: Recipe, *, resume: bool = False, overwrite: bool = False) -> P
             f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
             f"{arguments.output_dir}; go on with the same command and --resume"
         )
+    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL)
     if trainer.is_world_process_zero():
-        _save_model(trainer, packed.index.tokenizer_dir, recipe.run_dir / MODEL)
         record = summary(recipe, plan, trainer)
         write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
     return recipe.run_dir
@@ -149,6 +197,20 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
     parameters, non_embedding = count_parameters(config)
     steps = trainer.state.global_step
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    origin = recipe.train.branch_from
+    shared = 0 if origin is None else checkpoints.step_of(origin)
+    branched = (
+        {}
+        if origin is None
+        else {
+            "branched_from": str(origin),
+            "branch_changes": _changes(recipe, origin),
+            "branched_at_step": shared,
+            # What this run trained itself; every other count holds the shared steps too.
+            "own_tokens": (steps - shared) * plan.tokens_per_step,
+            "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
+        }
+    )
     return {
         "name": recipe.name,
         "family": config.family,
@@ -163,21 +225,35 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "eval_nll": trainer.last_logged("eval_loss"),
         "wall_s": trainer.last_logged("elapsed_s"),
         "tokens_per_s": trainer.last_logged("tokens_per_s"),
+        "mfu": trainer.last_logged("mfu"),
         "peak_memory_bytes": peak_memory_bytes(),
         "seed": recipe.train.seed,
         "seq_len": recipe.data.seq_len,
         "dtype": recipe.train.dtype,
         "threads": torch.get_num_threads(),
+        **branched,
     } | provenance(device)
 
 
+def _changes(recipe: Recipe, origin: Path) -> dict[str, Any] | None:
+    """What a branch changed of the optimiser; None where its source is gone since."""
+    path = origin.expanduser().parent.parent / RECIPE
+    if not path.is_file():
+        return None
+    return {name: pair[1] for name, pair in retuned(read_recipe(path), recipe).items()}
+
+
 def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
-    """Write ``model/`` beside, then move it into place."""
+    """Write ``model/`` beside, then move it into place. All ranks call: they may hold shards."""
     fresh = out.with_name(out.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
+    if trainer.is_world_process_zero():
+        shutil.rmtree(fresh, ignore_errors=True)
     trainer.save_model(str(fresh))
+    if not trainer.is_world_process_zero():
+        return
     (fresh / "training_args.bin").unlink(missing_ok=True)
     if tokenizer_dir.is_dir():
         AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
+    checkpoints.flush(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import Trainer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from mor.data import ResumableSampler, TrainingStream
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.metrics import batch_metrics
 from mor.model.router_base import Router
 from mor.train.budget import training_flops
 from mor.train.callbacks import RouterCallback, find_router
+from mor.train.distributed import RanksTrainer, all_finite
+from mor.train.mfu import FlopsMeter, peak_flops
+from mor.train.saving import AtomicSaves
+from mor.train.workers import Patient
 
 
 def peak_memory_bytes() -> int | None:
@@ -35,17 +40,32 @@ def peak_memory_bytes() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class MoRTrainer(Trainer):
+def _plain(value: Any) -> torch.Tensor:
+    """A scalar as a float32 tensor, gathered where it is spread over ranks."""
+    whole = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return torch.as_tensor(whole).detach().float()
+
+
+class MoRTrainer(AtomicSaves, RanksTrainer):
     """Trainer with router losses and metrics in the log, and order left to the dataset.
+
+    Its checkpoints are whole or absent, and a step whose gradient is not finite changes nothing.
 
     Args:
         seq_len: tokens per sequence, for counting tokens and FLOPs.
         auxiliary_router_lr_factor: learning rate of an auxiliary router, in multiples of the main.
+        peak_flops: per second and device, for the utilisation in the log; default that of the GPU
+            by its name, or of the CPU as measured.
         args, kwargs: as for :class:`transformers.Trainer`.
     """
 
     def __init__(
-        self, *args: Any, seq_len: int, auxiliary_router_lr_factor: float = 10.0, **kwargs: Any
+        self,
+        *args: Any,
+        seq_len: int,
+        auxiliary_router_lr_factor: float = 10.0,
+        peak_flops: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self.seq_len = seq_len
@@ -57,6 +77,9 @@ class MoRTrainer(Trainer):
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._metrics: dict[str, float] = {}
         self._flops: list[float] = [0.0]
+        self.peak_flops = peak_flops
+        self._meter: FlopsMeter | None = None
+        self._auxiliary_norm: torch.Tensor | None = None
         self.add_callback(RouterCallback())
 
     @property
@@ -88,8 +111,31 @@ class MoRTrainer(Trainer):
         return next((entry[key] for entry in entries if key in entry), None)
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
-        """In order: the dataset itself is shuffled by (seed, epoch), so resuming needs no state."""
-        return SequentialSampler(train_dataset or self.train_dataset)  # type: ignore[arg-type]
+        """In order, from the step the run is at: what lies before is not even listed."""
+        dataset = train_dataset or self.train_dataset
+        if isinstance(dataset, TrainingStream):
+            # Asked when the first batch is wanted: by then a resumed run's state is loaded.
+            per_step = dataset.per_step
+            return ResumableSampler(dataset, lambda: self.state.global_step * per_step)
+        return SequentialSampler(dataset)  # type: ignore[arg-type]
+
+    def get_train_dataloader(self) -> DataLoader:
+        """The Trainer's, with random numbers of its own.
+
+        A loader draws a seed for its workers when iteration begins. Drawn from the global state,
+        which a checkpoint has just restored, it would shift all that a resumed run draws.
+        """
+        loader = super().get_train_dataloader()
+        getattr(loader, "base_dataloader", loader).generator = torch.Generator()
+        return loader
+
+    def _get_dataloader(self, *args: Any, **kwargs: Any) -> DataLoader:
+        """With workers that a signal to the whole job does not end (:mod:`mor.train.workers`)."""
+        loader = super()._get_dataloader(*args, **kwargs)
+        inner = getattr(loader, "base_dataloader", loader)  # Accelerate wraps it
+        if inner.num_workers:
+            inner.worker_init_fn = Patient(inner.worker_init_fn)
+        return loader
 
     # Optimiser: an auxiliary router's loss reaches no other parameter, so one optimiser serves
     # both, with a learning rate and a gradient norm of its own, as in the released code.
@@ -123,7 +169,50 @@ class MoRTrainer(Trainer):
         for which in (True, False):
             chosen = [p for p in model.parameters() if (id(p) in own) == which]
             norm = self.accelerator.clip_grad_norm_(chosen, limit)
+            self._auxiliary_norm = norm if which else self._auxiliary_norm
         return norm
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Look at this step's gradient before the optimiser does: one number read per step.
+
+        Raises:
+            MorError: it is not finite, or the loss is not; the weights are as they were.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        if getattr(self.accelerator, "scaler", None) is not None:
+            return norm  # float16: a scaler looks for itself, and skips such steps
+        # The norm is the same on every rank, so all of them stop. A loss alone is each rank's own.
+        looked = {"gradient norm": norm, "auxiliary router's gradient norm": self._auxiliary_norm}
+        if self.args.world_size == 1:
+            looked["loss"] = self._tr_loss
+        known = {name: _plain(value) for name, value in looked.items() if value is not None}
+        if not known:
+            return norm  # DeepSpeed keeps it to itself
+        together = torch.stack([value.to(self.args.device) for value in known.values()])
+        if not bool(torch.isfinite(together).all()):
+            name = next(name for name, value in known.items() if not math.isfinite(value))
+            raise self._diverged(f"the {name} is {float(known[name])}", self.state.global_step + 1)
+        return norm
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Take the state from the checkpoint, and rates and coefficients from the arguments.
+
+        They are the same for a resumed run, where this changes nothing; a branch may set others.
+        """
+        assert self.optimizer is not None
+        names = ("initial_lr", "weight_decay", "betas", "eps")
+        wanted = [{n: g[n] for n in names if n in g} for g in self.optimizer.param_groups]
+        super()._load_optimizer_and_scheduler(checkpoint)
+        schedule = self.lr_scheduler
+        if checkpoint is None or not isinstance(schedule, LambdaLR):
+            return
+        groups = zip(wanted, self.optimizer.param_groups, strict=True)
+        for number, (given, group) in enumerate(groups):
+            if any(group.get(name) != value for name, value in given.items()):
+                group.update(given)
+                schedule.base_lrs[number] = given["initial_lr"]
+                factor = schedule.lr_lambdas[number](schedule.last_epoch)
+                group["lr"] = schedule._last_lr[number] = given["initial_lr"] * factor
 
     # Clock: tokens/s counts data, forward, backward and optimiser, not evaluation and saving.
 
@@ -136,23 +225,25 @@ class MoRTrainer(Trainer):
         self._paused += time.monotonic() - began
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Score the evaluation set under the causal rule."""
-        with self._untimed():
+        """Score the evaluation set under the causal rule; training draws the same numbers after."""
+        device = self.args.device
+        drawn_from = [device] if device.type == "cuda" else []
+        with self._untimed(), torch.random.fork_rng(drawn_from):
             return super().evaluate(*args, **kwargs)
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
         """Save a checkpoint, unless it holds a number that is none: the last good one stays."""
         with self._untimed():
             assert isinstance(self.model, nn.Module)
-            if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            if not all_finite(self.model):
                 raise self._diverged("a weight is not a finite number")
             super()._save_checkpoint(*args, **kwargs)
 
-    def _diverged(self, what: str) -> MorError:
+    def _diverged(self, what: str, step: int | None = None) -> MorError:
         return MorError(
-            f"{what} at step {self.state.global_step}; lower train.learning_rate="
-            f"{self.args.learning_rate} or warm up longer; checkpoints in {self.args.output_dir} "
-            "are untouched"
+            f"{what} at step {step or self.state.global_step}; lower train.learning_rate="
+            f"{self.args.learning_rate} in a branch off an earlier checkpoint (--branch-from), or "
+            f"warm up longer in a new run; checkpoints in {self.args.output_dir} are untouched"
         )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -195,6 +286,17 @@ class MoRTrainer(Trainer):
             found = batch_metrics(self._router, outputs.depths, outputs.traces or ())
             self._metrics = {f"router/{name}": value for name, value in found.items()}
 
+    def _utilisation(self, step: int, seconds: float) -> dict[str, float]:
+        if self._meter is None:
+            dtype = torch.bfloat16 if self.args.bf16 else torch.float32
+            peak = self.peak_flops or peak_flops(dtype)
+            peak = None if peak is None else peak * self.args.world_size
+            planned, tokens = self.flops_until, self.tokens_per_step
+            self._meter = FlopsMeter(self._router.config, self.seq_len, tokens, planned, peak)
+        return self._meter.read(
+            step, self._tokens_run // self.tokens_per_step, seconds, self._metrics
+        )
+
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Add parts of the loss, router metrics, tokens, FLOPs, speed and memory.
 
@@ -216,6 +318,7 @@ class MoRTrainer(Trainer):
             elapsed = time.monotonic() - self._began
             logs["elapsed_s"] = self._elapsed_before + elapsed
             logs["tokens_per_s"] = self._tokens_run / max(1e-9, elapsed - self._paused)
+            logs |= self._utilisation(step, elapsed - self._paused)
             memory = peak_memory_bytes()
             logs |= {} if memory is None else {"peak_memory_bytes": memory}
             self._parts, self._metrics = {}, {}

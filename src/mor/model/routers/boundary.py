@@ -14,7 +14,9 @@ from mor.model.router_base import (
     all_reduce_mean,
     is_distributed,
     masked_mean,
+    sum_over_ranks,
 )
+from mor.model.routers.quantile import boundary_over_ranks
 from mor.model.routers.selection import as_mask, batch_boundary, top_k_rows
 
 
@@ -77,12 +79,22 @@ class BoundaryRouter(Router):
     def observe(
         self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
     ) -> None:
-        """Note the value that separates as many of this batch's candidates as were selected."""
+        """Note the value that separates as many of this batch's candidates as were selected.
+
+        The batch is that of all ranks, so that what is stored does not depend on their number.
+        """
         if active is None or scores.decision is None:
             return
         values = scores.decision.detach()
-        mask = as_mask(active, values, valid)
-        self._seen[depth].append(batch_boundary(values, mask.sum(), valid))
+        kept = as_mask(active, values, valid).sum()
+        if self.over_ranks:
+            (kept,) = sum_over_ranks(kept, like=values)
+        self._seen[depth].append(self._boundary_of(values, kept, valid))
+
+    def _boundary_of(self, values: Tensor, kept: Tensor, valid: Tensor | None) -> Tensor:
+        """:func:`batch_boundary`, over the candidates of all ranks where they train along."""
+        separate = boundary_over_ranks if self.over_ranks else batch_boundary
+        return separate(values, kept, valid)
 
     def finish_step(self) -> None:
         """Running mean: plain at first, then with ``router_boundary_momentum``."""
@@ -159,7 +171,10 @@ class ThresholdRouter(BoundaryRouter):
         lengths: Tensor | int,
         total: Tensor | int,
     ) -> Tensor | None:
-        """The ``capacity x tokens of the batch`` largest scores, wherever they stand."""
+        """The ``capacity x tokens of the batch`` largest scores, wherever they stand.
+
+        The batch is the micro-batch of all ranks together.
+        """
         capacity = self.capacity(depth)
         if capacity >= 1:
             return None
@@ -167,9 +182,12 @@ class ThresholdRouter(BoundaryRouter):
         assert values is not None
         values = values.detach()
         candidates: Tensor | int = values.numel() if valid is None else valid.sum()
-        kept = torch.as_tensor(total * capacity, device=values.device).round().long()
-        kept = kept.clamp(min=1).minimum(torch.as_tensor(candidates, device=values.device))
-        mask = values > batch_boundary(values, kept, valid)
+        if self.over_ranks:
+            total, candidates = sum_over_ranks(total, candidates, like=values)
+        share = torch.as_tensor(total, device=values.device).double() * capacity
+        kept = share.round().long().clamp(min=1)
+        kept = kept.minimum(torch.as_tensor(candidates, device=values.device))
+        mask = values > self._boundary_of(values, kept, valid)
         return mask if valid is None else mask & valid
 
     def losses(
@@ -179,4 +197,13 @@ class ThresholdRouter(BoundaryRouter):
         if not self.config.router_z_loss_coef:
             return {}
         assert scores.logits is not None
-        return {"z_loss": masked_mean(scores.logits.square(), valid)}
+        squares = scores.logits.square()
+        if not self.over_ranks:
+            return {"z_loss": masked_mean(squares, valid)}
+        # Ranks hold unequally many candidates: this is their share of the mean over all of them.
+        if valid is not None:
+            squares = torch.where(valid, squares, 0.0)
+        number = squares.numel() if valid is None else valid.sum()
+        (number,) = sum_over_ranks(number, like=squares)
+        ranks = torch.distributed.get_world_size()
+        return {"z_loss": squares.sum() * ranks / number.clamp(min=1)}

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from hashlib import blake2b
+
 import torch
 from torch import Tensor
 
+from mor.config import MoRConfig
 from mor.model.router_base import Router, Scores
 from mor.model.routers.selection import top_k_rows
 
+# Odd and far above any sequence length, so that rows do not overlap.
+_ROW = 1_000_003
 _HASH = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
 
 
@@ -45,12 +50,37 @@ class FixedRouter(Router):
 class RandomRouter(Router):
     """Control: uniform random scores at the same capacities (``rand_router`` of the release).
 
-    Training draws anew at each call. Otherwise a token's score is a hash of its position, so that
-    its route never depends on the batch or on later tokens, and token u runs depth r iff
+    Training draws anew at each step: a hash of the seed, the step, the token's row in the whole
+    optimiser step, and its place. So a run depends neither on how a step is cut into micro-batches
+    and ranks, nor on where it was resumed. Otherwise a token's score is a hash of its position, so
+    that its route never depends on the batch or on later tokens, and token u runs depth r iff
     u < capacity_r; its gate is spread as the scores of training's winners are.
     """
 
     looks_ahead = True
+
+    def __init__(self, config: MoRConfig) -> None:
+        super().__init__(config)
+        self._rows = self._next = 0
+
+    def finish_step(self) -> None:
+        """Count rows from the beginning."""
+        self._rows = self._next = 0
+
+    def _draw(self, like: Tensor, depth: int) -> Tensor:
+        """Uniform numbers for the rows of this rank, [A, M]."""
+        rows, width = like.shape
+        ranks, rank = 1, 0
+        if self.over_ranks:
+            ranks, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+        if depth == 0:
+            self._rows, self._next = self._next, self._next + ranks * rows
+        first = self._rows + rank * rows
+        row = torch.arange(first, first + rows, device=like.device)[:, None]
+        place = torch.arange(width, device=like.device)
+        numbers = repr((torch.initial_seed(), self.step, depth)).encode()
+        salt = int.from_bytes(blake2b(numbers, digest_size=4).digest())
+        return self._hash(row * _ROW + place, salt >> 1)
 
     def score(
         self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
@@ -58,7 +88,7 @@ class RandomRouter(Router):
         """Uniform scores in [0, 1); the gate is alpha times the score."""
         value = self._hash(positions, 0)
         if self.training:
-            draw = torch.rand(positions.shape, device=positions.device)
+            draw = self._draw(positions, depth)
             return Scores(self.config.router_alpha * draw, draw, value)
         # The largest x of uniform draws are uniform in [1 - x, 1]; x is the share that goes on.
         capacities = self.config.router_capacities

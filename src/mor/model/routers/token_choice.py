@@ -94,6 +94,8 @@ class TokenChoiceRouter(Router):
         terms = {}
         if self.config.router_balancing == "loss":
             load = self._shares(scores.choice, valid)
+            if self.over_ranks:  # means of the probabilities add up over ranks, products do not
+                torch.distributed.all_reduce(load)
             load = self.num_recursions * load / load.sum()
             chances = self.probabilities(scores.logits)
             mean = torch.stack([masked_mean(c, valid) for c in chances.unbind(-1)])

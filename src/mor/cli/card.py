@@ -1,0 +1,42 @@
+"""``mor card``, and the card that ``mor train`` writes at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mor.cli.common import open_model
+from mor.errors import MorError
+from mor.eval import write_card
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(card)
+
+
+def card(
+    run: Annotated[Path, typer.Argument(help="the folder of a finished run")],
+    data: Annotated[
+        Path | None, typer.Option(help="prepared data; default where the recipe says")
+    ] = None,
+    max_sequences: Annotated[
+        int | None, typer.Option(min=1, help="validation sequences; default at most 64")
+    ] = None,
+) -> None:
+    """Evaluate the model of RUN on a sample and write its model card (model/README.md)."""
+    out = write_card(run, model=open_model(run), data=data, max_sequences=max_sequences)
+    typer.echo(f"written: {out}")
+
+
+def card_after_training(run: Path) -> None:
+    """Write the card on the first rank. A card that cannot be written never fails the training."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    try:
+        write_card(run, model=open_model(run))
+    except (MorError, ValueError, RuntimeError) as error:
+        typer.echo(f"no model card: {error}; mor card {run} writes it", err=True)

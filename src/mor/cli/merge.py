@@ -1,0 +1,74 @@
+"""``mor merge``: a checkpoint, sharded or not, as one model folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from mor.data import DataIndex
+from mor.data import load_tokenizer as load_data_tokenizer
+from mor.errors import MorError
+from mor.hf.load import load_tokenizer
+from mor.train import checkpoints, parse_recipe, sharded
+from mor.train.folder import CHECKPOINTS, RECIPE
+
+
+def add_to(app: typer.Typer) -> None:
+    """Register the command."""
+    app.command()(merge)
+
+
+def merge(
+    checkpoint: Annotated[
+        Path, typer.Argument(help="RUN/checkpoints/checkpoint-N, or RUN for its newest one")
+    ],
+    out: Annotated[Path, typer.Option(help="folder to write; it must not exist")],
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="folder of the tokenizer; default: that of the run's data"),
+    ] = None,
+) -> None:
+    """Write a checkpoint of any number of ranks as a model folder with one safetensors file."""
+    if (checkpoint / CHECKPOINTS).is_dir():
+        newest = checkpoints.newest(checkpoint / CHECKPOINTS)
+        if newest is None:
+            raise MorError(
+                f"{checkpoint / CHECKPOINTS} holds no checkpoint (train.save_steps saves some)"
+            )
+        checkpoint = newest
+    if not checkpoint.is_dir():
+        raise MorError(f"checkpoint {str(checkpoint)!r} does not exist")
+    sealed = (checkpoint / checkpoints.MANIFEST).is_file()
+    wrong = checkpoints.damage(checkpoint) if sealed else None
+    if wrong is not None:
+        raise MorError(f"{checkpoint} is damaged: {wrong}; merge another checkpoint")
+    if out.exists():
+        raise MorError(f"out={out} exists already; choose another name")
+    words = load_tokenizer(tokenizer) if tokenizer else _tokenizer_of(checkpoint)
+    fresh = out.with_name(out.name + ".partial")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        sharded.merge(checkpoint, fresh)
+        words.save_pretrained(fresh)
+        fresh.rename(out)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    typer.echo(f"merged: {out}")
+
+
+def _tokenizer_of(checkpoint: Path) -> Any:
+    """The tokenizer of the data that the run was trained on."""
+    path = checkpoint.absolute().parent.parent / RECIPE
+    try:
+        recipe = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
+        index = DataIndex.load(recipe.data.folders[0][0])
+        return load_data_tokenizer(index.tokenizer_dir)
+    except (OSError, ValueError, yaml.YAMLError, MorError) as error:
+        raise MorError(
+            f"the tokenizer of {checkpoint} cannot be found ({error}); name its folder with "
+            "--tokenizer"
+        ) from None

@@ -1,0 +1,102 @@
+"""``mor train --dry-run``: what a recipe costs, in parameters, FLOPs, memory and time."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mor.config import MoRConfig
+from mor.model.flops import count_parameters, flops_per_token
+from mor.train import Recipe, plan_budget
+from mor.train.data import indexes, passes
+from mor.train.estimate import Memory, estimate_memory
+from mor.train.mfu import peak_flops
+from mor.train.speed import logged_speed, probe_speed
+
+
+def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
+    """Print parameters, steps, tokens, FLOPs, memory and time of a recipe; train nothing.
+
+    Args:
+        recipe: validated.
+        measure: time a few steps now, instead of looking for a log of the same recipe.
+
+    Raises:
+        MorError: the data is not there, or the budget pays for no step.
+    """
+    index = indexes(recipe.data)[0]
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    section, seq_len = recipe.train, recipe.data.seq_len
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    plan = plan_budget(section.budget, config, seq_len, recipe.sequences_per_step(world) * seq_len)
+    total, inner = count_parameters(config)
+    flops = flops_per_token(config, seq_len)
+    table = Table("what", "value", title=recipe.name)
+    table.add_row("family, router", f"{config.family}, {config.router}")
+    table.add_row("unrolled layers", str(config.num_hidden_layers))
+    table.add_row("unique parameters", f"{total:,} ({inner:,} without embedding)")
+    table.add_row("steps", f"{plan.steps:,}")
+    table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens_per_step:,} per step)")
+    table.add_row("training FLOPs", f"{plan.flops:.4g} ({flops.training:.4g} per token)")
+    table.add_row("passes over the data", passes(recipe.data, plan.tokens))
+    _add_memory(table, recipe, config)
+    speed = probe_speed(recipe, config) if measure else logged_speed(recipe)
+    if speed is None:
+        table.add_row("time", "not known: no log of the same recipe (--measure times a few steps)")
+    else:
+        per_second = plan.flops / plan.tokens * speed.tokens_per_s
+        table.add_row("time", f"{duration(plan.tokens / speed.tokens_per_s)}, without evaluation")
+        table.add_row("at a speed of", f"{speed.tokens_per_s:,.0f} tokens/s ({speed.source})")
+        # Of this machine, as the probe; a log may come from another and has its own `mfu`.
+        dtype = torch.bfloat16 if section.dtype == "bfloat16" else torch.float32
+        peak = section.peak_flops or (peak_flops(dtype) if measure else None)
+        if peak:
+            table.add_row("model FLOPs utilisation", f"{per_second / (peak * world):.1%}")
+        if speed.peak_memory_bytes:
+            table.add_row("peak memory, measured there", size(speed.peak_memory_bytes))
+    Console().print(table)
+
+
+def _add_memory(table: Table, recipe: Recipe, config: MoRConfig) -> None:
+    section = recipe.train
+
+    def estimate(checkpointing: bool) -> Memory:
+        return estimate_memory(
+            config,
+            section.batch_size,
+            recipe.data.seq_len,
+            section.dtype,
+            checkpointing,
+            "cuda" if torch.cuda.is_available() else "cpu",
+        )
+
+    chosen = estimate(section.gradient_checkpointing)
+    other = estimate(not section.gradient_checkpointing)
+    label, opposite = ("with", "without") if section.gradient_checkpointing else ("without", "with")
+    table.add_row(
+        "memory of a device, estimated",
+        f"{size(chosen.total)} {label} gradient checkpointing, {size(other.total)} {opposite}",
+    )
+    fixed = {"weights": chosen.weights, "gradients": chosen.gradients, "AdamW": chosen.optimiser}
+    for name, amount in (fixed | chosen.activations | {"logits and loss": chosen.loss}).items():
+        kind = "activations, " if name in chosen.activations else ""
+        table.add_row(f"  {kind}{name}", size(amount))
+
+
+def size(amount: float) -> str:
+    """Bytes as MiB or GiB."""
+    return f"{amount / 2**30:,.2f} GiB" if amount >= 2**30 else f"{amount / 2**20:,.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as the two largest of days, hours, minutes, seconds."""
+    whole = round(seconds)
+    parts: list[str] = []
+    for name, unit in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
+        count, whole = divmod(whole, unit)
+        if count or parts:
+            parts.append(f"{count} {name}")
+    return " ".join(parts[:2]) or "less than 1 s"

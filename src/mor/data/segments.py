@@ -1,0 +1,105 @@
+"""The loop that writes a prepared folder: read, encode, split, write, note what is finished."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from mor.data.encoding import batches, encoder
+from mor.data.journal import Workshop
+from mor.data.progress import Progress
+from mor.data.shards import ShardInfo
+from mor.data.sources import Reading
+from mor.data.streams import Limits
+from mor.data.tokenizer import DocumentEncoder
+from mor.data.writer import SegmentWriter
+
+_COUNTS = ("documents", "tokens", "bytes", "empty")
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One reading of a source while encoding.
+
+    Attributes:
+        read: begins it at a position.
+        split_of: the split of a document, by its name and the hash of its text.
+        limits: when to stop before the end.
+        num_bytes, num_documents: of the whole pass, where known.
+    """
+
+    read: Callable[[Mapping[str, Any] | None], Reading]
+    split_of: Callable[[str, int], str]
+    limits: Limits = field(default_factory=Limits)
+    num_bytes: int | None = None
+    num_documents: int | None = None
+
+
+def write_segments(
+    workshop: Workshop,
+    passes: list[Pass],
+    encode: DocumentEncoder,
+    vocab_size: int,
+    workers: int,
+    progress: Progress,
+) -> tuple[dict[str, list[ShardInfo]], int]:
+    """Write all segments that are not there yet; return all shards, and the documents left out."""
+    preparation = workshop.preparation or {}
+    last: Mapping[str, Any] = workshop.segments[-1] if workshop.segments else {}
+    counts: dict[str, int] = dict(last.get("counts", dict.fromkeys(_COUNTS, 0)))
+    seed = int(preparation["seed"])
+    with SegmentWriter(workshop.folder, vocab_size, int(preparation["shard_tokens"])) as writer:
+        for segment in workshop.segments:
+            for split, shard in segment["shards"].items():
+                writer.shards.setdefault(split, []).append(ShardInfo(**shard))
+        if last.get("end"):
+            return writer.shards, counts["empty"]
+
+        def commit(**place: Any) -> None:
+            done = {split: asdict(shard) for split, shard in writer.close_segment().items()}
+            workshop.commit({"shards": done, "counts": dict(counts)} | place)
+
+        for number in range(int(last.get("pass", 0)), len(passes)):
+            here = passes[number]
+            resumed = number == last.get("pass")
+            reading = here.read(last["position"] if resumed else None)
+            skip = int(last["skip"]) if resumed else 0
+            with encoder(encode, seed, workers) as pipeline:
+                for batch, encoded in pipeline.run(batches(reading)):
+                    begin = 0
+                    for i, end in enumerate(encoded.ends.tolist()):
+                        tokens, begin = encoded.tokens[begin:end], end
+                        if skip:  # in a segment that is finished
+                            skip -= 1
+                            continue
+                        if here.limits.reached(counts["documents"], counts["tokens"]):
+                            break
+                        num_bytes = int(encoded.num_bytes[i])
+                        counts["bytes"] += num_bytes
+                        if encoded.blank[i]:
+                            counts["empty"] += 1
+                            continue
+                        split = here.split_of(batch.names[i], int(encoded.hashes[i]))
+                        writer.append(split, batch.names[i], tokens, num_bytes)
+                        counts["documents"] += 1
+                        counts["tokens"] += tokens.size
+                        if writer.full:
+                            commit(**{"pass": number, "position": batch.before, "skip": i + 1})
+                    progress("encoding", counts["bytes"], _total_bytes(here, counts))
+                    if here.limits.reached(counts["documents"], counts["tokens"]):
+                        break
+        commit(end=True)
+        return writer.shards, counts["empty"]
+
+
+def _total_bytes(here: Pass, counts: Mapping[str, int]) -> int | None:
+    """Bytes of the whole pass, an estimate where only documents or tokens are known."""
+    if here.num_bytes is not None:
+        return here.num_bytes
+    documents = here.limits.max_documents or here.num_documents
+    tokens = here.limits.max_tokens
+    parts = [counts["documents"] / documents] if documents else []
+    parts += [counts["tokens"] / tokens] if tokens else []
+    part = min(1.0, max(parts, default=0.0))
+    return max(counts["bytes"], round(counts["bytes"] / part)) if part else None
