@@ -31,6 +31,17 @@ def norm(module: Any, hidden: Tensor, use: int = 0) -> Tensor:
     return hidden / (hidden.square().mean(-1, keepdim=True) + module.eps).sqrt() * weight
 
 
+def linear(half: Any, name: str, hidden: Tensor, use: int) -> Tensor:
+    """A linear map of half a layer, as one matrix: what is shared plus this use's product."""
+    module = getattr(half, name)
+    weight, bias = module.weight, 0 if module.bias is None else module.bias
+    if half.low_rank is not None:
+        own = half.low_rank[name.removesuffix("_proj")]
+        weight = weight + own.scale * own.up[use] @ own.down[use]
+        bias = bias if own.bias is None else bias + own.bias[use]
+    return hidden @ weight.T + bias
+
+
 def turn(heads: Tensor, theta: float) -> Tensor:
     """Rotate [T, H, d] token by token: the pair (i, i + d/2) as one complex number."""
     length, _, width = heads.shape
@@ -79,9 +90,13 @@ class Row:
         """One Llama layer; ``shared`` names stored keys, ``own`` [T] says who replaces them."""
         attention, theta = layer.self_attn, self.config.rope_parameters["rope_theta"]
         normed = norm(layer.input_layernorm, hidden, use)
-        query = turn(self.heads(normed @ attention.q_proj.weight.T), theta)
-        key = turn(self.heads(normed @ attention.k_proj.weight.T), theta)
-        value = self.heads(normed @ attention.v_proj.weight.T)
+        query = self.heads(linear(attention, "q_proj", normed, use))
+        key = self.heads(linear(attention, "k_proj", normed, use))
+        if self.config.use_qk_norm:
+            query = norm(attention.q_norm, query, use)
+            key = norm(attention.k_norm, key, use)
+        query, key = turn(query, theta), turn(key, theta)
+        value = self.heads(linear(attention, "v_proj", normed, use))
         if shared is not None and shared not in self.store:
             self.store[shared] = (key, value)
         elif shared is not None:
@@ -90,11 +105,14 @@ class Row:
             key = torch.where(own[:, None, None], key, stored_key)
             value = torch.where(own[:, None, None], value, stored_value)
         mixed = attend(query, key, value, visible).flatten(1)
-        hidden = hidden + mixed @ attention.o_proj.weight.T
+        gains = [1.0, 1.0]
+        if layer.mlp_gain is not None:
+            gains = [layer.attention_gain.weight[use], layer.mlp_gain.weight[use]]
+        hidden = hidden + gains[0] * linear(attention, "o_proj", mixed, use)
         normed = norm(layer.post_attention_layernorm, hidden, use)
         mlp = layer.mlp
-        gated = F.silu(normed @ mlp.gate_proj.weight.T) * (normed @ mlp.up_proj.weight.T)
-        return hidden + gated @ mlp.down_proj.weight.T
+        gated = F.silu(linear(mlp, "gate_proj", normed, use)) * linear(mlp, "up_proj", normed, use)
+        return hidden + gains[1] * linear(mlp, "down_proj", gated, use)
 
     def stack(self, layers: Any) -> None:
         for layer in layers:
@@ -110,6 +128,8 @@ class Row:
         visible = self.causal & (keys | torch.eye(len(keys), dtype=torch.bool))
         own = active if sharing == "recursive_update" else torch.zeros_like(active)
         hidden = self.hidden
+        if self.network.depth_embedding is not None:
+            hidden = hidden + self.network.depth_embedding.weight[depth]
         for unrolled in range(depth * count, (depth + 1) * count):
             shared = self.config.shared_layer(unrolled)
             hidden = self.layer(
@@ -203,7 +223,7 @@ class Boundary(Fixed):
     """Expert choice and threshold: a logit per token and depth."""
 
     def gate(self, logits: Tensor) -> Tensor:
-        kind = self.config.router_activation
+        kind, logits = self.config.router_activation, logits + self.config.router_gate_bias
         if kind == "none":
             return logits
         return self.config.router_alpha * {"sigmoid": logits.sigmoid(), "tanh": logits.tanh()}[kind]
@@ -288,7 +308,9 @@ class TokenChoice(Fixed):
         softmax = self.config.router_activation == "softmax"
         logits = [self.net(self.router.net, row.hidden, 0) for row in self.rows]
         chances = [
-            self.config.router_alpha * (x.softmax(-1) if softmax else x.sigmoid()) for x in logits
+            self.config.router_alpha
+            * (x.softmax(-1) if softmax else (x + self.config.router_gate_bias).sigmoid())
+            for x in logits
         ]
         full = [(p.detach() + self.router.bias).argmax(-1) for p in chances]
         self.gates = [p[range(len(p)), c] for p, c in zip(chances, full, strict=True)]

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.choices import KVSharing, RouterType, Sharing, UpdateRule
+from mor.choices import KVSharing, Relaxation, RouterType, Sharing, UpdateRule
 from mor.model.router_base import Scores
 
 ROUTERS: tuple[str, ...] = get_args(RouterType)
@@ -60,6 +60,11 @@ def configs(
         "num_coda_layers": draw(private),
         "sharing": sharing,
         "share_norms": draw(st.booleans()),
+        "attention_bias": draw(st.booleans()),
+        "mlp_bias": draw(st.booleans()),
+        "use_qk_norm": draw(st.booleans()),
+        "relaxation": draw(st.sampled_from(get_args(Relaxation) if recursions > 1 else ["none"])),
+        "relaxation_rank": 3,
         "kv_sharing": kv,
         "router": router,
         "pad_token_id": draw(st.sampled_from([None, 0])),
@@ -79,6 +84,7 @@ def configs(
         "router_architecture": draw(st.sampled_from(["linear", "mlp"])),
         "router_temperature": draw(st.sampled_from([1.0, 1.5])),
         "router_alpha": draw(st.sampled_from([None, 0.7, 1.0])),
+        "router_gate_bias": draw(st.sampled_from([0.0, 0.0, 1.5])),
         "router_z_loss_coef": draw(st.sampled_from([0.0, 0.01])),
     }
     if router == "token_choice":
@@ -87,6 +93,8 @@ def configs(
             "router_balancing": draw(st.sampled_from(["loss", "loss_free", "none"])),
             "router_bias_update_rate": 0.05,
         }
+        if fields["router_activation"] == "softmax":
+            fields["router_gate_bias"] = 0.0
     elif router in ("expert_choice", "threshold"):
         fields |= {
             "router_activation": draw(st.sampled_from(["sigmoid", "tanh", "none"])),
@@ -131,8 +139,10 @@ def make_model(
             for name, parameter in model.named_parameters():
                 if ".router." in name:
                     parameter.normal_(0.0, spread)
-                elif "norm" in name:
+                elif "norm" in name or "_gain." in name:
                     parameter.normal_(1.0, 0.2)
+                elif name.endswith("bias") or ".low_rank." in name or "depth_embedding" in name:
+                    parameter.normal_(0.0, 0.2)
             model.to(dtype)
             model.train()
             for _ in range(3):

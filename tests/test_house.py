@@ -176,6 +176,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
     assert {extra for requirement in own for extra in requirement.extras} == {
         "data",
         "finetune",
+        "gguf",
         "report",
         "tensorboard",
     }
@@ -236,6 +237,7 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
         "report": "report",
         "server": "serve",
         "eval": "eval",
+        "hf": "gguf",
         "train": "tensorboard",
     }
     undeclared = []

@@ -19,6 +19,7 @@ from mor.choices import (
     DecisionRule,
     KVSharing,
     Objective,
+    Relaxation,
     RouterActivation,
     RouterArchitecture,
     RouterType,
@@ -36,6 +37,12 @@ _DEFAULT_BLOCK = 4
 class MoRConfig(PretrainedConfig):
     """Everything that defines the network. ``MoRConfig()`` is a small vanilla model.
 
+    Llama's relatives:
+        attention_bias: biases of the query, key and value projections, and of the output
+            projection too unless ``attention_out_bias`` says otherwise.
+        mlp_bias: biases of the feed-forward.
+        use_qk_norm: RMSNorm of each head's query and key before they are rotated (Qwen3).
+
     Depth and sharing (paper section 2.1):
         num_recursions: R, how often the shared block may be applied. 1 is a vanilla model.
         num_recursion_layers: K, layers in the shared block (default 4).
@@ -45,6 +52,11 @@ class MoRConfig(PretrainedConfig):
         sharing: ``cycle`` / ``middle_cycle`` apply the block R times in a row; ``sequence`` /
             ``middle_sequence`` repeat each of its layers R times in a row.
         share_norms: one set of norm weights per shared layer, or one per unrolled layer.
+        relaxation: what else differs between uses of a shared layer (arXiv 2410.20672): ``none``,
+            ``lora`` (every linear map, ``relaxation_rank``), ``gains`` (per channel, on what
+            attention and feed-forward add), ``embeddings`` (a vector per depth).
+        relaxation_rank: rank of ``lora``; a map that has less takes what it has.
+        relaxation_alpha: scale of ``lora`` times the rank; default the rank, so that it is 1.
 
     Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
         router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
@@ -53,6 +65,8 @@ class MoRConfig(PretrainedConfig):
             (R - depth) / R.
         update_rule: how a recursion's output enters the stream: ``gated`` h + g block(h) as in the
             paper, ``additive`` h + block(h), ``residual`` h + g (block(h) - h).
+        router_gate_bias: added to the logit inside the gate, not to what a boundary is compared
+            with. With ``router_alpha`` 1 / sigmoid(bias) a logit of 0 is a gate of 1.
 
     Caching (paper section 2.3):
         kv_sharing: ``none`` (recursion-wise caching: keys and values per depth, active tokens
@@ -79,6 +93,10 @@ class MoRConfig(PretrainedConfig):
         rope_parameters: dict[str, Any] | None = None,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = True,
+        attention_bias: bool = False,
+        attention_out_bias: bool | None = None,
+        mlp_bias: bool = False,
+        use_qk_norm: bool = False,
         num_recursions: int = 1,
         num_recursion_layers: int | None = None,
         num_prelude_layers: int | None = None,
@@ -86,6 +104,9 @@ class MoRConfig(PretrainedConfig):
         num_hidden_layers: int | None = None,
         sharing: Sharing = "middle_cycle",
         share_norms: bool = True,
+        relaxation: Relaxation = "none",
+        relaxation_rank: int = 16,
+        relaxation_alpha: float | None = None,
         kv_sharing: KVSharing = "none",
         update_rule: UpdateRule = "gated",
         router: RouterType = "fixed",
@@ -93,6 +114,7 @@ class MoRConfig(PretrainedConfig):
         router_architecture: RouterArchitecture = "linear",
         router_activation: RouterActivation | None = None,
         router_alpha: float | None = None,
+        router_gate_bias: float = 0.0,
         router_temperature: float = 1.0,
         router_capacities: list[float] | None = None,
         router_capacity_warmup_steps: int = 0,
@@ -124,12 +146,21 @@ class MoRConfig(PretrainedConfig):
         theta = kwargs.pop("rope_theta", 10000.0)
         self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": theta}
         self.initializer_range = initializer_range
+        self.attention_bias = attention_bias
+        self.attention_out_bias = (
+            attention_bias if attention_out_bias is None else attention_out_bias
+        )
+        self.mlp_bias = mlp_bias
+        self.use_qk_norm = use_qk_norm
         self.num_recursions = num_recursions
         self.num_prelude_layers = int(middle) if num_prelude_layers is None else num_prelude_layers
         self.num_coda_layers = int(middle) if num_coda_layers is None else num_coda_layers
         self.num_recursion_layers = self._block_size(num_hidden_layers, num_recursion_layers)
         self.sharing = sharing
         self.share_norms = share_norms
+        self.relaxation = relaxation
+        self.relaxation_rank = relaxation_rank
+        self.relaxation_alpha = relaxation_alpha
         self.kv_sharing = kv_sharing
         self.update_rule = update_rule
         self.router = router
@@ -140,6 +171,7 @@ class MoRConfig(PretrainedConfig):
         # The published recipes: 0.1 for expert choice, 1.0 for token choice.
         paper_alpha = 0.1 if router in ("expert_choice", "random") else 1.0
         self.router_alpha = paper_alpha if router_alpha is None else router_alpha
+        self.router_gate_bias = router_gate_bias
         self.router_temperature = router_temperature
         self.router_capacities = (
             default_capacities(num_recursions)

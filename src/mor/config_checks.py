@@ -11,6 +11,7 @@ from mor.choices import (
     DecisionRule,
     KVSharing,
     Objective,
+    Relaxation,
     RouterActivation,
     RouterArchitecture,
     RouterType,
@@ -79,6 +80,9 @@ def check_config(config: MoRConfig) -> None:
     _real(config, "rms_norm_eps", "initializer_range", "router_temperature")
     _real(config, "router_aux_loss_coef", "router_z_loss_coef", zero=True)
     _real(config, "router_balancing_loss_coef", "router_bias_update_rate", zero=True)
+    for name in ("attention_bias", "attention_out_bias", "mlp_bias", "use_qk_norm"):
+        if not isinstance(getattr(config, name), bool):
+            raise ConfigError(f"{name}={getattr(config, name)!r} must be true or false")
     pad = config.pad_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:
         raise ConfigError(f"pad_token_id={pad} must lie in 0..vocab_size - 1 or be left out")
@@ -97,6 +101,7 @@ def check_config(config: MoRConfig) -> None:
         )
     _one_of("sharing", config.sharing, Sharing)
     _one_of("kv_sharing", config.kv_sharing, KVSharing)
+    _one_of("relaxation", config.relaxation, Relaxation)
     _one_of("update_rule", config.update_rule, UpdateRule)
     _one_of("router", config.router, RouterType)
     _one_of("router_architecture", config.router_architecture, RouterArchitecture)
@@ -105,6 +110,7 @@ def check_config(config: MoRConfig) -> None:
     _one_of("router_balancing", config.router_balancing, Balancing)
     _one_of("router_decision_rule", config.router_decision_rule, DecisionRule)
     _check_sharing(config)
+    _check_relaxation(config)
     _check_router(config)
 
 
@@ -126,6 +132,19 @@ def _check_sharing(config: MoRConfig) -> None:
             "kv_sharing='recursive_update' refreshes keys and values per depth and needs "
             f"sharing='cycle' or 'middle_cycle', not {config.sharing!r}"
         )
+
+
+def _check_relaxation(config: MoRConfig) -> None:
+    if config.relaxation == "none":
+        return
+    if config.num_recursions < 2:
+        raise ConfigError(
+            f"relaxation={config.relaxation!r} makes uses of a shared layer differ and needs "
+            f"num_recursions of at least 2, not {config.num_recursions}; use 'none'"
+        )
+    _whole(config, 1, "relaxation_rank")
+    if config.relaxation_alpha is not None:
+        _real(config, "relaxation_alpha")
 
 
 def _check_router(config: MoRConfig) -> None:
@@ -160,6 +179,13 @@ def _check_router(config: MoRConfig) -> None:
         raise ConfigError(
             f"router_activation={config.router_activation!r} is not defined for "
             "router='token_choice'; use 'softmax' or 'sigmoid'"
+        )
+    if not _is_number(config.router_gate_bias, int, float):
+        raise ConfigError(f"router_gate_bias={config.router_gate_bias!r} must be a number")
+    if config.router_gate_bias and config.router_activation == "softmax":
+        raise ConfigError(
+            f"router_gate_bias={config.router_gate_bias} does nothing under "
+            "router_activation='softmax'; use 'sigmoid' or leave it at 0"
         )
     if not 0 <= config.router_boundary_momentum < 1:
         raise ConfigError(

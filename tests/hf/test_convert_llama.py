@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MorError
@@ -31,6 +33,10 @@ def llama_folder(folder: Path, save: str = "safetensors", **changes: Any) -> Lla
     return model
 
 
+def word_tokenizer(size: int) -> Tokenizer:
+    return Tokenizer(WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0"))
+
+
 @pytest.mark.parametrize("save", ["safetensors", "sharded", "bin"])
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -41,8 +47,10 @@ def test_a_llama_folder_in_any_form(
     llama_folder(source, save, tie_word_embeddings=tied, dtype=dtype)
     if save == "sharded":
         assert len(list(source.glob("model-*.safetensors"))) > 1
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+    companions = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+    for name in companions[1:]:
         (source / name).write_text(f"{name} as it was")
+    word_tokenizer(97).save(str(source / "tokenizer.json"))
     model = load(convert_llama(source, tmp_path / "out"))
     assert model.config.family == "vanilla"
     assert (model.config.num_prelude_layers, model.config.num_coda_layers) == (1, 1)
@@ -55,8 +63,8 @@ def test_a_llama_folder_in_any_form(
         torch.testing.assert_close(
             model(ids).logits, llama(ids).logits, rtol=tolerance, atol=tolerance
         )
-    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
-        assert (tmp_path / "out" / name).read_text() == f"{name} as it was"
+    for name in companions:
+        assert (tmp_path / "out" / name).read_text() == (source / name).read_text()
 
 
 def test_generation_settings_come_along(tmp_path: Path) -> None:
@@ -70,10 +78,12 @@ def test_generation_settings_come_along(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model_type": "mistral"}, "model_type='mistral'"),
-        ({"attention_bias": True}, "attention_bias=True"),
-        ({"mlp_bias": True}, "mlp_bias=True"),
-        ({"sliding_window": 4096}, "sliding_window=4096"),
+        ({"model_type": "gemma2"}, "model_type='gemma2'"),
+        ({"attention_bias": True}, r"q_proj\.bias is missing"),
+        ({"mlp_bias": True}, r"gate_proj\.bias is missing"),
+        ({"sliding_window": 16}, "sliding_window=16"),
+        ({"num_local_experts": 8}, "num_local_experts=8"),
+        ({"use_parallel_residual": True}, "use_parallel_residual=True"),
         ({"hidden_act": "gelu"}, "hidden_act='gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type.*'dynamic'"),
@@ -95,6 +105,20 @@ def test_what_is_not_a_plain_llama_is_refused(
         convert_llama(tmp_path / "llama", tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "token 'w97' has id 97, but vocab_size=97"), ("{}", "the tokenizer is damaged")],
+)
+def test_a_tokenizer_of_another_model(content: str | None, words: str, tmp_path: Path) -> None:
+    llama_folder(tmp_path / "llama")
+    word_tokenizer(98).save(str(tmp_path / "llama" / "tokenizer.json"))
+    if content is not None:
+        (tmp_path / "llama" / "tokenizer.json").write_text(content)
+    with pytest.raises(MorError, match=words):
+        convert_llama(tmp_path / "llama", tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["llama"]
 
 
 def test_shards_that_are_missing_or_lack_a_tensor(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
+import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from mor.hf.convert import convert_authors, convert_llama
+from mor.hf.convert import convert_authors, convert_gguf, convert_llama
 
 app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True)
+
+
+Dtype = Literal["float32", "bfloat16", "float16"]
 Out = Annotated[Path, typer.Option(help="model folder to write")]
 
 
@@ -32,7 +36,20 @@ def authors(
 
 @app.command()
 def llama(
-    folder: Annotated[Path, typer.Argument(help="a Hugging Face Llama folder")], out: Out
+    folder: Annotated[
+        Path, typer.Argument(help="a Hugging Face folder: Llama, Mistral, Qwen2, Qwen3, SmolLM3")
+    ],
+    out: Out,
 ) -> None:
-    """A Llama checkpoint, as a vanilla model."""
+    """A checkpoint of Llama or a relative of the same layers, as a vanilla model."""
     typer.echo(f"converted: {convert_llama(folder, out)}")
+
+
+@app.command()
+def gguf(
+    file: Annotated[Path, typer.Argument(help="a .gguf file of a Llama-like model")],
+    out: Out,
+    dtype: Annotated[Dtype, typer.Option(help="of the weights written")] = "float32",
+) -> None:
+    """A GGUF file, de-quantised, as a vanilla model with its tokenizer and chat template."""
+    typer.echo(f"converted: {convert_gguf(file, out, getattr(torch, dtype))}")

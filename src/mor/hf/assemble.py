@@ -15,19 +15,24 @@ from torch import Tensor
 from mor.config import MoRConfig
 from mor.hf.files import ConversionError
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.relaxation import LINEAR_MAPS
 from mor.model.routers import BoundaryRouter
 
-LAYER_TENSORS = (
-    "self_attn.q_proj.weight",
-    "self_attn.k_proj.weight",
-    "self_attn.v_proj.weight",
-    "self_attn.o_proj.weight",
-    "mlp.gate_proj.weight",
-    "mlp.up_proj.weight",
-    "mlp.down_proj.weight",
-    "input_layernorm.weight",
-    "post_attention_layernorm.weight",
-)
+
+def layer_tensors(config: MoRConfig) -> list[str]:
+    """Names of a layer's tensors within it, the same as Transformers'."""
+    biased = {
+        "self_attn": dict.fromkeys(("q_proj", "k_proj", "v_proj"), config.attention_bias)
+        | {"o_proj": config.attention_out_bias},
+        "mlp": dict.fromkeys(LINEAR_MAPS["mlp"], config.mlp_bias),
+    }
+    names = [f"{half}.{name}.weight" for half, maps in LINEAR_MAPS.items() for name in maps]
+    names += [f"{half}.{n}.bias" for half, maps in biased.items() for n, has in maps.items() if has]
+    if config.use_qk_norm:
+        names += ["self_attn.q_norm.weight", "self_attn.k_norm.weight"]
+    return [*names, "input_layernorm.weight", "post_attention_layernorm.weight"]
+
+
 Target = tuple[str, int | None]
 """A parameter of ours, and an index into its first axis where it is a stack of theirs."""
 Plan = dict[Target, list[str]]
@@ -50,8 +55,8 @@ def trunk_plan(
     }
     if not config.tie_word_embeddings:
         plan["model.lm_head.weight", None] = ["lm_head.weight"]
-    for tensor in LAYER_TENSORS:
-        apart = tensor.endswith("layernorm.weight") and not config.share_norms
+    for tensor in layer_tensors(config):
+        apart = tensor.endswith("norm.weight") and not config.share_norms
         for i in range(config.num_prelude_layers):
             plan[f"model.prelude_layers.{i}.{tensor}", None] = [f"{prelude}{i}.{tensor}"]
         for i in range(config.num_recursions * config.num_recursion_layers):

@@ -12,14 +12,15 @@ from mor.hf.authors import authors_config, authors_plan, without_unused
 from mor.hf.files import (
     ConversionError,
     check_new,
-    copy_companions,
     find_weights,
     new_folder,
     read_mapping,
     read_weights,
 )
+from mor.hf.gguf_file import GGUFFile, gguf_config, gguf_weights
+from mor.hf.gguf_tokenizer import gguf_tokenizer
 from mor.hf.llama import head_apart, llama_config
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.write import write_model
 
 
 def convert_authors(weights: str | Path, config: str | Path, out: str | Path) -> Path:
@@ -56,14 +57,16 @@ def convert_authors(weights: str | Path, config: str | Path, out: str | Path) ->
     model = assemble(parsed, authors_plan(parsed), tensors, file)
     if model.dtype == torch.float16:
         model.float()
-    return _write(model, file.parent, out)
+    return write_model(model, file.parent, out)
 
 
 def convert_llama(source: str | Path, out: str | Path) -> Path:
-    """Write a Hugging Face Llama folder as a vanilla model of ours, in the same dtype.
+    """Write a Hugging Face folder of Llama or a relative as a vanilla model, in the same dtype.
 
-    Weights may be whole or sharded, ``.safetensors`` or ``.bin``, the head tied or not, RoPE of
-    type default, linear, llama3 or yarn. Tokenizer and generation settings are copied along.
+    Relatives are Mistral, Qwen2, Qwen3 and SmolLM3, as far as their layers are Llama's but for
+    biases and norms of query and key. Weights may be whole or sharded, ``.safetensors`` or
+    ``.bin``, the head tied or not, RoPE of type default, linear, llama3 or yarn. Tokenizer and
+    generation settings are copied along.
 
     Args:
         source: the folder.
@@ -84,7 +87,37 @@ def convert_llama(source: str | Path, out: str | Path) -> Path:
     tensors = read_weights(source)
     if config.tie_word_embeddings:
         config.tie_word_embeddings = not head_apart(tensors, source)
-    return _write(assemble(config, stack_plan(config), tensors, source), source, out)
+    return write_model(assemble(config, stack_plan(config), tensors, source), source, out)
+
+
+def convert_gguf(source: str | Path, out: str | Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a GGUF file of a Llama-like model as a vanilla model of ours, de-quantised.
+
+    The tokenizer and its chat template are written along.
+
+    Args:
+        source: the file.
+        out: a new or empty folder.
+        dtype: of the weights written.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        MorError: naming the file, field or tensor that does not fit. Nothing is written then.
+    """
+    source, out = Path(source), Path(out)
+    check_new(out)
+    file = GGUFFile(source)
+    config = gguf_config(file)
+    tokenizer = gguf_tokenizer(file, config.vocab_size)
+    weights = gguf_weights(file, config, dtype)
+    model = assemble(config, stack_plan(config), weights, source)
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+    return out
 
 
 def _llama_section(raw: dict[str, Any], config: Path, weights: Path) -> tuple[dict[str, Any], str]:
@@ -102,10 +135,3 @@ def _llama_section(raw: dict[str, Any], config: Path, weights: Path) -> tuple[di
             f"{config}: hf_config is missing, and there is no config.json beside {weights}"
         )
     return read_mapping(beside), f"{config} with {beside}"
-
-
-def _write(model: MoRForCausalLM, companions: Path, out: Path) -> Path:
-    with new_folder(out) as folder:
-        model.save_pretrained(folder)
-        copy_companions(companions, folder)
-    return out

@@ -14,6 +14,7 @@ import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from mor.errors import MorError
@@ -137,6 +138,28 @@ def copy_companions(source: Path, out: Path) -> None:
     for name in COMPANIONS:
         if (source / name).is_file():
             shutil.copyfile(source / name, out / name)
+
+
+def check_tokenizer(folder: Path, vocab_size: int, source: Path) -> None:
+    """Refuse a ``tokenizer.json`` in ``folder`` that the model cannot follow.
+
+    Raises:
+        ConversionError: it is damaged, or has a token past ``vocab_size``; ``source`` is named.
+    """
+    if not (folder / "tokenizer.json").is_file():
+        return
+    try:
+        vocabulary = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
+    except Exception as error:  # the library has one class for all errors: Exception
+        raise ConversionError(
+            f"{source / 'tokenizer.json'}: the tokenizer is damaged: {one_line(error)[:200]}"
+        ) from error
+    token = max(vocabulary, key=vocabulary.__getitem__, default=None)
+    if token is not None and vocabulary[token] >= vocab_size:
+        raise ConversionError(
+            f"{source / 'tokenizer.json'}: token {token!r} has id {vocabulary[token]}, but "
+            f"vocab_size={vocab_size}; the tokenizer belongs to another model"
+        )
 
 
 def check_new(out: Path) -> None:

@@ -1,4 +1,7 @@
-"""Llama configurations read as ours, and Hugging Face Llama folders as vanilla models."""
+"""Configurations of Llama and its relatives read as ours, as vanilla models.
+
+The relatives here are those whose layers are Llama's, but for biases and norms of query and key.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig
+from transformers import (
+    LlamaConfig,
+    MistralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    SmolLM3Config,
+)
 
 from mor.config import ROPE_TYPES, MoRConfig
 from mor.hf.files import ConversionError, one_line
@@ -21,29 +31,53 @@ REQUIRED = (
     "num_hidden_layers",
     "num_attention_heads",
 )
+# What reads the configuration, so that each family's own defaults count, and what of the network
+# its model class fixes without a field.
+FAMILIES: dict[str, tuple[type[PretrainedConfig], dict[str, Any]]] = {
+    "llama": (LlamaConfig, {}),
+    "mistral": (MistralConfig, {"attention_bias": False, "mlp_bias": False}),
+    "qwen2": (
+        Qwen2Config,
+        {"attention_bias": True, "attention_out_bias": False, "mlp_bias": False},
+    ),
+    "qwen3": (Qwen3Config, {"mlp_bias": False, "use_qk_norm": True}),
+    "smollm3": (SmolLM3Config, {}),
+}
 # Fields of Llama's relatives that change the network, with the value at which they do nothing.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llama", None),
     "hidden_act": ("silu", None),
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "sliding_window": (None,),
     "attention_dropout": (0, None),
     "quantization_config": (None,),
     "partial_rotary_factor": (1, None),
+    "use_parallel_residual": (False, None),
+    "parallel_attn": (False, None),
+    "num_experts": (0, None),
+    "num_local_experts": (0, None),
+    "n_routed_experts": (0, None),
+    "logit_scale": (1, None),
+    "final_logit_softcapping": (None,),
+    "attn_logit_softcapping": (None,),
 }
 
 
 def llama_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    """The fields of :class:`MoRConfig` that a Llama configuration decides; depth is left out.
+    """The fields of :class:`MoRConfig` that a configuration decides; depth is left out.
 
     Args:
-        raw: a Llama ``config.json``, of any Transformers version.
+        raw: a ``config.json`` of Llama or a relative (:data:`FAMILIES`), of any Transformers
+            version.
         where: what to call it in messages.
 
     Raises:
-        ConversionError: naming a field that is missing, wrong, or not of a plain Llama.
+        ConversionError: naming a field that is missing, wrong, or not Llama-like.
     """
+    kind = raw.get("model_type") or "llama"
+    if kind not in FAMILIES:
+        raise ConversionError(
+            f"{where}: model_type={kind!r} does not fit; only {', '.join(FAMILIES)} can be "
+            "converted"
+        )
+    family, fixed = FAMILIES[kind]
     for name in REQUIRED:
         value = raw.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -56,9 +90,10 @@ def llama_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
             )
     try:
         # Transformers knows every older spelling (rope_theta, rope_scaling, type).
-        llama = LlamaConfig.from_dict(copy.deepcopy(raw))
+        llama: Any = family.from_dict(copy.deepcopy(raw))
     except Exception as error:
-        raise ConversionError(f"{where}: not a Llama configuration: {one_line(error)}") from error
+        raise ConversionError(f"{where}: not a {kind} configuration: {one_line(error)}") from error
+    _check_windows(raw, llama, where)
     rope = dict(llama.rope_parameters or {})
     rope.pop("type", None)
     if rope.get("rope_type") not in ROPE_TYPES or rope.get("partial_rotary_factor", 1) != 1:
@@ -77,7 +112,6 @@ def llama_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
         "intermediate_size",
         "num_attention_heads",
         "num_key_value_heads",
-        "head_dim",
         "max_position_embeddings",
         "rms_norm_eps",
         "initializer_range",
@@ -86,7 +120,35 @@ def llama_fields(raw: dict[str, Any], where: str) -> dict[str, Any]:
         "bos_token_id",
         "eos_token_id",
     )
-    return {name: getattr(llama, name) for name in names} | {"rope_parameters": rope}
+    fields = {name: getattr(llama, name) for name in names} | {"rope_parameters": rope}
+    # A pad token that no sequence has (older files write -1) is none.
+    fields["pad_token_id"] = None if pad is not None and pad < 0 else pad
+    fields["head_dim"] = getattr(llama, "head_dim", None)
+    biases = {name: bool(getattr(llama, name, False)) for name in ("attention_bias", "mlp_bias")}
+    return fields | biases | fixed
+
+
+def _check_windows(raw: dict[str, Any], config: Any, where: str) -> None:
+    """Every layer must see all that came before, and know where it stands."""
+    window, limit = getattr(config, "sliding_window", None), config.max_position_embeddings
+    # Qwen and SmolLM3 name a window that only some layers use, or none.
+    if "use_sliding_window" in raw or hasattr(config, "use_sliding_window"):
+        kinds = getattr(config, "layer_types", None) or []
+        used = any(kind != "full_attention" for kind in kinds)
+    else:
+        window = raw.get("sliding_window", window)
+        used = window is not None
+    if used and (window is None or window < limit):
+        raise ConversionError(
+            f"{where}: sliding_window={window} does not fit; only attention over all of "
+            f"max_position_embeddings={limit} can be converted"
+        )
+    rotated = getattr(config, "no_rope_layers", None) or []
+    if not all(rotated):
+        raise ConversionError(
+            f"{where}: no_rope_layers leaves {rotated.count(0)} layers without rotary positions; "
+            "only a model that rotates in every layer can be converted"
+        )
 
 
 def plain_depth(num_layers: int) -> dict[str, Any]:
@@ -118,7 +180,7 @@ def head_apart(weights: dict[str, Tensor], source: Path) -> bool:
 
 
 def llama_config(raw: dict[str, Any], where: str) -> MoRConfig:
-    """The vanilla model that a Llama configuration describes.
+    """The vanilla model that a configuration of Llama or a relative describes.
 
     Raises:
         ConversionError: as :func:`llama_fields`.

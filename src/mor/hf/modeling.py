@@ -18,6 +18,7 @@ from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
+from mor.model.relaxation import Relaxation
 from mor.model.router_base import RouterNet, active_router
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.ops.cross_entropy import plain_cross_entropy
@@ -59,12 +60,16 @@ class MoRPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, 0.0, std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
             # A row of a loaded embedding no longer carries the mark that keeps it from being reset.
             loaded = getattr(module.weight, "_is_hf_initialized", False)
             if isinstance(module, nn.Embedding) and module.padding_idx is not None and not loaded:
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, Relaxation):
+            module.reset(std)
         elif isinstance(module, RouterNet):
             for parameter in module.parameters(recurse=False):
                 nn.init.normal_(parameter, 0.0, std)

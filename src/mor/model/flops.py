@@ -1,8 +1,9 @@
 """Floating-point operations, counted once for budgets, tables and benchmarks.
 
 The paper's rule (section 3.1 and its appendix): 2 per parameter and token forward, plus the
-products QK and AV counted for the causal half only; backward costs twice forward. Norms, rotary
-positions, softmax and the embedding look-up are not counted.
+products QK and AV counted for the causal half only; backward costs twice forward. Low-rank
+relaxation counts as the two thin products that it is. Norms, biases, gains, rotary positions,
+softmax and the embedding look-up are not counted.
 
 ``convention="paper"`` reproduces the paper's published budgets and step counts instead. They come
 out exactly when the forward pass alone is counted, without the head, and with key and value
@@ -21,6 +22,7 @@ from torch import Tensor
 from mor.choices import default_capacities
 from mor.config import MoRConfig
 from mor.model.model import MoRModel
+from mor.model.relaxation import effective_rank
 
 Convention = Literal["exact", "paper"]
 
@@ -98,15 +100,17 @@ def flops_per_token(
     if pairs is None:
         reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
         pairs = [share * keys * seq_len / 2 for share, keys in zip(shares, reach, strict=True)]
-    layers = config.num_recursion_layers
+    layers, low_rank = config.num_recursion_layers, _low_rank_flops(config, keys)
     recurse = []
     for depth, share in enumerate(shares):
         skipped = 0.0
         if config.kv_sharing == "recursive":
             slices = range(depth * layers, (depth + 1) * layers)
             again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
-            skipped = key_value * again / layers
-        recurse.append(layers * (share * (linear - skipped) + per_pair * pairs[depth]))
+            skipped = (key_value + low_rank["k_proj"] + low_rank["v_proj"]) * again / layers
+        recurse.append(
+            layers * (share * (linear + sum(low_rank.values()) - skipped) + per_pair * pairs[depth])
+        )
     return Flops(
         prelude=config.num_prelude_layers * (linear + attention),
         recurse=tuple(recurse),
@@ -148,6 +152,24 @@ def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None =
         pairs=pairs,
         all_pairs=pairs_of(everyone, everyone),
     )
+
+
+def _low_rank_flops(config: MoRConfig, keys: int) -> dict[str, float]:
+    """Of one token through the low-rank part of each linear map of a shared layer."""
+    width, ffn = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_dim
+    sizes = {
+        "q_proj": (width, queries),
+        "k_proj": (width, keys),
+        "v_proj": (width, keys),
+        "o_proj": (queries, width),
+        "gate_proj": (width, ffn),
+        "up_proj": (width, ffn),
+        "down_proj": (ffn, width),
+    }
+    if config.relaxation != "lora":
+        return dict.fromkeys(sizes, 0.0)
+    return {name: 2.0 * effective_rank(config, *size) * sum(size) for name, size in sizes.items()}
 
 
 def _router_flops(config: MoRConfig, shares: list[float]) -> float:

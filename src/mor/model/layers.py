@@ -1,7 +1,7 @@
 """The Llama layer, with cache and attention passed in as one argument.
 
-Llama as in transformers' ``LlamaDecoderLayer``: pre-norm RMSNorm, grouped-query attention without
-biases, rotate-half RoPE, SwiGLU.
+Llama as in transformers' ``LlamaDecoderLayer``: pre-norm RMSNorm, grouped-query attention,
+rotate-half RoPE, SwiGLU; biases and norms of query and key where its relatives have them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.model.relaxation import LINEAR_MAPS, Gain, Relaxable
 from mor.ops.norm import rms_norm
 from mor.ops.rope import Rotation, rotate
 
@@ -54,52 +55,75 @@ class RMSNorm(nn.Module):
         return rms_norm(hidden, weight, self.eps)
 
 
-class Attention(nn.Module):
-    """The projections of grouped-query attention; what queries meet is ``attend``'s business."""
+class Attention(Relaxable):
+    """The projections of grouped-query attention; what queries meet is ``attend``'s business.
 
-    def __init__(self, config: MoRConfig) -> None:
+    Args:
+        config: the model's.
+        uses: how often a shared layer is used; None for a private one.
+        norm_uses: the same where norms are kept apart.
+    """
+
+    def __init__(
+        self, config: MoRConfig, uses: int | None = None, norm_uses: int | None = None
+    ) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        width = config.hidden_size
+        width, bias = config.hidden_size, config.attention_bias
         queries = config.num_attention_heads * config.head_dim
         keys = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(width, queries, bias=False)
-        self.k_proj = nn.Linear(width, keys, bias=False)
-        self.v_proj = nn.Linear(width, keys, bias=False)
-        self.o_proj = nn.Linear(queries, width, bias=False)
+        self.q_proj = nn.Linear(width, queries, bias=bias)
+        self.k_proj = nn.Linear(width, keys, bias=bias)
+        self.v_proj = nn.Linear(width, keys, bias=bias)
+        self.o_proj = nn.Linear(queries, width, bias=config.attention_out_bias)
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if config.use_qk_norm:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps, norm_uses)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps, norm_uses)
+        self.relax(config, uses, LINEAR_MAPS["self_attn"])
 
-    def _heads(self, flat: Tensor) -> Tensor:
-        return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+    def _heads(self, flat: Tensor, norm: RMSNorm | None = None, use: int | Tensor = 0) -> Tensor:
+        heads = flat.unflatten(-1, (-1, self.head_dim))
+        if norm is not None:
+            # A token's use is that of all its heads.
+            heads = norm(heads, use[..., None] if isinstance(use, Tensor) else use)
+        return heads.transpose(1, 2)
 
-    def project(self, hidden: Tensor, rope: Rotation, with_kv: bool) -> Heads:
+    def project(
+        self, hidden: Tensor, rope: Rotation, with_kv: bool, use: int | Tensor = 0
+    ) -> Heads:
         """Query [A, H, M, d], key and value [A, Hkv, M, d] (or None) of hidden [A, M, D]."""
-        query = rotate(self._heads(self.q_proj(hidden)), rope)
+        query = rotate(self._heads(self.map("q_proj", hidden, use), self.q_norm, use), rope)
         if not with_kv:
             return query, None, None
-        key = rotate(self._heads(self.k_proj(hidden)), rope)
-        return query, key, self._heads(self.v_proj(hidden))
+        key = rotate(self._heads(self.map("k_proj", hidden, use), self.k_norm, use), rope)
+        return query, key, self._heads(self.map("v_proj", hidden, use))
 
-    def merge(self, mixed: Tensor) -> Tensor:
+    def merge(self, mixed: Tensor, use: int | Tensor = 0) -> Tensor:
         """Attention output [A, H, M, d] -> [A, M, D]."""
-        return self.o_proj(mixed.transpose(1, 2).flatten(2))
+        return self.map("o_proj", mixed.transpose(1, 2).flatten(2), use)
 
 
-class MLP(nn.Module):
+class MLP(Relaxable):
     """SwiGLU feed-forward (arXiv 2002.05202)."""
 
-    def __init__(self, config: MoRConfig) -> None:
+    def __init__(self, config: MoRConfig, uses: int | None = None) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
-        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        width, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.gate_proj = nn.Linear(width, inner, bias=bias)
+        self.up_proj = nn.Linear(width, inner, bias=bias)
+        self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.relax(config, uses, LINEAR_MAPS["mlp"])
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """[..., D] -> [..., D]."""
-        return self.down_proj(F.silu(self.gate_proj(hidden)) * self.up_proj(hidden))
+    def forward(self, hidden: Tensor, use: int | Tensor = 0) -> Tensor:
+        """[A, M, D] -> [A, M, D]."""
+        gate = F.silu(self.map("gate_proj", hidden, use))
+        return self.map("down_proj", gate * self.map("up_proj", hidden, use), use)
 
 
 class DecoderLayer(nn.Module):
-    """One Llama layer. ``norm_uses`` is R where a shared layer keeps its norms apart.
+    """One Llama layer. ``uses`` is R for a layer of the shared block, None for a private one.
 
     Attributes:
         compiled: run :meth:`enter` and :meth:`leave` through ``torch.compile``. Attention stands
@@ -107,22 +131,34 @@ class DecoderLayer(nn.Module):
             All layers of a model share the two compiled functions.
     """
 
-    def __init__(self, config: MoRConfig, norm_uses: int | None = None) -> None:
+    def __init__(self, config: MoRConfig, uses: int | None = None) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, norm_uses)
-        self.self_attn = Attention(config)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps, norm_uses)
-        self.mlp = MLP(config)
+        width, eps = config.hidden_size, config.rms_norm_eps
+        norm_uses = None if config.share_norms else uses
+        self.input_layernorm = RMSNorm(width, eps, norm_uses)
+        self.self_attn = Attention(config, uses, norm_uses)
+        self.post_attention_layernorm = RMSNorm(width, eps, norm_uses)
+        self.mlp = MLP(config, uses)
+        self.attention_gain: Gain | None = None
+        self.mlp_gain: Gain | None = None
+        if uses is not None and config.relaxation == "gains":
+            self.attention_gain, self.mlp_gain = Gain(width, uses), Gain(width, uses)
         self.compiled = False
 
     def enter(self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool) -> Heads:
         """What comes before attention: norm, projections, rotation."""
-        return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv)
+        return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv, use)
 
     def leave(self, hidden: Tensor, mixed: Tensor, use: int | Tensor) -> Tensor:
         """What comes after: output projection, residual, norm, feed-forward, residual."""
-        hidden = hidden + self.self_attn.merge(mixed)
-        return hidden + self.mlp(self.post_attention_layernorm(hidden, use))
+        added = self.self_attn.merge(mixed, use)
+        if self.attention_gain is not None:
+            added = self.attention_gain(added, use)
+        hidden = hidden + added
+        added = self.mlp(self.post_attention_layernorm(hidden, use), use)
+        if self.mlp_gain is not None:
+            added = self.mlp_gain(added, use)
+        return hidden + added
 
     def forward(
         self,
@@ -139,7 +175,8 @@ class DecoderLayer(nn.Module):
             rope: cos and sin of their positions, each [A, M, head_dim].
             attend: keys, values and the attention form.
             layer: unrolled index within the stage, told to ``attend``.
-            use: which use of a shared layer this is, for norms kept apart.
+            use: which use of a shared layer this is, for norms kept apart and for what relaxes
+                the sharing; one number, or one per token [A, M].
         """
         enter, leave = _compiled() if self.compiled else (DecoderLayer.enter, DecoderLayer.leave)
         query, key, value = enter(self, hidden, rope, use, attend.needs_kv(layer))

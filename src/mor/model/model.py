@@ -19,6 +19,7 @@ from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm
 from mor.model.recursion import DepthTrace, run_recursions
+from mor.model.relaxation import DepthEmbedding
 from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
 from mor.model.rows import Rows, document_runs, end_to_end, front, to_front
@@ -63,10 +64,12 @@ class MoRModel(nn.Module):
         self.prelude_layers = nn.ModuleList(
             DecoderLayer(config) for _ in range(config.num_prelude_layers)
         )
-        uses = None if config.share_norms else config.num_recursions
         self.block = nn.ModuleList(
-            DecoderLayer(config, uses) for _ in range(config.num_recursion_layers)
+            DecoderLayer(config, config.num_recursions) for _ in range(config.num_recursion_layers)
         )
+        self.depth_embedding: DepthEmbedding | None = None
+        if config.relaxation == "embeddings":
+            self.depth_embedding = DepthEmbedding(width, config.num_recursions)
         self.coda_layers = nn.ModuleList(
             DecoderLayer(config) for _ in range(config.num_coda_layers)
         )
@@ -94,6 +97,8 @@ class MoRModel(nn.Module):
 
         The output carries the residual stream; what becomes of it is the router's ``update``.
         """
+        if self.depth_embedding is not None:
+            hidden = self.depth_embedding(hidden, depth)
         first = depth * self.config.num_recursion_layers
         for unrolled in range(first, first + self.config.num_recursion_layers):
             layer = self.block[self.config.shared_layer(unrolled)]

@@ -47,8 +47,11 @@ class BoundaryRouter(Router):
         return 0.5 if self.config.router_activation == "none" else 0.0
 
     def gate(self, logits: Tensor) -> Tensor:
-        """sigmoid or tanh times alpha, or the bare logit (paper, router table)."""
-        kind = self.config.router_activation
+        """sigmoid or tanh times alpha, or the bare logit (paper, router table).
+
+        ``router_gate_bias`` is added first; boundaries know nothing of it.
+        """
+        kind, logits = self.config.router_activation, logits + self.config.router_gate_bias
         if kind == "none":
             return logits
         squashed = torch.sigmoid(logits) if kind == "sigmoid" else torch.tanh(logits)

@@ -30,7 +30,9 @@ class TokenChoiceRouter(Router):
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax or sigmoid over depths, times alpha; [..., R]."""
         softmax = self.config.router_activation == "softmax"
-        squashed = logits.softmax(-1) if softmax else logits.sigmoid()
+        squashed = (
+            logits.softmax(-1) if softmax else (logits + self.config.router_gate_bias).sigmoid()
+        )
         return squashed * self.config.router_alpha
 
     def start(self, hidden: Tensor, max_depth: int) -> Scores | None:
