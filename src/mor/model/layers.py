@@ -25,8 +25,11 @@ class Attend(Protocol):
     Training, the Hugging Face cache and the paged engine each bring their own.
     """
 
-    def needs_kv(self, layer: int) -> bool:
-        """Whether unrolled layer ``layer`` of this stage has to compute keys and values."""
+    def needs_kv(self, layer: int) -> bool | int:
+        """Whether unrolled layer ``layer`` of this stage has to compute keys and values.
+
+        A number (not a bool) says: for that many tokens, the first ones of a run [1, M].
+        """
         ...
 
     def __call__(
@@ -71,11 +74,17 @@ class Attention(nn.Module):
     def _heads(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
-    def project(self, hidden: Tensor, rope: Rotation, with_kv: bool) -> Heads:
-        """Query [A, H, M, d], key and value [A, Hkv, M, d] (or None) of hidden [A, M, D]."""
+    def project(self, hidden: Tensor, rope: Rotation, with_kv: bool | int) -> Heads:
+        """Query [A, H, M, d], key and value [A, Hkv, M, d] (or None) of hidden [A, M, D].
+
+        ``with_kv`` is what :meth:`Attend.needs_kv` said; a number makes keys and values [A, Hkv,
+        with_kv, d].
+        """
         query = rotate(self._heads(self.q_proj(hidden)), rope)
         if not with_kv:
             return query, None, None
+        if with_kv is not True:
+            hidden, rope = hidden[:, :with_kv], (rope[0][:, :with_kv], rope[1][:, :with_kv])
         key = rotate(self._heads(self.k_proj(hidden)), rope)
         return query, key, self._heads(self.v_proj(hidden))
 
@@ -115,7 +124,9 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config)
         self.compiled = False
 
-    def enter(self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool) -> Heads:
+    def enter(
+        self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
+    ) -> Heads:
         """What comes before attention: norm, projections, rotation."""
         return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv)
 
@@ -139,7 +150,7 @@ class DecoderLayer(nn.Module):
             rope: cos and sin of their positions, each [A, M, head_dim].
             attend: keys, values and the attention form.
             layer: unrolled index within the stage, told to ``attend``.
-            use: which use of a shared layer this is, for norms kept apart.
+            use: which use of a shared layer this is, for norms kept apart; one for all, or [A, M].
         """
         enter, leave = _compiled() if self.compiled else (DecoderLayer.enter, DecoderLayer.leave)
         query, key, value = enter(self, hidden, rope, use, attend.needs_kv(layer))
