@@ -21,10 +21,10 @@ SERVED = ("none", "recursive")
 NEW = 7
 
 
-def prompts(count: int, seed: int = 0) -> list[list[int]]:
+def prompts(count: int, seed: int = 0, longest: int = 13) -> list[list[int]]:
     lengths = torch.Generator().manual_seed(seed)
     return [
-        random_ids(seed + i, int(torch.randint(1, 14, (), generator=lengths))).tolist()
+        random_ids(seed + i, int(torch.randint(1, longest + 1, (), generator=lengths))).tolist()
         for i in range(count)
     ]
 
@@ -76,7 +76,10 @@ def test_any_model_any_knob_any_arrival_few_pages(
     """Pages are so few that requests give way to each other, and arrive at any tick."""
     model = make_model(config, seed, torch.float64)
     oracle = Oracle(model)
-    every = prompts(data.draw(st.integers(1, 5), label="requests"), seed)
+    longest = data.draw(st.sampled_from([3, 3, 13]), label="longest prompt")
+    new = 18 - longest
+    every = prompts(data.draw(st.integers(1, 5), label="requests"), seed, longest)
+    depth = config.router_fixed_depth or config.num_recursions
     engine = Engine(
         model,
         max_num_seqs=max_num_seqs,
@@ -84,22 +87,22 @@ def test_any_model_any_knob_any_arrival_few_pages(
         prefill_chunk=chunk,
         page_size=page_size,
         min_gather=min_gather,
-        max_model_len=24,
+        max_model_len=18,
         # Just enough for the longest request alone at worst, or a little more.
-        num_pages=pages_for(config, 20 + data.draw(st.integers(0, 30)), 3, page_size),
+        num_pages=pages_for(config, 17, depth, page_size) + data.draw(st.integers(0, 30)),
         policy=policy,
         attention=data.draw(st.sampled_from([row_attention, padded_attention])),
     )
     done = {}
     for prompt in every:
-        engine.add_request(prompt, greedy(NEW))
+        engine.add_request(prompt, greedy(new))
         for _ in range(data.draw(st.integers(0, 6))):
             done |= {out.request_id: out for out in engine.step() if out.finished}
             engine.check_integrity()
     done |= run(engine)
     assert len(done) == len(every)
     for output in done.values():
-        oracle.check(output, NEW)
+        oracle.check(output, new)
     idle(engine)
 
 
