@@ -90,13 +90,17 @@ class Engine:
         }  # fmt: skip
         for name, value in numbers.items():
             whole(name, value, 1)
-        self.max_model_len = max_model_len or config.max_position_embeddings
-        whole("max_model_len", self.max_model_len, 1, config.max_position_embeddings)
-        whole("max_depth", max_depth or 1, 1, config.num_recursions)
+        longest, deepest = config.max_position_embeddings, config.num_recursions
+        self.max_model_len = longest if max_model_len is None else max_model_len
+        whole("max_model_len", self.max_model_len, 1, longest)
+        max_depth = deepest if max_depth is None else max_depth
+        whole("max_depth", max_depth, 1, deepest)
         if policy not in get_args(Policy):
-            raise MorError(f"policy={policy!r} is not known; use one of {get_args(Policy)}")
+            raise MorError(
+                f"policy={policy!r} is not known; use one of: {', '.join(get_args(Policy))}"
+            )
         fixed = config.router_fixed_depth if config.router == "fixed" else None
-        self.max_depth = min(fixed or config.num_recursions, max_depth or config.num_recursions)
+        self.max_depth = min(fixed or deepest, max_depth)
         self.tokenizer, self.end_ids = tokenizer, end_ids(model)
         device, dtype = model.device, model.dtype
         if num_pages is None:
@@ -246,7 +250,8 @@ class Engine:
         names: list[str] = []
         done: dict[str, RequestOutput] = {}
         try:
-            names += [self.add_request(p, own) for p, own in zip(every, asked, strict=True)]
+            for prompt, own in zip(every, asked, strict=True):
+                names.append(self.add_request(prompt, own))
             while any(name not in done for name in names):
                 done |= {out.request_id: out for out in self.step() if out.finished}
         finally:
