@@ -289,7 +289,7 @@ class Engine:
 
     def reset_stats(self) -> None:
         """Count from nothing."""
-        self.stats.__init__(self.config.num_recursions)  # type: ignore[misc]
+        self.stats.reset()
         self.store.pool.peak = self.store.pool.used
 
     # Within --------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ class EngineStats:
     """Totals since the engine was made (or since :meth:`Engine.reset_stats`).
 
     Attributes:
+        recursions: R.
         ticks: passes of the block.
         tick_tokens: tokens that they carried.
         entries, entry_tokens: passes of embedding and prelude, and their tokens.
@@ -43,6 +44,10 @@ class EngineStats:
         """Room for every depth."""
         self.depths = [0] * (self.recursions + 1)
         self.new_depths = [0] * (self.recursions + 1)
+
+    def reset(self) -> None:
+        """Count from nothing, in place: others hold this object too."""
+        vars(self).update(vars(EngineStats(self.recursions)))
 
     @property
     def tokens_per_tick(self) -> float:
