@@ -275,6 +275,10 @@ class Engine:
         waves = [r.wave for r in scheduler.running if r.wave is not None]
         if sum(map(len, waves)) + self.lanes.free != self.lanes.count:
             raise MorError("lanes of tokens in flight and free lanes are not all lanes")
+        prompts = sum(len(wave) for wave in waves if wave.prompt)
+        residents = len(self.store.private.lengths)
+        if scheduler.prompt_lanes + prompts + residents != self.lanes.count:
+            raise MorError("lanes for prompts are not each in use once or free once")
         if len(scheduler.ready) + len(scheduler.exited) != len(waves):
             raise MorError("a wave is neither ready nor waiting for the coda")
         for request in scheduler.running:
