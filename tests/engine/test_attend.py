@@ -14,7 +14,7 @@ from mor.engine.attend import PagedAttention, padded_attention, row_attention
 from mor.engine.batch import KVView
 from mor.engine.pages import PagePool, PageTables
 from tests.engine.oracle import Oracle, greedy
-from tests.strategies import make_model, random_ids, small_config
+from tests.strategies import KV_SHARING, make_model, random_ids, small_config
 
 FORMS = [padded_attention, row_attention]
 
@@ -66,12 +66,15 @@ def test_each_query_sees_its_row_up_to_its_own_place(
         torch.cat(slots),
         tuple(count for count, _ in pieces),
         0,
+        torch.arange(len(pieces)),
+        torch.cat(slots),
+        torch.tensor([sum(piece) for piece in pieces]),
     )
     assert_close(form(torch.cat(queries), view, layer), torch.stack(wanted), atol=1e-12, rtol=1e-12)
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive"])
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
 def test_garbage_in_free_pages_reaches_nobody(form: PagedAttention, kv_sharing: str) -> None:
     model = make_model(small_config("threshold", kv_sharing), 1, torch.float64)
     oracle = Oracle(model)

@@ -15,9 +15,16 @@ from mor.engine.attend import padded_attention, row_attention
 from mor.engine.scheduler import Policy
 from mor.engine.store import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
-from tests.strategies import ROUTERS, SEEDS, configs, make_model, random_ids, small_config
+from tests.strategies import (
+    KV_SHARING,
+    ROUTERS,
+    SEEDS,
+    configs,
+    make_model,
+    random_ids,
+    small_config,
+)
 
-SERVED = ("none", "recursive")
 NEW = 7
 
 
@@ -29,7 +36,7 @@ def prompts(count: int, seed: int = 0, longest: int = 13) -> list[list[int]]:
     ]
 
 
-@pytest.mark.parametrize("kv_sharing", SERVED)
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_knobs_of_every_size_change_no_token(router: str, kv_sharing: str) -> None:
     config = small_config(router, kv_sharing, num_recursion_layers=2, share_norms=False)
@@ -52,7 +59,7 @@ def test_knobs_of_every_size_change_no_token(router: str, kv_sharing: str) -> No
 
 
 @given(
-    configs(kv_sharing=SERVED),
+    configs(),
     SEEDS,
     st.integers(1, 6),
     st.integers(1, 6),
@@ -106,7 +113,7 @@ def test_any_model_any_knob_any_arrival_few_pages(
     idle(engine)
 
 
-@pytest.mark.parametrize("kv_sharing", SERVED)
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_requests_that_gave_way_say_the_same(router: str, kv_sharing: str) -> None:
     config = small_config(router, kv_sharing)
@@ -144,7 +151,7 @@ def test_a_depth_cap_of_the_engine_and_of_a_request(router: str) -> None:
         idle(engine)
 
 
-@pytest.mark.parametrize("kv_sharing", SERVED)
+@pytest.mark.parametrize("kv_sharing", KV_SHARING[:2])
 @pytest.mark.parametrize("sharing", ["sequence", "middle_sequence"])
 def test_repeated_layers_run_as_one_pass(sharing: str, kv_sharing: str) -> None:
     config = small_config("fixed", kv_sharing, sharing=sharing, num_recursion_layers=2)
@@ -158,7 +165,7 @@ def test_repeated_layers_run_as_one_pass(sharing: str, kv_sharing: str) -> None:
         idle(engine)
 
 
-@pytest.mark.parametrize("kv_sharing", SERVED)
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
 def test_a_vanilla_model_is_one_recursion(kv_sharing: str) -> None:
     config = small_config("fixed", kv_sharing, num_recursions=1, num_recursion_layers=3)
     model = make_model(config, 5, torch.float64)

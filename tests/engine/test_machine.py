@@ -16,7 +16,7 @@ from mor.engine.store import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
 from tests.strategies import make_model, random_ids, small_config
 
-KINDS = [("threshold", "none"), ("token_choice", "recursive"), ("expert_choice", "recursive"),
+KINDS = [("threshold", "none"), ("threshold", "recursive_update"), ("token_choice", "recursive"), ("expert_choice", "recursive"),
          ("random", "none"), ("fixed", "none")]  # fmt: skip
 _oracles: dict[Any, Oracle] = {}
 

@@ -96,7 +96,7 @@ def test_more_pages_than_there_are_cannot_be_taken() -> None:
         pool_of(2, 1).take(3)
 
 
-@given(configs(kv_sharing=("none", "recursive")), st.integers(0, 30), st.integers(1, 5), st.data())
+@given(configs(), st.integers(0, 30), st.integers(1, 5), st.data())
 def test_the_worst_case_is_what_full_depth_takes(
     config: Any, tokens: int, page_size: int, data: st.DataObject
 ) -> None:
@@ -108,7 +108,7 @@ def test_the_worst_case_is_what_full_depth_takes(
         store.block.extend(row, tokens)
     assert store.pool.used == store.most_pages(tokens, limit)
     block = config.num_recursion_layers
-    if config.kv_sharing == "none":
+    if config.kv_sharing != "recursive":
         block *= limit
     layers = config.num_prelude_layers + config.num_coda_layers + block
     assert store.pool.used == layers * -(-tokens // page_size)
@@ -122,9 +122,3 @@ def test_the_longest_sequence_that_fits_does_fit() -> None:
         longest = store.longest(3)
         assert pages_for(config, longest, 3, 4) <= pages
         assert pages_for(config, longest + 1, 3, 4) > pages
-
-
-def test_refreshed_sharing_is_refused_by_name() -> None:
-    config = small_config("threshold", "recursive_update")
-    with pytest.raises(MorError, match="kv_sharing='recursive_update' is not served"):
-        KVStore(config, 10, 4, 1, 8, 3, torch.float32, CPU)

@@ -22,12 +22,14 @@ class Piece:
     Attributes:
         wave: whose.
         places: which of its tokens, ascending.
-        slots: place of each among the tokens of its table row.
+        slots: place of each among the tokens of the table row that it reads.
+        written: place of each in the row that it writes.
     """
 
     wave: Wave
     places: Sequence[int]
     slots: Sequence[int]
+    written: Sequence[int]
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class KVView:
         slots: [N] place of each query's own entry in its row; it sees places 0..slot.
         counts: tokens of each piece.
         writes: the first so many tokens leave entries.
+        own_rows, own_lengths, written: [S], [S], [N] the same of the row that takes new entries.
+        origins: [rows, tokens] where rows are read with the entries of their own row in place of
+            some: which places these take; else None.
     """
 
     table: PageTables
@@ -49,6 +54,10 @@ class KVView:
     slots: Tensor
     counts: tuple[int, ...]
     writes: int
+    own_rows: Tensor
+    written: Tensor
+    own_lengths: Tensor
+    origins: Tensor | None = None
 
     @cached_property
     def segments(self) -> Segments:
@@ -65,26 +74,38 @@ class KVView:
     def write_slots(self) -> Tensor:
         """[writes, layers] where in the pool the entries go."""
         counts = torch.tensor(self.counts, device=self.rows.device)
-        rows = self.rows.repeat_interleave(counts)[: self.writes]
-        return self.table.slots(rows, self.slots[: self.writes])
+        rows = self.own_rows.repeat_interleave(counts)[: self.writes]
+        return self.table.slots(rows, self.written[: self.writes])
 
-    @cached_property
-    def read_places(self) -> tuple[Tensor, Tensor]:
-        """[S, longest] column and place within the page of every token of each row.
+    @staticmethod
+    def _places(lengths: Tensor) -> Tensor:
+        """[S, longest] 0, 1, 2 ... of each row.
 
         Behind a row's last token the last one is repeated: a real entry of its own, whatever pages
         that nobody owns may hold.
         """
-        places = torch.arange(int(self.lengths.max()), device=self.rows.device)
-        places = torch.minimum(places[None], self.lengths[:, None] - 1)
-        size = self.table.pool.page_size
-        return places // size, places % size
+        places = torch.arange(int(lengths.max()), device=lengths.device)
+        return torch.minimum(places[None], lengths[:, None] - 1)
+
+    @cached_property
+    def _read(self) -> Tensor:
+        return self._places(self.lengths)
+
+    @cached_property
+    def _own(self) -> Tensor:
+        return self._places(self.own_lengths)
 
     def read_slots(self, layer: int) -> Tensor:
         """[S, longest] pool slots of every row's tokens in one layer of the table."""
-        columns, within = self.read_places
-        pages = self.table.table[self.rows, layer].gather(1, columns)
-        return pages * self.table.pool.page_size + within
+        slots = self._slots(self.rows, self._read, layer)
+        if self.origins is None:
+            return slots
+        taken = self.origins[self.own_rows].gather(1, self._own)
+        return slots.scatter(1, taken, self._slots(self.own_rows, self._own, layer))
+
+    def _slots(self, rows: Tensor, places: Tensor, layer: int) -> Tensor:
+        size = self.table.pool.page_size
+        return self.table.table[rows, layer].gather(1, places // size) * size + places % size
 
 
 @dataclass(frozen=True)
@@ -108,39 +129,48 @@ class ForwardBatch:
 
 def private_batch(waves: Sequence[Wave], store: KVStore) -> ForwardBatch:
     """All tokens of ``waves``, for prelude or coda: a token's place is its position."""
-    pieces = [Piece(w, range(len(w)), range(w.start, w.end)) for w in waves]
+    own = [range(w.start, w.end) for w in waves]
+    pieces = [Piece(w, range(len(w)), at, at) for w, at in zip(waves, own, strict=True)]
     rows = [w.request.row for w in waves]
-    return _batch(pieces, store.private, rows, [w.end for w in waves], sum(map(len, waves)))
+    return _batch(pieces, store.private, rows, rows, sum(map(len, waves)), None)
 
 
 def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     """Tokens of mixed depths for the block, those that leave entries first."""
     ordered = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
-    rows = [store.row(piece.wave.request, piece.wave.depth) for piece in ordered]
-    lengths = [store.block.lengths[row] for row in rows]
+    rows = [store.read_row(piece.wave.request, piece.wave.depth) for piece in ordered]
+    own = [store.row(piece.wave.request, piece.wave.depth) for piece in ordered]
     writes = sum(len(p.places) for p in ordered if store.writes(p.wave.depth))
-    return _batch(ordered, store.block, rows, lengths, writes)
+    return _batch(ordered, store.block, rows, own, writes, store.origins)
 
 
 def _batch(
     pieces: Sequence[Piece],
     table: PageTables,
     rows: Sequence[int | None],
-    lengths: Sequence[int],
+    own: Sequence[int | None],
     writes: int,
+    origins: Tensor | None,
 ) -> ForwardBatch:
     device = table.table.device
-    lanes = [p.wave.lanes[place] for p in pieces for place in p.places]
     numbers = [
         [p.wave.start + place for p in pieces for place in p.places],
         [p.wave.depth for p in pieces for _ in p.places],
         [p.wave.request.limit for p in pieces for _ in p.places],
         [slot for p in pieces for slot in p.slots],
-        lanes,
+        [slot for p in pieces for slot in p.written],
+        [p.wave.lanes[place] for p in pieces for place in p.places],
+    ]
+    by_row = [
+        rows,
+        [table.lengths[r or 0] for r in rows],
+        own,
+        [table.lengths[r or 0] for r in own],
     ]
     told = torch.tensor(numbers, device=device)  # one copy to the device for all of them
-    shapes = torch.tensor([rows, lengths], device=device)
+    shapes = torch.tensor(by_row, device=device)
+    counts = tuple(len(p.places) for p in pieces)
     view = KVView(
-        table, shapes[0], shapes[1], told[3], tuple(len(p.places) for p in pieces), writes
+        table, shapes[0], shapes[1], told[3], counts, writes, shapes[2], told[4], shapes[3], origins
     )
-    return ForwardBatch(tuple(pieces), told[4], told[0:1], told[1:2], told[2:3], view)
+    return ForwardBatch(tuple(pieces), told[5], told[0:1], told[1:2], told[2:3], view)

@@ -187,7 +187,7 @@ class Scheduler:
                 continue  # it had to give way to an older one just now
             if self._make_room(self.store.missing_to_run(wave, count), wave.request):
                 places = wave.pending[:count]
-                pieces.append(Piece(wave, places, self.store.run(wave, places)))
+                pieces.append(Piece(wave, places, *self.store.run(wave, places)))
         return [piece for piece in pieces if piece.wave.request.wave is piece.wave]
 
     def _candidates(self) -> list[Wave]:

@@ -8,11 +8,11 @@ sharing there is depth 0's row alone. Prelude and coda hold the same tokens and 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.pages import PagePool, PageTables, check_integrity
 from mor.engine.request import Request, Wave
-from mor.errors import MorError
 
 
 class KVStore:
@@ -29,7 +29,9 @@ class KVStore:
         private: layers of prelude and coda, one row per request.
         block: layers of the shared block, ``groups`` rows per request.
         groups: R, or 1 where later depths read depth 0 or where all depths are one pass.
-        shared: whether later depths read depth 0.
+        shared: whether later depths read depth 0 and leave no entries.
+        origins: [rows, tokens] place in depth 0's row of every entry of the block's table, where
+            later depths read depth 0 with their own entries in place of some; else None.
     """
 
     def __init__(
@@ -43,12 +45,6 @@ class KVStore:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
-        if config.kv_sharing == "recursive_update":
-            raise MorError(
-                "kv_sharing='recursive_update' is not served by the engine yet: each depth would "
-                "need a copy of depth 0's pages; use model.generate, or a model with "
-                "kv_sharing='none' or 'recursive'"
-            )
         self.config = config
         self.pool = PagePool(
             num_pages, page_size, config.num_key_value_heads, config.head_dim, dtype, device
@@ -59,11 +55,19 @@ class KVStore:
         private = config.num_prelude_layers + config.num_coda_layers
         self.private = PageTables(self.pool, residents, private, max_tokens)
         self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
+        self.origins: Tensor | None = None
+        if config.kv_sharing == "recursive_update":
+            shape = (residents * self.groups, max_tokens)
+            self.origins = torch.zeros(shape, dtype=torch.long, device=device)
 
     def row(self, request: Request, depth: int) -> int:
-        """Row of the block's table that a token of ``request`` reads at ``depth``."""
+        """Row of the block's table that a token of ``request`` writes to at ``depth``."""
         assert request.row is not None
         return request.row * self.groups + min(depth, self.groups - 1)
+
+    def read_row(self, request: Request, depth: int) -> int:
+        """Row whose places its query is told."""
+        return self.row(request, depth if self.origins is None else 0)
 
     def writes(self, depth: int) -> bool:
         """Whether a token leaves entries at ``depth``."""
@@ -86,18 +90,23 @@ class KVStore:
         row = self.row(wave.request, wave.depth)
         return self.block.missing(row, self.block.lengths[row] + count)
 
-    def run(self, wave: Wave, places: list[int]) -> list[int]:
-        """Take them; returns the place of each of these tokens in its row."""
+    def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int]]:
+        """Take them; returns the place of each token in the row it reads and the one it writes."""
+        first = [wave.first_slots[place] for place in places]
         if not self.writes(wave.depth):
-            return [wave.first_slots[place] for place in places]
+            return first, first
         row = self.row(wave.request, wave.depth)
-        before = self.block.lengths[row]
-        self.block.extend(row, before + len(places))
-        slots = list(range(before, before + len(places)))
-        if self.shared:
+        before, after = self.block.lengths[row], self.block.lengths[row] + len(places)
+        self.block.extend(row, after)
+        slots = list(range(before, after))
+        if wave.depth == 0:
+            first = slots
             for place, slot in zip(places, slots, strict=True):
                 wave.first_slots[place] = slot
-        return slots
+        if self.origins is None:
+            return slots, slots
+        self.origins[row, before:after] = torch.tensor(first, device=self.origins.device)
+        return first, slots
 
     def release(self, request: Request) -> None:
         """Give back all that ``request`` owns."""
@@ -145,7 +154,7 @@ def block_layers(config: MoRConfig, limit: int) -> int:
 
 def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int:
     """Pages that ``tokens`` tokens need when all of them run ``depth`` recursions."""
-    one_row = config.interleaved or config.kv_sharing != "none"
+    one_row = config.interleaved or config.kv_sharing == "recursive"
     layers = config.num_prelude_layers + config.num_coda_layers
     layers += block_layers(config, depth) * (1 if one_row else depth)
     return -(-tokens // page_size) * layers
