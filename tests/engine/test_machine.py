@@ -16,8 +16,10 @@ from mor.engine.store import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
 from tests.strategies import make_model, random_ids, small_config
 
-KINDS = [("threshold", "none"), ("threshold", "recursive_update"), ("token_choice", "recursive"), ("expert_choice", "recursive"),
-         ("random", "none"), ("fixed", "none")]  # fmt: skip
+KINDS = [
+    ("threshold", "none"), ("threshold", "recursive_update"), ("token_choice", "recursive"),
+    ("expert_choice", "recursive"), ("random", "none"), ("fixed", "none"),
+]  # fmt: skip
 _oracles: dict[Any, Oracle] = {}
 
 

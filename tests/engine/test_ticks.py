@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mor import MoRForCausalLM
-from mor.engine import Engine, describe
+from mor.engine import Engine
 from mor.engine.request import Wave
 from mor.engine.store import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
@@ -209,10 +209,19 @@ def test_what_is_counted(model: MoRForCausalLM) -> None:
     assert stats.tick_tokens == sum(every)
     assert stats.mean_depth == pytest.approx(sum(every) / len(every))
     assert 0 < stats.peak_pages <= engine.store.pool.num_pages
-    told = describe(stats)
+    told = engine.metrics()
     assert told["ticks"] == stats.ticks
     assert told["tokens_per_tick"] == stats.tick_tokens / stats.ticks
     assert told["tokens_per_gathering"] == stats.gathered_tokens / stats.gatherings
+    assert (told["waiting"], told["running"], told["pages_used"], told["kv_bytes"]) == (0, 0, 0, 0)
+    engine.add_request([1, 2], greedy(3), "more")
+    assert engine.metrics()["waiting"] == 1
+    engine.step()
+    told = engine.metrics()
+    assert told["running"] == 1
+    assert told["pages_used"] == engine.store.pool.used > 0
+    assert told["kv_bytes"] == engine.kv_bytes() > 0
+    engine.abort("more")
     engine.reset_stats()
     assert engine.stats.ticks == engine.scheduler.stats.ticks == engine.stats.peak_pages == 0
     assert engine.stats.depths == [0, 0, 0, 0]

@@ -1,6 +1,6 @@
 """The engine: continuous depth-wise batching over a paged cache per depth."""
 
-from mor.engine.engine import Engine, describe
+from mor.engine.engine import Engine
 from mor.engine.params import SamplingParams
 from mor.engine.request import Completion, RequestOutput, Timings, TokenLogprobs
 from mor.engine.stats import EngineStats
@@ -13,5 +13,4 @@ __all__ = [
     "SamplingParams",
     "Timings",
     "TokenLogprobs",
-    "describe",
 ]

@@ -6,26 +6,25 @@ The life of a request is in docs/engine.md; a tick is :meth:`Engine.step`.
 from __future__ import annotations
 
 import itertools
-import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
 import torch
 
 from mor.engine.attend import PagedAttention, padded_attention, row_attention
+from mor.engine.intake import Intake, end_ids
+from mor.engine.integrity import check_residents
 from mor.engine.lanes import Lanes
 from mor.engine.memory import pages_that_fit
 from mor.engine.params import SamplingParams, whole
-from mor.engine.prompts import end_ids, prompt_ids
 from mor.engine.request import Request, RequestOutput, Wave
 from mor.engine.runner import Runner
 from mor.engine.sampler import sample
 from mor.engine.scheduler import Policy, Scheduler
 from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
-from mor.engine.text import TextStream
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
@@ -101,7 +100,7 @@ class Engine:
             )
         fixed = config.router_fixed_depth if config.router == "fixed" else None
         self.max_depth = min(fixed or deepest, max_depth)
-        self.tokenizer, self.end_ids = tokenizer, end_ids(model)
+        self.tokenizer = tokenizer
         device, dtype = model.device, model.dtype
         if num_pages is None:
             num_pages = pages_that_fit(
@@ -113,6 +112,9 @@ class Engine:
             config, num_pages, page_size, residents, self.max_model_len, self.max_depth, dtype,
             device,
         )  # fmt: skip
+        self.intake = Intake(
+            config, self.store, tokenizer, end_ids(model), self.max_model_len, self.max_depth
+        )
         lanes = residents + 2 * prefill_chunk
         router = model.model.router
         self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router.returns_to_origin)
@@ -149,29 +151,10 @@ class Engine:
                 never fit into the pool, an id that is in use.
         """
         params = SamplingParams() if params is None else params
-        now = time.perf_counter()
         name = f"request-{next(self._numbers)}" if request_id is None else request_id
         if name in self._groups:
             raise MorError(f"request_id={name!r} is in use; give each request a name of its own")
-        ids = prompt_ids(prompt, self.tokenizer, self.config)
-        params.check_vocabulary(self.config.vocab_size)
-        if params.stop and self.tokenizer is None:
-            raise MorError(f"stop={params.stop!r} needs a tokenizer; use stop_token_ids")
-        limit = self._limit(params)
-        max_new = self._room(len(ids), params, limit)
-        ends = frozenset(params.stop_token_ids) | (
-            frozenset() if params.ignore_eos else self.end_ids
-        )
-        base = random.SystemRandom().getrandbits(62) if params.seed is None else params.seed
-        self._groups[name] = [
-            Request(
-                group=name, index=index, prompt=ids, params=params, max_new=max_new, limit=limit,
-                stop_ids=ends, draw=random.Random(base + index), arrival=now,
-                stream=None if self.tokenizer is None
-                else TextStream(self.tokenizer, tuple(params.stop)),
-            )
-            for index in range(params.n)
-        ]  # fmt: skip
+        self._groups[name] = self.intake.requests(name, prompt, params)
         self.scheduler.waiting.extend(self._groups[name])
         self.stats.requests += params.n
         return name
@@ -267,29 +250,22 @@ class Engine:
         Raises:
             MorError: what is wrong. It is always our mistake.
         """
-        scheduler = self.scheduler
-        self.store.check(scheduler.free_rows)
-        rows = sorted([r.row for r in scheduler.running if r.row is not None] + scheduler.free_rows)
-        if rows != list(range(len(rows))) or len(rows) != len(self.store.private.lengths):
-            raise MorError(f"page table rows {rows} are not each in use once or free once")
-        waves = [r.wave for r in scheduler.running if r.wave is not None]
-        if sum(map(len, waves)) + self.lanes.free != self.lanes.count:
-            raise MorError("lanes of tokens in flight and free lanes are not all lanes")
-        prompts = sum(len(wave) for wave in waves if wave.prompt)
-        residents = len(self.store.private.lengths)
-        if scheduler.prompt_lanes + prompts + residents != self.lanes.count:
-            raise MorError("lanes for prompts are not each in use once or free once")
-        if len(scheduler.ready) + len(scheduler.exited) != len(waves):
-            raise MorError("a wave is neither ready nor waiting for the coda")
-        for request in scheduler.running:
-            length = request.computed if request.wave is None else request.wave.end
-            assert request.row is not None
-            if self.store.private.lengths[request.row] != length:
-                raise MorError(f"{request.group}: {length} tokens entered, its pages hold others")
+        check_residents(self.scheduler)
 
     def kv_bytes(self) -> int:
         """Bytes of keys and values that are cached now."""
         return self.store.nbytes()
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start, their quotients, and the state of this moment, by name."""
+        now = {
+            "waiting": len(self.scheduler.waiting),
+            "running": len(self.scheduler.running),
+            "pages": self.store.pool.num_pages,
+            "pages_used": self.store.pool.used,
+            "kv_bytes": self.kv_bytes(),
+        }
+        return self.stats.numbers() | now
 
     def reset_stats(self) -> None:
         """Count from nothing."""
@@ -354,40 +330,3 @@ class Engine:
             del self._groups[name]
         completions = tuple(request.completion() for request in group)
         return RequestOutput(name, group[0].prompt, completions, finished)
-
-    def _limit(self, params: SamplingParams) -> int:
-        if params.max_depth is None:
-            return self.max_depth
-        whole("max_depth", params.max_depth, 1, self.config.num_recursions)
-        limit = min(params.max_depth, self.max_depth)
-        if self.config.interleaved and limit != self.max_depth:
-            raise MorError(
-                f"max_depth={params.max_depth} cannot be asked for by one request where "
-                f"sharing={self.config.sharing!r} runs all depths in one pass; set the engine's"
-            )
-        return limit
-
-    def _room(self, prompt: int, params: SamplingParams, limit: int) -> int:
-        """Most new tokens: what was asked for, or what fits."""
-        fits = min(self.max_model_len, self.store.longest(limit) + 1)  # the last is never cached
-        wanted = prompt + (params.max_tokens or 1)
-        if wanted > fits:
-            why = f"max_model_len={self.max_model_len}"
-            if fits < self.max_model_len:
-                why = f"the {fits} that num_pages={self.store.pool.num_pages} hold"
-            raise MorError(
-                f"prompt of {prompt} tokens and max_tokens={params.max_tokens} are past {why}; "
-                "shorten one of them"
-            )
-        return params.max_tokens or fits - prompt
-
-
-def describe(stats: EngineStats) -> Mapping[str, float]:
-    """The counters and their quotients by name, for a benchmark's record or a server's metrics."""
-    told = {k: v for k, v in vars(stats).items() if isinstance(v, int)}
-    extra = {
-        "tokens_per_tick": stats.tokens_per_tick,
-        "tokens_per_gathering": stats.tokens_per_gathering,
-        "mean_depth": stats.mean_depth,
-    }
-    return told | extra

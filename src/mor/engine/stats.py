@@ -49,6 +49,15 @@ class EngineStats:
         """Count from nothing, in place: others hold this object too."""
         vars(self).update(vars(EngineStats(self.recursions)))
 
+    def numbers(self) -> dict[str, float]:
+        """The counters and their quotients by name; histograms apart."""
+        told = {name: float(value) for name, value in vars(self).items() if isinstance(value, int)}
+        return told | {
+            "tokens_per_tick": self.tokens_per_tick,
+            "tokens_per_gathering": self.tokens_per_gathering,
+            "mean_depth": self.mean_depth,
+        }
+
     @property
     def tokens_per_tick(self) -> float:
         """Mean tokens that a pass of the block carried."""
