@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
@@ -36,7 +37,12 @@ def row_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
     for row, (own, place) in enumerate(zip(queries, places, strict=True)):
         index = slots[row, : view.reach[row]]
         keys, values = (store[index].transpose(0, 1)[None] for store in (pool.keys, pool.values))
-        found = slot_attention(own.transpose(0, 1)[None], keys, values, place[None])
+        alone = own.transpose(0, 1)[None]
+        if len(own) == 1:  # it sees all of them
+            grouped = alone.shape[1] != keys.shape[1]
+            found = F.scaled_dot_product_attention(alone, keys, values, enable_gqa=grouped)
+        else:
+            found = slot_attention(alone, keys, values, place[None])
         mixed.append(found[0].transpose(0, 1))
     return torch.cat(mixed)
 

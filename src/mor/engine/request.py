@@ -83,7 +83,7 @@ class RequestOutput:
     finished: bool
 
 
-@dataclass
+@dataclass(eq=False)
 class Wave:
     """Consecutive tokens of one request that go through the recursions together.
 

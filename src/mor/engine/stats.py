@@ -52,6 +52,7 @@ class EngineStats:
     def numbers(self) -> dict[str, float]:
         """The counters and their quotients by name; histograms apart."""
         told = {name: float(value) for name, value in vars(self).items() if isinstance(value, int)}
+        del told["recursions"]
         return told | {
             "tokens_per_tick": self.tokens_per_tick,
             "tokens_per_gathering": self.tokens_per_gathering,
