@@ -50,7 +50,7 @@ def test_knobs_of_every_size_change_no_token(router: str, kv_sharing: str) -> No
     ]
     for knob, attention in zip(knobs, [row_attention, padded_attention] * 2, strict=True):
         engine = Engine(model, max_model_len=40, num_pages=2000, attention=attention, **knob)
-        for output in engine.generate(prompts(6), greedy(NEW)):
+        for output in engine.generate(prompts(4), greedy(NEW)):
             oracle.check(output, NEW)
         assert engine.stats.preemptions == 0
         idle(engine)
@@ -113,6 +113,7 @@ def test_any_model_any_knob_any_arrival_few_pages(
     idle(engine)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_requests_that_gave_way_say_the_same(router: str, kv_sharing: str) -> None:
