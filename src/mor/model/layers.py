@@ -26,8 +26,11 @@ class Attend(Protocol):
     Training, the Hugging Face cache and the paged engine each bring their own.
     """
 
-    def needs_kv(self, layer: int) -> bool:
-        """Whether unrolled layer ``layer`` of this stage has to compute keys and values."""
+    def needs_kv(self, layer: int) -> bool | int:
+        """Whether unrolled layer ``layer`` of this stage has to compute keys and values.
+
+        A number (not a bool) says: for that many tokens, the first ones of a run [1, M].
+        """
         ...
 
     def __call__(
@@ -91,12 +94,19 @@ class Attention(Relaxable):
         return heads.transpose(1, 2)
 
     def project(
-        self, hidden: Tensor, rope: Rotation, with_kv: bool, use: int | Tensor = 0
+        self, hidden: Tensor, rope: Rotation, with_kv: bool | int, use: int | Tensor = 0
     ) -> Heads:
-        """Query [A, H, M, d], key and value [A, Hkv, M, d] (or None) of hidden [A, M, D]."""
+        """Query [A, H, M, d], key and value [A, Hkv, M, d] (or None) of hidden [A, M, D].
+
+        ``with_kv`` is what :meth:`Attend.needs_kv` said; a number makes keys and values [A, Hkv,
+        with_kv, d].
+        """
         query = rotate(self._heads(self.map("q_proj", hidden, use), self.q_norm, use), rope)
         if not with_kv:
             return query, None, None
+        if with_kv is not True:
+            hidden, rope = hidden[:, :with_kv], (rope[0][:, :with_kv], rope[1][:, :with_kv])
+            use = use[:, :with_kv] if isinstance(use, Tensor) else use
         key = rotate(self._heads(self.map("k_proj", hidden, use), self.k_norm, use), rope)
         return query, key, self._heads(self.map("v_proj", hidden, use))
 
@@ -145,7 +155,9 @@ class DecoderLayer(nn.Module):
             self.attention_gain, self.mlp_gain = Gain(width, uses), Gain(width, uses)
         self.compiled = False
 
-    def enter(self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool) -> Heads:
+    def enter(
+        self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
+    ) -> Heads:
         """What comes before attention: norm, projections, rotation."""
         return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv, use)
 

@@ -92,13 +92,32 @@ class MoRModel(nn.Module):
         """The private layers before the recursion, [B, N, D] -> [B, N, D]."""
         return self._stack(self.prelude_layers, hidden, rope, attend, states)
 
-    def recurse(self, hidden: Tensor, depth: int, rope: Rotation, attend: Attend) -> Tensor:
+    def recurse(
+        self, hidden: Tensor, depth: int | Tensor, rope: Rotation, attend: Attend
+    ) -> Tensor:
         """One pass of the shared block at ``depth`` over the tokens given, [A, M, D] -> [A, M, D].
 
         The output carries the residual stream; what becomes of it is the router's ``update``.
+
+        Args:
+            hidden, rope, attend: as a layer takes them.
+            depth: one for all tokens, or one per token [A, M]. In the second case ``attend`` knows
+                which token is at which depth, and is told a layer's place within the block.
+
+        Raises:
+            ValueError: a depth per token where single layers are repeated (``sequence``).
         """
         if self.depth_embedding is not None:
             hidden = self.depth_embedding(hidden, depth)
+        if isinstance(depth, Tensor):
+            if self.config.interleaved:
+                raise ValueError(
+                    f"sharing={self.config.sharing!r} repeats single layers; a depth per token "
+                    "needs the block to be applied as a whole: use 'cycle' or 'middle_cycle'"
+                )
+            for place, layer in enumerate(self.block):
+                hidden = self._layer(layer, hidden, rope, attend, place, depth)
+            return hidden
         first = depth * self.config.num_recursion_layers
         for unrolled in range(first, first + self.config.num_recursion_layers):
             layer = self.block[self.config.shared_layer(unrolled)]
@@ -148,7 +167,7 @@ class MoRModel(nn.Module):
         rope: Rotation,
         attend: Attend,
         index: int,
-        use: int = 0,
+        use: int | Tensor = 0,
     ) -> Tensor:
         if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
             # Non-reentrant: shared keys and values reach later layers outside the arguments.

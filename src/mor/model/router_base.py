@@ -3,7 +3,8 @@
 A router answers one question for one token at one depth: does it run recursion ``depth``?
 ``select`` answers it the way training does (it may compare tokens). ``decide`` answers it from
 that token's own state and constants stored in the checkpoint, and nothing else: it is the rule of
-evaluation, ``generate`` and the engine.
+evaluation, ``generate`` and the engine. What ``decide`` needs (``start``, ``score``, ``decide``,
+``update``) also takes a depth per token, since the engine runs tokens of all depths together.
 """
 
 from __future__ import annotations
@@ -143,18 +144,21 @@ class Router(nn.Module):
 
         return super()._apply(wide, recurse)
 
-    def start(self, hidden: Tensor, max_depth: int) -> Scores | None:
-        """Choose once for tokens [..., D] before depth 0; None for routers that ask each depth."""
+    def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
+        """Choose once for tokens [..., D] before depth 0; None for routers that ask each depth.
+
+        ``max_depth`` is the cap of all of them, or one per token [...].
+        """
         return None
 
     def score(
-        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """Scores of tokens [..., D] that may run recursion ``depth``.
 
         Args:
             hidden: [..., D] the residual stream.
-            depth: 0-based.
+            depth: 0-based, one for all tokens or one per token [...].
             positions: [...] positions of these tokens.
             started: what :meth:`start` said about them.
         """
@@ -182,7 +186,7 @@ class Router(nn.Module):
         """
         raise NotImplementedError
 
-    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+    def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """The causal rule: bool [...] which tokens run recursion ``depth``; None for all.
 
         Each answer depends on that token's scores and on stored constants only.
@@ -190,7 +194,7 @@ class Router(nn.Module):
         raise NotImplementedError
 
     def update(
-        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int
+        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int | Tensor
     ) -> Tensor:
         """New stream [..., D] from a token's stream, the block's output and its scores.
 
@@ -233,6 +237,19 @@ class Router(nn.Module):
             "z_loss": self.config.router_z_loss_coef,
         }
         return weights[name]
+
+    def per_depth(self, values: list[float], depth: int | Tensor) -> float | Tensor:
+        """``values[depth]``; for a depth per token in float32, as a number meets float32 scores."""
+        if isinstance(depth, int):
+            return values[depth]
+        return torch.tensor(values, dtype=torch.float32, device=depth.device)[depth]
+
+    def lets_all_through(self, depth: int | Tensor) -> bool | Tensor:
+        """Whether ``depth`` has a full capacity, so that ``decide`` need not look."""
+        full = [capacity >= 1 for capacity in self.config.router_capacities]
+        if isinstance(depth, int):
+            return full[depth]
+        return torch.tensor(full, device=depth.device)[depth]
 
     def capacity(self, depth: int) -> float:
         """Fraction of all tokens that training lets run ``depth``, warm-up included."""

@@ -58,7 +58,7 @@ class BoundaryRouter(Router):
         return squashed * self.config.router_alpha
 
     def score(
-        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """One logit per token from the raw stream (no norm), by the network of this depth."""
         logits = self.net(hidden, depth).squeeze(-1)
@@ -67,14 +67,15 @@ class BoundaryRouter(Router):
             decision = self.auxiliary(hidden.detach(), depth).squeeze(-1)
         return Scores(self.gate(logits), logits, decision)
 
-    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+    def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """Above the stored boundary, or the paper's 0.5 rule; a full capacity lets all through."""
-        if self.config.router_capacities[depth] >= 1:
+        full = self.lets_all_through(depth)
+        if full is True:
             return None
         assert scores.decision is not None
         if self.config.router_decision_rule == "half":
-            return scores.decision >= self.half_rule
-        return scores.decision > self.boundary[depth]
+            return (scores.decision >= self.half_rule) | full
+        return (scores.decision > self.boundary[depth]) | full
 
     def observe(
         self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None

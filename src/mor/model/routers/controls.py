@@ -20,7 +20,7 @@ class FixedRouter(Router):
     """Every token runs the same number of recursions; the block's output replaces the stream."""
 
     def score(
-        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """Nothing to know."""
         return Scores()
@@ -36,12 +36,12 @@ class FixedRouter(Router):
         """All; the loop itself ends at the fixed depth."""
         return None
 
-    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+    def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """All; the loop itself ends at the fixed depth."""
         return None
 
     def update(
-        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int
+        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int | Tensor
     ) -> Tensor:
         """The plain recursive model: h becomes block(h)."""
         return output
@@ -83,21 +83,21 @@ class RandomRouter(Router):
         return self._hash(row * _ROW + place, salt >> 1)
 
     def score(
-        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """Uniform scores in [0, 1); the gate is alpha times the score."""
         value = self._hash(positions, 0)
-        if self.training:
+        if self.training and isinstance(depth, int):  # a depth per token is decoding's
             draw = self._draw(positions, depth)
             return Scores(self.config.router_alpha * draw, draw, value)
         # The largest x of uniform draws are uniform in [1 - x, 1]; x is the share that goes on.
         capacities = self.config.router_capacities
-        share = capacities[depth] / (capacities[depth - 1] if depth else 1.0)
-        gate = 1 - share * self._hash(positions, depth + 1)
+        shares = [c / before for c, before in zip(capacities, [1.0, *capacities], strict=False)]
+        gate = 1 - self.per_depth(shares, depth) * self._hash(positions, depth + 1)
         return Scores(self.config.router_alpha * gate, 1 - value, value)
 
     @staticmethod
-    def _hash(positions: Tensor, salt: int) -> Tensor:
+    def _hash(positions: Tensor, salt: int | Tensor) -> Tensor:
         """Uniform in [0, 1) from integers, by multiply-xor-shift mixing in 32 bits."""
         mixed = (positions.long() + 1) * _HASH[0] + salt * _HASH[1]
         for shift, factor in ((15, _HASH[1]), (13, _HASH[2]), (16, 1)):
@@ -116,10 +116,11 @@ class RandomRouter(Router):
         assert scores.logits is not None
         return top_k_rows(scores.logits, self.capacity(depth), valid, lengths)
 
-    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+    def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """u < capacity."""
-        capacity = self.config.router_capacities[depth]
-        if capacity >= 1:
+        full = self.lets_all_through(depth)
+        if full is True:
             return None
         assert scores.decision is not None
-        return scores.decision < capacity
+        capacity = self.per_depth(self.config.router_capacities, depth)
+        return (scores.decision < capacity) | full

@@ -70,5 +70,5 @@ def boundary_over_ranks(values: Tensor, kept: Tensor, valid: Tensor | None) -> T
     torch.distributed.all_reduce(below, torch.distributed.ReduceOp.MAX)
     # Equal values stand on both sides of the boundary; with none kept it is the largest.
     first_out = torch.where((above + equal > kept) | (kept < 1), last_in, below)
-    boundary = torch.where(kept >= number, last_in - 1e-3, (last_in + first_out) / 2)
+    boundary = torch.where(kept >= number, last_in - 1e-3, last_in / 2 + first_out / 2)
     return torch.where(number > 0, boundary, -torch.inf)

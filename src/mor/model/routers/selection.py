@@ -47,7 +47,7 @@ def batch_boundary(values: Tensor, kept: Tensor, valid: Tensor | None) -> Tensor
     first_out = ordered[kept.clamp(max=ordered.numel() - 1)]
     # Where nothing is left out there is no next value: stay just below the last one let in.
     missing = torch.isinf(first_out) | (kept >= ordered.numel())
-    return torch.where(missing, last_in - 1e-3, (last_in + first_out) / 2)
+    return torch.where(missing, last_in - 1e-3, last_in / 2 + first_out / 2)
 
 
 def as_mask(active: Tensor | None, like: Tensor, valid: Tensor | None) -> Tensor:

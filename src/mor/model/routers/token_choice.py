@@ -35,7 +35,7 @@ class TokenChoiceRouter(Router):
         )
         return squashed * self.config.router_alpha
 
-    def start(self, hidden: Tensor, max_depth: int) -> Scores | None:
+    def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
         """Choice and gate of every token; a depth cap cuts the choice, not the gate."""
         logits = self.net(hidden, 0)
         chances = self.probabilities(logits)
@@ -46,7 +46,7 @@ class TokenChoiceRouter(Router):
         return Scores(gate=gate, logits=logits, choice=choice.clamp(max=max_depth - 1))
 
     def score(
-        self, hidden: Tensor, depth: int, positions: Tensor, started: Scores | None
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """What :meth:`start` said."""
         assert started is not None
@@ -63,13 +63,13 @@ class TokenChoiceRouter(Router):
         """The same as :meth:`decide`: nothing looks ahead."""
         return self.decide(scores, depth)
 
-    def decide(self, scores: Scores, depth: int) -> Tensor | None:
+    def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """Every token runs depth 0, and depth r while its choice is at least r."""
         assert scores.choice is not None
-        return None if depth == 0 else scores.choice >= depth
+        return None if isinstance(depth, int) and depth == 0 else scores.choice >= depth
 
     def update(
-        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int
+        self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int | Tensor
     ) -> Tensor:
         """Replaced while the token goes on; combined with the origin where it ends."""
         assert scores.choice is not None

@@ -1,0 +1,16 @@
+"""The engine: continuous depth-wise batching over a paged cache per depth."""
+
+from mor.engine.engine import Engine
+from mor.engine.params import SamplingParams
+from mor.engine.request import Completion, RequestOutput, Timings, TokenLogprobs
+from mor.engine.stats import EngineStats
+
+__all__ = [
+    "Completion",
+    "Engine",
+    "EngineStats",
+    "RequestOutput",
+    "SamplingParams",
+    "Timings",
+    "TokenLogprobs",
+]

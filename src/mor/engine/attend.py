@@ -1,0 +1,98 @@
+"""Attention of ragged virtual sequences over the paged pool: the fourth kind of ``attend``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mor.config import MoRConfig
+from mor.engine.batch import KVView
+from mor.ops.attention import slot_attention
+
+PagedAttention = Callable[[Tensor, KVView, int], Tensor]
+"""(query [N, H, d], view, layer of the table) -> [N, H, d]."""
+
+
+def padded_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
+    """The plain form: every row's pages gathered into one padded batch, and a mask."""
+    slots, pool = view.read_slots(layer), view.table.pool
+    keys, values = (store[slots].transpose(1, 2) for store in (pool.keys, pool.values))
+    queries = view.segments.pad(query).transpose(1, 2)
+    mixed = slot_attention(queries, keys, values, view.segments.pad(view.slots))
+    return view.segments.unpad(mixed.transpose(1, 2))
+
+
+def row_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
+    """The same, row by row: nothing is padded, so nothing is computed for padding.
+
+    For the CPU, where one call more costs little beside keys and values as long as the longest
+    row's, copied for every row.
+    """
+    pool, slots = view.table.pool, view.read_slots(layer)
+    mixed = []
+    queries, places = query.split(view.counts), view.slots.split(view.counts)
+    for row, (own, place) in enumerate(zip(queries, places, strict=True)):
+        index = slots[row, : view.reach[row]]
+        keys, values = (store[index].transpose(0, 1)[None] for store in (pool.keys, pool.values))
+        alone = own.transpose(0, 1)[None]
+        if len(own) == 1:  # it sees all of them
+            grouped = alone.shape[1] != keys.shape[1]
+            found = F.scaled_dot_product_attention(alone, keys, values, enable_gqa=grouped)
+        else:
+            found = slot_attention(alone, keys, values, place[None])
+        mixed.append(found[0].transpose(0, 1))
+    return torch.cat(mixed)
+
+
+class PagedAttend:
+    """Write the entries of new tokens into their pages, then attend over the pages of each row.
+
+    Args:
+        config: the model's.
+        view: the tokens and their rows.
+        first: the table's layer that belongs to the stage's layer 0.
+        block: whether these are the shared block's layers.
+        attention: the form of attention.
+    """
+
+    def __init__(
+        self,
+        config: MoRConfig,
+        view: KVView,
+        attention: PagedAttention,
+        *,
+        first: int = 0,
+        block: bool = False,
+    ) -> None:
+        self.view, self.attention, self.first = view, attention, first
+        # Several uses of a shared layer in one call, each with its own number: `sequence`.
+        self.repeats = config if block and config.interleaved else None
+
+    def _layer(self, layer: int) -> int:
+        """Layer of the table."""
+        if self.repeats is not None and self.repeats.kv_sharing == "recursive":
+            return self.repeats.shared_layer(layer)
+        return self.first + layer
+
+    def needs_kv(self, layer: int) -> bool | int:
+        """How many of the tokens leave entries."""
+        if self.repeats is not None and self.repeats.kv_sharing == "recursive":
+            return self.repeats.repetition(layer) == 0
+        total = len(self.view.slots)
+        return self.view.writes if self.view.writes < total else True
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> Tensor:
+        """[1, H, N, d] -> [1, H, N, d]; key and value [1, Hkv, writes, d]."""
+        place = self._layer(layer)
+        if key is not None:
+            assert value is not None
+            pool, slots = self.view.table.pool, self.view.write_slots[:, place]
+            pool.keys[slots] = key[0].transpose(0, 1).to(pool.keys.dtype)
+            pool.values[slots] = value[0].transpose(0, 1).to(pool.values.dtype)
+        mixed = self.attention(query[0].transpose(0, 1), self.view, place)
+        return mixed.transpose(0, 1)[None]

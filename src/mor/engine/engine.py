@@ -1,0 +1,332 @@
+"""The engine: many requests at once, tokens of all depths in one batch.
+
+The life of a request is in docs/engine.md; a tick is :meth:`Engine.step`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+
+from mor.engine.attend import PagedAttention, padded_attention, row_attention
+from mor.engine.intake import Intake, end_ids
+from mor.engine.integrity import check_residents
+from mor.engine.lanes import Lanes
+from mor.engine.memory import pages_that_fit
+from mor.engine.params import SamplingParams, whole
+from mor.engine.request import Request, RequestOutput, Wave
+from mor.engine.runner import Runner
+from mor.engine.sampler import sample
+from mor.engine.scheduler import Policy, Scheduler
+from mor.engine.stats import EngineStats
+from mor.engine.store import KVStore
+from mor.errors import MorError
+from mor.hf.load import load_model, load_tokenizer
+from mor.hf.modeling import MoRForCausalLM
+
+Prompt = str | Sequence[int]
+
+
+class Engine:
+    """Continuous depth-wise batching over a paged cache of keys and values per depth.
+
+    Args:
+        model: a model in evaluation mode, or a model folder or run folder.
+        tokenizer: for prompts and outputs as text; a folder brings its own.
+        max_num_seqs: new tokens that one pass of the block carries, whatever their depths.
+        max_residents: requests that hold pages at a time; default twice ``max_num_seqs``, so that
+            tokens waiting for the coda leave no place in the block empty.
+        min_gather: tokens that wait for the coda, the head and the next prelude before these run
+            for all of them; default half of ``max_num_seqs``.
+        prefill_chunk: tokens of prompts that one pass of the block carries beside new tokens.
+        page_size: tokens per page (of one layer).
+        num_pages: pages in the pool; default as many as ``max_residents`` sequences of
+            ``max_model_len`` can use, within ``memory_fraction``.
+        memory_fraction: share of the free memory that the pool may take.
+        max_model_len: most tokens of prompt and output together; default the model's maximum.
+        max_depth: depth cap for all requests.
+        policy: ``refill``; or the baselines ``no_refill`` (a token waits for its batch) and
+            ``full_depth`` (every token runs all recursions, whatever the router says).
+        attention: form of paged attention; default by device.
+
+    Raises:
+        MorError: naming the argument, its value and what would be right.
+    """
+
+    def __init__(
+        self,
+        model: MoRForCausalLM | str | Path,
+        tokenizer: Any = None,
+        *,
+        max_num_seqs: int = 16,
+        max_residents: int | None = None,
+        min_gather: int | None = None,
+        prefill_chunk: int = 64,
+        page_size: int = 16,
+        num_pages: int | None = None,
+        memory_fraction: float = 0.5,
+        max_model_len: int | None = None,
+        max_depth: int | None = None,
+        policy: Policy = "refill",
+        attention: PagedAttention | None = None,
+    ) -> None:
+        if isinstance(model, (str, Path)):
+            tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
+            model = load_model(model)
+        if model.training:
+            raise MorError("model is in training mode; call model.eval() before serving it")
+        config = self.config = model.config
+        residents = 2 * max_num_seqs if max_residents is None else max_residents
+        min_gather = max(1, max_num_seqs // 2) if min_gather is None else min_gather
+        numbers = {
+            "max_num_seqs": max_num_seqs, "max_residents": residents, "min_gather": min_gather,
+            "prefill_chunk": prefill_chunk, "page_size": page_size,
+        }  # fmt: skip
+        for name, value in numbers.items():
+            whole(name, value, 1)
+        longest, deepest = config.max_position_embeddings, config.num_recursions
+        self.max_model_len = longest if max_model_len is None else max_model_len
+        whole("max_model_len", self.max_model_len, 1, longest)
+        max_depth = deepest if max_depth is None else max_depth
+        whole("max_depth", max_depth, 1, deepest)
+        if policy not in get_args(Policy):
+            raise MorError(
+                f"policy={policy!r} is not known; use one of: {', '.join(get_args(Policy))}"
+            )
+        fixed = config.router_fixed_depth if config.router == "fixed" else None
+        self.max_depth = min(fixed or deepest, max_depth)
+        self.tokenizer = tokenizer
+        device, dtype = model.device, model.dtype
+        if num_pages is None:
+            num_pages = pages_that_fit(
+                config, self.max_depth, page_size, residents * self.max_model_len,
+                memory_fraction, dtype, device,
+            )  # fmt: skip
+        whole("num_pages", num_pages, 1)
+        self.store = KVStore(
+            config, num_pages, page_size, residents, self.max_model_len, self.max_depth, dtype,
+            device,
+        )  # fmt: skip
+        self.intake = Intake(
+            config, self.store, tokenizer, end_ids(model), self.max_model_len, self.max_depth
+        )
+        lanes = residents + 2 * prefill_chunk
+        router = model.model.router
+        self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router.returns_to_origin)
+        if attention is None:
+            attention = row_attention if device.type == "cpu" else padded_attention
+        self.runner = Runner(
+            model.model, self.store, self.lanes, attention, self.max_depth, policy == "full_depth"
+        )
+        self.stats = EngineStats(config.num_recursions)
+        self.scheduler = Scheduler(
+            self.store, self.lanes, self.stats, residents=residents, max_num_seqs=max_num_seqs,
+            prefill_chunk=prefill_chunk, min_gather=min_gather, policy=policy,
+        )  # fmt: skip
+        self._groups: dict[str, list[Request]] = {}
+        self._numbers = itertools.count()
+
+    # For servers ---------------------------------------------------------------------------------
+
+    def add_request(
+        self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
+    ) -> str:
+        """Queue a prompt; :meth:`step` works on it.
+
+        Args:
+            prompt: text (with a tokenizer), or token ids.
+            params: what is asked for; default ``SamplingParams()``.
+            request_id: a name of the caller's; default a number.
+
+        Returns:
+            The request's id.
+
+        Raises:
+            MorError: an empty or too long prompt, ids outside the vocabulary, a request that could
+                never fit into the pool, an id that is in use.
+        """
+        params = SamplingParams() if params is None else params
+        name = f"request-{next(self._numbers)}" if request_id is None else request_id
+        if name in self._groups:
+            raise MorError(f"request_id={name!r} is in use; give each request a name of its own")
+        self._groups[name] = self.intake.requests(name, prompt, params)
+        self.scheduler.waiting.extend(self._groups[name])
+        self.stats.requests += params.n
+        return name
+
+    @torch.inference_mode()
+    def step(self) -> list[RequestOutput]:
+        """One tick: gather and leave, sample, enter, run the block once.
+
+        Returns:
+            The requests that have new tokens or ended, as they stand.
+        """
+        scheduler, runner, stats = self.scheduler, self.runner, self.stats
+        scheduler.admit(time.perf_counter())
+        touched: dict[str, None] = {}
+        if leaving := scheduler.leaving():
+            touched = self._leave(leaving)
+        if entering := scheduler.entering():
+            scheduler.entered(entering, runner.enter(entering))
+            stats.entries += 1
+            stats.entry_tokens += sum(map(len, entering))
+        if pieces := scheduler.pieces():
+            ran, go_on = runner.tick(pieces)
+            scheduler.ticked(ran, go_on, runner.recursions_per_tick)
+            stats.ticks += 1
+            stats.tick_tokens += len(go_on)
+        stats.peak_pages = self.store.pool.peak
+        return [self._output(name) for name in touched]
+
+    def abort(self, request_id: str) -> RequestOutput | None:
+        """Give up a request at any moment; its pages are free when this returns.
+
+        Returns:
+            What there is of it; None where no such request is under way.
+        """
+        if request_id not in self._groups:
+            return None
+        for request in self._groups[request_id]:
+            if not request.finished:
+                self._end(request, "abort")
+        return self._output(request_id)
+
+    @property
+    def unfinished(self) -> int:
+        """Completions that are waiting or running."""
+        return len(self.scheduler.waiting) + len(self.scheduler.running)
+
+    # For batches ---------------------------------------------------------------------------------
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[RequestOutput]:
+        """Complete all prompts; outputs in their order.
+
+        Args:
+            prompts: texts or lists of token ids, or one of them.
+            params: one for all prompts, or one for each.
+
+        Raises:
+            MorError: see :meth:`add_request`; nothing is left behind then. Or requests of
+                :meth:`add_request` are under way.
+        """
+        if self._groups:
+            raise MorError(
+                f"{len(self._groups)} requests of add_request are under way, whose outputs would "
+                "be lost; finish them with step() first"
+            )
+        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+        every: list[Any] = [prompts] if single else list(prompts)
+        asked = list(params) if isinstance(params, Sequence) else [params] * len(every)
+        if len(asked) != len(every):
+            raise MorError(
+                f"params has {len(asked)} entries for {len(every)} prompts; give one each"
+            )
+        names: list[str] = []
+        done: dict[str, RequestOutput] = {}
+        try:
+            for prompt, own in zip(every, asked, strict=True):
+                names.append(self.add_request(prompt, own))
+            while any(name not in done for name in names):
+                done |= {out.request_id: out for out in self.step() if out.finished}
+        finally:
+            for name in names:
+                self.abort(name)
+        return [done[name] for name in names]
+
+    # Looking in ----------------------------------------------------------------------------------
+
+    def check_integrity(self) -> None:
+        """Free and owned pages are all pages, none twice; lengths, rows and lanes fit.
+
+        Raises:
+            MorError: what is wrong. It is always our mistake.
+        """
+        check_residents(self.scheduler)
+
+    def kv_bytes(self) -> int:
+        """Bytes of keys and values that are cached now."""
+        return self.store.nbytes()
+
+    def metrics(self) -> dict[str, float]:
+        """Counters since the start, their quotients, and the state of this moment, by name."""
+        now = {
+            "waiting": len(self.scheduler.waiting),
+            "running": len(self.scheduler.running),
+            "pages": self.store.pool.num_pages,
+            "pages_used": self.store.pool.used,
+            "kv_bytes": self.kv_bytes(),
+        }
+        return self.stats.numbers() | now
+
+    def reset_stats(self) -> None:
+        """Count from nothing."""
+        self.stats.reset()
+        self.store.pool.peak = self.store.pool.used
+
+    # Within --------------------------------------------------------------------------------------
+
+    def _leave(self, waves: list[Wave]) -> dict[str, None]:
+        """Coda for all of them; head and sampler where a wave was the last of its tokens."""
+        logits = self.runner.leave(waves)
+        stats = self.stats
+        stats.gatherings += 1
+        asking: list[Request] = []
+        for wave in waves:
+            stats.gathered_tokens += len(wave)
+            for depth in wave.depths:
+                stats.depths[depth] += 1
+            self.scheduler.left(wave)
+            if wave.end == len(wave.request.tokens):
+                asking.append(wave.request)
+        if logits is None:
+            return {}
+        tokens, logprobs = sample(logits, asking)
+        now = time.perf_counter()
+        for request, token, told in zip(asking, tokens, logprobs, strict=True):
+            depth = request.position_depths[-1]
+            request.tokens.append(token)
+            request.token_depths.append(depth)
+            request.token_times.append(now)
+            if request.params.logprobs is not None:
+                request.logprobs.append(told)
+            stats.sampled += 1
+            stats.new_depths[depth] += 1
+            self._stop_if_over(request, token)
+        return dict.fromkeys(request.group for request in asking)
+
+    def _stop_if_over(self, request: Request, token: int) -> None:
+        stopped = request.stream is not None and request.stream.push(token)
+        if token in request.stop_ids:
+            request.stop_reason = token
+            self._end(request, "stop")
+        elif stopped:
+            assert request.stream is not None
+            request.stop_reason = request.stream.stopped_by
+            self._end(request, "stop")
+        elif len(request.new_tokens) >= request.max_new:
+            self._end(request, "length")
+
+    def _end(self, request: Request, reason: str) -> None:
+        self.scheduler.drop(request)
+        request.finish_reason, request.ended = reason, time.perf_counter()
+        if reason == "abort":
+            self.stats.aborted += 1
+        else:
+            self.stats.finished += 1
+
+    def _output(self, name: str) -> RequestOutput:
+        group = self._groups[name]
+        finished = all(request.finished for request in group)
+        if finished:
+            del self._groups[name]
+        completions = tuple(request.completion() for request in group)
+        return RequestOutput(name, group[0].prompt, completions, finished)

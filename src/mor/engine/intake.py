@@ -1,0 +1,145 @@
+"""What comes in: prompts as token ids, and the check that they can be served at all."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mor.config import MoRConfig
+from mor.engine.params import SamplingParams, whole
+from mor.engine.request import Request
+from mor.engine.store import KVStore
+from mor.engine.text import TextStream
+from mor.errors import MorError
+from mor.hf.modeling import MoRForCausalLM
+
+
+def prompt_ids(prompt: str | Sequence[int], tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
+    """Ids of a prompt. An empty text is the beginning-of-text token.
+
+    Raises:
+        MorError: no tokenizer for a text, nothing in it, ids that the model does not have.
+    """
+    if isinstance(prompt, str):
+        if tokenizer is None:
+            raise MorError("prompt is a text, but the engine has no tokenizer; give token ids")
+        ids = list(tokenizer(prompt).input_ids) if prompt else []
+        if not ids:
+            start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
+            start = start[0] if isinstance(start, list) else start
+            ids = [] if start is None else [start]
+    else:
+        ids = list(prompt)
+    if not ids:
+        raise MorError("prompt is empty; give at least one token")
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise MorError(f"prompt holds {token!r}; it must be a text or a list of token ids")
+        if not 0 <= token < config.vocab_size:
+            raise MorError(
+                f"prompt holds token id {token}; vocab_size={config.vocab_size} allows "
+                f"0..{config.vocab_size - 1}"
+            )
+    return tuple(ids)
+
+
+def end_ids(model: MoRForCausalLM) -> frozenset[int]:
+    """Token ids that end a text, as ``model.generate`` takes them."""
+    found = None
+    if model.generation_config is not None:
+        found = model.generation_config.eos_token_id
+    if found is None:
+        found = model.config.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset([found] if isinstance(found, int) else found)
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Makes requests, and refuses those that could never be served.
+
+    Attributes:
+        config: the model's.
+        store: whose pool they have to fit.
+        tokenizer: for texts; None where there is none.
+        ends: token ids that end a text.
+        max_model_len: most tokens of prompt and output together.
+        max_depth: depth cap of the engine.
+    """
+
+    config: MoRConfig
+    store: KVStore
+    tokenizer: Any
+    ends: frozenset[int]
+    max_model_len: int
+    max_depth: int
+
+    def requests(
+        self, name: str, prompt: str | Sequence[int], params: SamplingParams
+    ) -> list[Request]:
+        """One request for each of the ``params.n`` completions.
+
+        Raises:
+            MorError: see :meth:`mor.engine.Engine.add_request`.
+        """
+        arrival = time.perf_counter()
+        ids = prompt_ids(prompt, self.tokenizer, self.config)
+        params.check_vocabulary(self.config.vocab_size)
+        if params.stop and self.tokenizer is None:
+            raise MorError(f"stop={params.stop!r} needs a tokenizer; use stop_token_ids")
+        limit = self._limit(params)
+        max_new = self._room(len(ids), params, limit)
+        ends = frozenset(params.stop_token_ids)
+        if not params.ignore_eos:
+            ends |= self.ends
+        seed = random.SystemRandom().getrandbits(62) if params.seed is None else params.seed
+        return [
+            Request(
+                group=name,
+                index=index,
+                prompt=ids,
+                params=params,
+                max_new=max_new,
+                limit=limit,
+                stop_ids=ends,
+                draw=random.Random(seed + index),
+                stream=self._stream(params),
+                arrival=arrival,
+            )
+            for index in range(params.n)
+        ]
+
+    def _stream(self, params: SamplingParams) -> TextStream | None:
+        if self.tokenizer is None:
+            return None
+        return TextStream(self.tokenizer, tuple(params.stop))
+
+    def _limit(self, params: SamplingParams) -> int:
+        if params.max_depth is None:
+            return self.max_depth
+        whole("max_depth", params.max_depth, 1, self.config.num_recursions)
+        limit = min(params.max_depth, self.max_depth)
+        if self.config.interleaved and limit != self.max_depth:
+            raise MorError(
+                f"max_depth={params.max_depth} cannot be asked for by one request where "
+                f"sharing={self.config.sharing!r} runs all depths in one pass; set the engine's"
+            )
+        return limit
+
+    def _room(self, prompt: int, params: SamplingParams, limit: int) -> int:
+        """Most new tokens: what was asked for, or what fits."""
+        fits = min(self.max_model_len, self.store.longest(limit) + 1)  # the last is never cached
+        wanted = prompt + (params.max_tokens or 1)
+        if wanted > fits:
+            why = f"max_model_len={self.max_model_len}"
+            if fits < self.max_model_len:
+                why = f"the {fits} that num_pages={self.store.pool.num_pages} hold"
+            raise MorError(
+                f"prompt of {prompt} tokens and max_tokens={params.max_tokens} are past {why}; "
+                "shorten one of them"
+            )
+        return params.max_tokens or fits - prompt

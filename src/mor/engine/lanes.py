@@ -1,0 +1,57 @@
+"""Where tokens in flight keep their stream between two ticks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mor.model.router_base import Scores
+
+
+class Lanes:
+    """One lane per token in flight: its stream, and what the router said about it.
+
+    Allocated once; a tick reads the lanes of its tokens and writes them back.
+
+    Attributes:
+        hidden: [lanes, D] the stream.
+        origin: [lanes, D] the stream before depth 0, for routers that return to it.
+    """
+
+    def __init__(
+        self, count: int, width: int, dtype: torch.dtype, device: torch.device, origin: bool
+    ) -> None:
+        self.count, self.device = count, device
+        self.hidden = torch.zeros((count, width), dtype=dtype, device=device)
+        self.origin = torch.zeros_like(self.hidden) if origin else self.hidden
+        self._scores: dict[str, Tensor] = {}
+        self._free = list(range(count - 1, -1, -1))
+
+    @property
+    def free(self) -> int:
+        """Lanes that no token is in."""
+        return len(self._free)
+
+    def take(self, count: int) -> list[int]:
+        """``count`` free lanes."""
+        if count > len(self._free):
+            raise RuntimeError(f"{count} lanes wanted, {len(self._free)} are free")
+        return [self._free.pop() for _ in range(count)]
+
+    def give(self, lanes: list[int]) -> None:
+        """Back to the free ones."""
+        self._free.extend(lanes)
+
+    def put_scores(self, lanes: Tensor, scores: Scores) -> None:
+        """Keep the scores [1, N, ...] of the tokens in ``lanes`` [N]."""
+        for name, values in vars(scores).items():
+            if values is None:
+                continue
+            if name not in self._scores:
+                shape = (self.count, *values.shape[2:])
+                self._scores[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
+            self._scores[name][lanes] = values[0]
+
+    def scores(self, lanes: Tensor) -> Scores:
+        """What was kept, [1, N, ...]."""
+        return Scores(**{name: values[lanes][None] for name, values in self._scores.items()})

@@ -1,0 +1,57 @@
+"""How large a pool the machine has room for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from mor.config import MoRConfig
+from mor.engine.store import pages_for
+from mor.errors import MorError
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on ``device``; None where nobody says."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    info = Path("/proc/meminfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def pages_that_fit(
+    config: MoRConfig,
+    depth: int,
+    page_size: int,
+    tokens: int,
+    fraction: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Pages for ``tokens`` tokens that all run ``depth`` recursions, within a share of memory.
+
+    Raises:
+        MorError: ``memory_fraction`` is no share, or leaves room for no token at all.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise MorError(f"memory_fraction={fraction!r} must lie between 0 and 1")
+    wanted = pages_for(config, tokens, depth, page_size)
+    page_bytes = 2 * page_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    free = free_memory(device)
+    if free is None:
+        return wanted
+    fits = int(free * fraction) // page_bytes
+    if fits < pages_for(config, 1, depth, page_size):
+        raise MorError(
+            f"memory_fraction={fraction} of {free >> 20} MiB holds {fits} pages of "
+            f"{page_bytes} bytes, too few for one token; free some memory or set num_pages"
+        )
+    return min(wanted, fits)

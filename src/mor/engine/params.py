@@ -1,0 +1,155 @@
+"""What a request may ask for, checked field by field."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from mor.errors import MorError
+
+MAX_LOGPROBS = 20
+
+
+def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
+    """Refuse anything but a whole number from ``low`` to ``high``.
+
+    Raises:
+        MorError: naming field, value and what would be right.
+    """
+    right = f"of at least {low}" if high is None else f"in {low}..{high}"
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= low
+    if not good or (high is not None and value > high):
+        raise MorError(f"{name}={value!r} must be a whole number {right}")
+
+
+def _real(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
+    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or value > high or value < low or (open_low and value == low):
+        above = f"above {low:g}" if open_low else f"of at least {low:g}"
+        upto = "" if math.isinf(high) else f" and at most {high:g}"
+        raise MorError(f"{name}={value!r} must be a number {above}{upto}")
+
+
+def _flag(name: str, value: Any) -> None:
+    if not isinstance(value, bool):
+        raise MorError(f"{name}={value!r} must be True or False")
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    texts = (value,) if isinstance(value, str) else value
+    if not isinstance(texts, Sequence) or not all(isinstance(t, str) and t for t in texts):
+        raise MorError(f"{name}={value!r} must be a text or a list of texts, none of them empty")
+    return tuple(texts)
+
+
+def _ids(name: str, value: Any) -> tuple[int, ...]:
+    ids = (value,) if isinstance(value, int) else value
+    if not isinstance(ids, Sequence) or isinstance(ids, str):
+        raise MorError(f"{name}={value!r} must be a list of token ids")
+    for one in ids:
+        whole(f"{name}: token id", one, 0)
+    return tuple(ids)
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How the tokens of a request are chosen, and when to stop. Every field has its usual meaning.
+
+    Attributes:
+        max_tokens: at most so many new tokens; None for as many as fit.
+        temperature: 0 is greedy, the exact argmax.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities reach p.
+        min_p: keep tokens of at least this share of the likeliest one's probability.
+        repetition_penalty: logits of tokens in prompt and output are divided (multiplied where
+            negative) by it (arXiv 1909.05858); 1 is none.
+        presence_penalty, frequency_penalty: subtracted once, and once per occurrence, from the
+            logits of tokens in the output.
+        logit_bias: added to the logits of these token ids.
+        seed: the draws of this request depend on it alone, whoever is in the batch. Completion i
+            of n uses seed + i. None draws a seed.
+        stop: texts that end a completion; the text is cut before them.
+        stop_token_ids: token ids that end a completion, the model's end of text apart.
+        ignore_eos: go on past the model's end of text.
+        logprobs: tell the log-probability of each token and of the so many likeliest ones; None
+            tells nothing. They are the model's, before penalties and temperature.
+        n: completions of the prompt.
+        max_depth: depth cap of this request, 1..R.
+
+    Raises:
+        MorError: naming the first wrong field, its value and what would be right.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[int, float] = field(default_factory=dict)
+    seed: int | None = None
+    stop: str | Sequence[str] = ()
+    stop_token_ids: Sequence[int] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    n: int = 1
+    max_depth: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check every field; texts and ids become tuples."""
+        if self.max_tokens is not None:
+            whole("max_tokens", self.max_tokens, 1)
+        _real("temperature", self.temperature, 0.0, math.inf)
+        whole("top_k", self.top_k, 0)
+        _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        _real("min_p", self.min_p, 0.0, 1.0)
+        _real("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+        if not isinstance(self.logit_bias, dict):
+            raise MorError(f"logit_bias={self.logit_bias!r} must map token ids to numbers")
+        for token, bias in self.logit_bias.items():
+            whole("logit_bias: token id", token, 0)
+            _real(f"logit_bias[{token}]", bias, -100.0, 100.0)
+        if self.seed is not None:
+            whole("seed", self.seed, 0)
+        object.__setattr__(self, "stop", _texts("stop", self.stop))
+        object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
+        _flag("ignore_eos", self.ignore_eos)
+        if self.logprobs is not None:
+            whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        whole("n", self.n, 1)
+        if self.max_depth is not None:
+            whole("max_depth", self.max_depth, 1)
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, without a draw."""
+        return self.temperature == 0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether earlier tokens change the logits."""
+        return (
+            self.repetition_penalty != 1
+            or self.presence_penalty != 0
+            or self.frequency_penalty != 0
+        )
+
+    def check_vocabulary(self, vocab_size: int) -> None:
+        """Refuse token ids that the model does not have.
+
+        Raises:
+            MorError: naming the field.
+        """
+        for name, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+            for token in ids:
+                if token >= vocab_size:
+                    raise MorError(
+                        f"{name} names token id {token}; vocab_size={vocab_size} allows "
+                        f"0..{vocab_size - 1}"
+                    )

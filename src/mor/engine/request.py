@@ -1,0 +1,221 @@
+"""A request on its way through the engine, and what comes out of it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+from mor.engine.params import SamplingParams
+from mor.engine.text import TextStream
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds on the engine's clock; None for what has not happened yet.
+
+    Attributes:
+        queue: from arrival to the first admission.
+        first_token: from arrival to the first token.
+        between_tokens: between each token and the one before.
+        total: from arrival to the end.
+    """
+
+    queue: float | None = None
+    first_token: float | None = None
+    between_tokens: tuple[float, ...] = ()
+    total: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'."""
+
+    token: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer, complete or so far.
+
+    Attributes:
+        index: which of the n completions.
+        token_ids: new tokens, an ending token included.
+        text: their text without special tokens, cut before a stop text; None without a tokenizer.
+            While the completion goes on, what may still become part of a character or of a stop
+            text is held back, so that the text only ever grows.
+        depths: recursions that ran at the position each token was sampled from.
+        prompt_depths: the same for each token of the prompt, known once it is read.
+        finish_reason: ``stop`` (end of text, stop id or stop text), ``length``, ``abort``; None
+            while it goes on.
+        stop_reason: the stop id or stop text that ended it.
+        logprobs: one per token, where asked for.
+        timings: how long it took.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str | None
+    depths: tuple[int, ...]
+    prompt_depths: tuple[int, ...]
+    finish_reason: str | None
+    stop_reason: int | str | None
+    logprobs: tuple[TokenLogprobs, ...] | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """All completions of a request, as they stand.
+
+    Attributes:
+        request_id: the request's.
+        prompt_token_ids: the prompt.
+        completions: n of them.
+        finished: whether all are complete.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    finished: bool
+
+
+@dataclass(eq=False)
+class Wave:
+    """Consecutive tokens of one request that go through the recursions together.
+
+    A chunk of a prompt, or one new token. All its tokens run depth r, in order of position, before
+    any of them runs depth r + 1; a request has one wave at a time. So whatever a token attends to,
+    at any depth, was written before.
+
+    Attributes:
+        request: whose.
+        start: position of its first token.
+        lanes: one per token.
+        depth: what ``pending`` runs next.
+        pending: places (0 is the first token) that still have to run ``depth``, ascending.
+        deeper: places that ran it and go on.
+        depths: recursions that each token ran.
+        first_slots: place of each token in depth 0's table, where keys are shared.
+        prompt: whether it is a chunk of several tokens, for the budgets.
+    """
+
+    request: Request
+    start: int
+    lanes: list[int]
+    prompt: bool
+    depth: int = 0
+    pending: list[int] = field(default_factory=list)
+    deeper: list[int] = field(default_factory=list)
+    depths: list[int] = field(default_factory=list)
+    first_slots: list[int] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        """Tokens."""
+        return len(self.lanes)
+
+    @property
+    def end(self) -> int:
+        """Position after its last token."""
+        return self.start + len(self.lanes)
+
+    def ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
+        """Note that the first pending ``places`` ran, and which of them go on deeper."""
+        for place, goes in zip(places, go_on, strict=True):
+            self.depths[place] += recursions
+            if goes:
+                self.deeper.append(place)
+        self.pending = self.pending[len(places) :]
+        if not self.pending:
+            self.pending, self.deeper = self.deeper, []
+            self.depth += recursions
+
+    @property
+    def exited(self) -> bool:
+        """Whether every token is through with the recursions."""
+        return not self.pending and not self.deeper
+
+
+@dataclass(eq=False)
+class Request:
+    """One completion under way. (A prompt with n completions is n of these.)
+
+    Attributes:
+        group: id that the user knows.
+        index: which of the n completions.
+        prompt: prompt token ids.
+        params: what was asked for.
+        max_new: most new tokens, from ``max_tokens`` and from what fits.
+        limit: depth cap.
+        stop_ids: token ids that end it.
+        draw: source of its random numbers.
+        stream: turns tokens into text; None without a tokenizer.
+        computed: tokens that are through with all stages, their entries in the pool.
+        row: its row in the page tables while it is resident.
+        wave: its tokens between entering and leaving.
+    """
+
+    group: str
+    index: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    max_new: int
+    limit: int
+    stop_ids: frozenset[int]
+    draw: random.Random
+    stream: TextStream | None
+    arrival: float
+    tokens: list[int] = field(default_factory=list)
+    token_depths: list[int] = field(default_factory=list)
+    position_depths: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    computed: int = 0
+    row: int | None = None
+    wave: Wave | None = None
+    preemptions: int = 0
+    admitted: float | None = None
+    token_times: list[float] = field(default_factory=list)
+    ended: float | None = None
+
+    def __post_init__(self) -> None:
+        """The prompt is the beginning of its tokens."""
+        self.tokens = list(self.prompt)
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """What has been sampled."""
+        return self.tokens[len(self.prompt) :]
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is over."""
+        return self.finish_reason is not None
+
+    def timings(self) -> Timings:
+        """As far as they are known."""
+        times = self.token_times
+        return Timings(
+            queue=None if self.admitted is None else self.admitted - self.arrival,
+            first_token=times[0] - self.arrival if times else None,
+            between_tokens=tuple(b - a for a, b in pairwise(times)),
+            total=None if self.ended is None else self.ended - self.arrival,
+        )
+
+    def completion(self) -> Completion:
+        """How it stands."""
+        return Completion(
+            index=self.index,
+            token_ids=tuple(self.new_tokens),
+            text=None if self.stream is None else self.stream.text(self.finished),
+            depths=tuple(self.token_depths),
+            prompt_depths=tuple(self.position_depths[: len(self.prompt)]),
+            finish_reason=self.finish_reason,
+            stop_reason=self.stop_reason,
+            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
+            timings=self.timings(),
+        )

@@ -1,0 +1,123 @@
+"""Runs the network's stages over batches of tokens. There is no layer and no routing rule here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mor.engine.attend import PagedAttend, PagedAttention
+from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
+from mor.engine.lanes import Lanes
+from mor.engine.request import Wave
+from mor.engine.store import KVStore
+from mor.model.model import MoRModel
+from mor.model.router_base import Scores
+from mor.model.routers import as_mask
+
+
+class Runner:
+    """The five stages over lanes and pages.
+
+    Args:
+        model: the network, in evaluation mode.
+        store: pages.
+        lanes: streams of tokens in flight.
+        attention: form of paged attention.
+        limit: depth cap of the engine.
+        full_depth: every token runs all recursions up to its cap, whatever the router says.
+    """
+
+    def __init__(
+        self,
+        model: MoRModel,
+        store: KVStore,
+        lanes: Lanes,
+        attention: PagedAttention,
+        limit: int,
+        full_depth: bool = False,
+    ) -> None:
+        self.model, self.config, self.router = model, model.config, model.router
+        self.store, self.lanes, self.attention = store, lanes, attention
+        self.limit, self.full_depth = limit, full_depth
+        self.recursions_per_tick = limit if self.config.interleaved else 1
+
+    def enter(self, waves: Sequence[Wave]) -> list[bool]:
+        """``embed`` and ``prelude`` of new tokens; which of them run depth 0."""
+        batch = private_batch(waves, self.store)
+        ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
+        hidden = self.model.embed(torch.tensor([ids], device=batch.lanes.device))
+        attend = PagedAttend(self.config, batch.view, self.attention)
+        hidden = self.model.prelude(hidden, self._rope(batch, hidden), attend)
+        self.lanes.hidden[batch.lanes] = hidden[0]
+        if self.router.returns_to_origin:
+            self.lanes.origin[batch.lanes] = hidden[0]
+        started = self.router.start(hidden, batch.limits)
+        if started is not None:
+            if self.full_depth and started.choice is not None:
+                started.choice.copy_(batch.limits - 1)
+            self.lanes.put_scores(batch.lanes, started)
+        return self._route(batch, hidden, batch.depths)
+
+    def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], list[bool]]:
+        """``recurse`` over tokens of mixed depths, and ``update``; which of them go on deeper.
+
+        Returns:
+            The pieces in the order they ran in, and an answer for each token.
+        """
+        batch = block_batch(pieces, self.store)
+        hidden = self.lanes.hidden[batch.lanes][None]
+        rope = self._rope(batch, hidden)
+        attend = PagedAttend(self.config, batch.view, self.attention, block=True)
+        if self.config.interleaved:
+            for depth in range(self.limit):
+                hidden = self._recurse(batch, hidden, depth, rope, attend)
+        else:
+            hidden = self._recurse(batch, hidden, batch.depths, rope, attend)
+        self.lanes.hidden[batch.lanes] = hidden[0]
+        after = batch.depths + self.recursions_per_tick
+        return batch.pieces, self._route(batch, hidden, after)
+
+    def leave(self, waves: Sequence[Wave]) -> Tensor | None:
+        """``coda`` of tokens that are through, and ``head`` where a new token is wanted.
+
+        Returns:
+            Logits [n, V] after the last token of each wave that ends its request's tokens, in
+            order; None where there is none.
+        """
+        batch = private_batch(waves, self.store)
+        hidden = self.lanes.hidden[batch.lanes][None]
+        first = self.config.num_prelude_layers
+        attend = PagedAttend(self.config, batch.view, self.attention, first=first)
+        hidden = self.model.coda(hidden, self._rope(batch, hidden), attend)
+        ends = torch.tensor([len(w) for w in waves]).cumsum(0) - 1
+        asking = torch.tensor([w.end == len(w.request.tokens) for w in waves])
+        last = ends[asking].to(hidden.device)
+        return self.model.head(hidden[0, last]) if len(last) else None
+
+    def _rope(self, batch: ForwardBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.rope(batch.positions, hidden.dtype)
+
+    def _recurse(
+        self,
+        batch: ForwardBatch,
+        hidden: Tensor,
+        depth: int | Tensor,
+        rope: tuple[Tensor, Tensor],
+        attend: PagedAttend,
+    ) -> Tensor:
+        output = self.model.recurse(hidden, depth, rope, attend)
+        origin = self.lanes.origin[batch.lanes][None] if self.router.returns_to_origin else hidden
+        return self.router.update(hidden, output, origin, self.lanes.scores(batch.lanes), depth)
+
+    def _route(self, batch: ForwardBatch, hidden: Tensor, depths: Tensor) -> list[bool]:
+        """Ask the router who runs ``depths`` [1, N] next, and keep the scores of the answer."""
+        # Tokens at their cap are asked about too, at the last depth; the cap decides for them.
+        asked = depths.clamp(max=self.config.num_recursions - 1)
+        started: Scores | None = self.lanes.scores(batch.lanes)
+        scores = self.router.score(hidden, asked, batch.positions, started)
+        active = None if self.full_depth else self.router.decide(scores, asked)
+        self.lanes.put_scores(batch.lanes, scores)
+        going = as_mask(active, depths, None) & (depths < batch.limits)
+        return going[0].tolist()

@@ -1,0 +1,226 @@
+"""Who runs next: admission, waves, ticks, gatherings, and what gives way when pages run out."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Literal
+
+from mor.engine.batch import Piece
+from mor.engine.lanes import Lanes
+from mor.engine.request import Request, Wave
+from mor.engine.stats import EngineStats
+from mor.engine.store import KVStore
+
+Policy = Literal["refill", "no_refill", "full_depth"]
+
+
+class Scheduler:
+    """Requests from the queue to their last token. It moves numbers and never a tensor.
+
+    Args:
+        store: pages.
+        lanes: of tokens in flight.
+        stats: counters.
+        residents: requests that may hold pages at a time.
+        max_num_seqs: new tokens that one tick carries.
+        prefill_chunk: tokens of a prompt in one chunk, and of all prompts in one tick.
+        min_gather: waves that wait for the coda before it runs.
+        policy: ``no_refill``: the tokens of a tick stay together until the last of them is through.
+
+    Attributes:
+        waiting: requests without pages, first come first.
+        running: resident requests, oldest first.
+        ready: waves with tokens to run, first come first.
+        exited: waves that are through with the recursions.
+    """
+
+    def __init__(
+        self,
+        store: KVStore,
+        lanes: Lanes,
+        stats: EngineStats,
+        *,
+        residents: int,
+        max_num_seqs: int,
+        prefill_chunk: int,
+        min_gather: int,
+        policy: Policy,
+    ) -> None:
+        self.store, self.lanes, self.stats = store, lanes, stats
+        self.max_num_seqs, self.prefill_chunk = max_num_seqs, prefill_chunk
+        self.min_gather, self.policy = min_gather, policy
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self.ready: list[Wave] = []
+        self.exited: list[Wave] = []
+        self.cohort: list[Wave] = []
+        self.free_rows = list(range(residents - 1, -1, -1))
+        # Every resident request has a lane for a new token; what is left over is for prompts.
+        self.prompt_lanes = lanes.count - residents
+
+    # Residence -----------------------------------------------------------------------------------
+
+    def admit(self, now: float) -> None:
+        """Let requests in while there is a row, and pages for all their tokens so far at worst."""
+        promised = None
+        while self.waiting and self.free_rows:
+            request = self.waiting[0]
+            needed = self._worst(request)
+            if self.running:
+                if promised is None:
+                    promised = sum(self._still_wanted(other) for other in self.running)
+                if needed + promised > self.store.pool.free:
+                    return
+                promised += needed
+            else:
+                promised = needed
+            self.waiting.popleft()
+            request.row = self.free_rows.pop()
+            self.running.append(request)
+            if request.admitted is None:
+                request.admitted = now
+
+    def _worst(self, request: Request) -> int:
+        return self.store.most_pages(len(request.tokens), request.limit)
+
+    def _still_wanted(self, request: Request) -> int:
+        """Pages that a request which reads its prompt may still take for that."""
+        return max(0, self._worst(request) - self.store.owned(request))
+
+    def drop(self, request: Request) -> None:
+        """Take a request out, wherever it is, and give back all that it holds."""
+        if request.row is None:
+            self.waiting.remove(request)
+            return
+        if request.wave is not None:
+            self._forget(request.wave)
+        self.store.release(request)
+        self.free_rows.append(request.row)
+        request.row = None
+        self.running.remove(request)
+
+    def _forget(self, wave: Wave) -> None:
+        for waves in (self.ready, self.exited, self.cohort):
+            if wave in waves:
+                waves.remove(wave)
+        self.lanes.give(wave.lanes)
+        if wave.prompt:
+            self.prompt_lanes += len(wave)
+        wave.request.wave = None
+
+    def _preempt(self, request: Request) -> None:
+        """Back to the head of the queue; its tokens stay, what was computed of them is lost."""
+        self.stats.preemptions += 1
+        self.stats.recomputed_tokens += request.computed
+        self.drop(request)
+        request.computed = 0
+        request.preemptions += 1
+        self.waiting.appendleft(request)
+
+    def _make_room(self, pages: int, request: Request) -> bool:
+        """Free ``pages`` pages, newest requests first; False where ``request`` itself had to go.
+
+        The oldest request never has to: alone it fits, which was checked when it came.
+        """
+        while self.store.pool.free < pages:
+            newest = self.running[-1]
+            self._preempt(newest)
+            if newest is request:
+                return False
+        return True
+
+    # What runs next ------------------------------------------------------------------------------
+
+    def leaving(self) -> list[Wave]:
+        """Waves for the coda: when enough wait, or when nothing else can run."""
+        enough = len(self.exited) >= self.min_gather and self.policy != "no_refill"
+        if self.exited and (enough or not self._candidates()):
+            waves, self.exited = self.exited, []
+            return waves
+        return []
+
+    def left(self, wave: Wave) -> None:
+        """``wave`` is through with the coda."""
+        request = wave.request
+        request.computed = wave.end
+        request.position_depths[wave.start : wave.end] = wave.depths
+        self._forget(wave)
+
+    def entering(self) -> list[Wave]:
+        """A wave for every resident request that has none: a new token, or a chunk of a prompt."""
+        waves = []
+        for request in list(self.running):
+            if request.row is None or request.wave is not None:
+                continue
+            left = len(request.tokens) - request.computed
+            count = min(left, self.prefill_chunk)
+            prompt = left > 1
+            if prompt and count > self.prompt_lanes:
+                continue  # until the chunks of others are through
+            wave = Wave(request, request.computed, [], prompt)
+            wave.lanes = [-1] * count
+            if not self._make_room(self.store.missing_to_enter(wave), request):
+                continue
+            wave.lanes = self.lanes.take(count)
+            wave.depths, wave.first_slots = [0] * count, [0] * count
+            if prompt:
+                self.prompt_lanes -= count
+            self.store.enter(wave)
+            request.wave = wave
+            waves.append(wave)
+        return [w for w in waves if w.request.wave is w]
+
+    def entered(self, waves: list[Wave], go_on: list[bool]) -> None:
+        """Note the router's answers at depth 0, token by token."""
+        answers = iter(go_on)
+        for wave in waves:
+            wave.pending = [place for place in range(len(wave)) if next(answers)]
+            (self.exited if wave.exited else self.ready).append(wave)
+
+    def pieces(self) -> list[Piece]:
+        """Tokens of one tick: of any depth, oldest first, as many as it carries."""
+        if self.policy == "no_refill" and not self.cohort and not self.exited:
+            self.cohort = [wave for wave, _ in self._chosen(self.ready)]
+        pieces = []
+        for wave, count in self._chosen(self._candidates()):
+            if wave.request.wave is not wave:
+                continue  # it had to give way to an older one just now
+            if self._make_room(self.store.missing_to_run(wave, count), wave.request):
+                places = wave.pending[:count]
+                pieces.append(Piece(wave, places, *self.store.run(wave, places)))
+        return [piece for piece in pieces if piece.wave.request.wave is piece.wave]
+
+    def _candidates(self) -> list[Wave]:
+        if self.policy != "no_refill":
+            return self.ready
+        if not self.cohort and not self.exited:
+            return self.ready
+        return [wave for wave in self.cohort if not wave.exited]
+
+    def _chosen(self, waves: list[Wave]) -> list[tuple[Wave, int]]:
+        """Waves that fit into one tick, and how many of their tokens."""
+        new, prompt = self.max_num_seqs, self.prefill_chunk
+        chosen = []
+        for wave in waves:
+            count = min(len(wave.pending), prompt if wave.prompt else new)
+            if count:
+                chosen.append((wave, count))
+                if wave.prompt:
+                    prompt -= count
+                else:
+                    new -= count
+        return chosen
+
+    def ticked(self, pieces: tuple[Piece, ...], go_on: list[bool], recursions: int) -> None:
+        """Note the router's answers after a tick."""
+        answers = iter(go_on)
+        for piece in pieces:
+            wave, places = piece.wave, list(piece.places)
+            wave.ran(places, [next(answers) for _ in places], recursions)
+            self.ready.remove(wave)
+            if wave.exited:
+                self.exited.append(wave)
+                if wave in self.cohort:
+                    self.cohort.remove(wave)
+            else:
+                self.ready.append(wave)

@@ -1,0 +1,75 @@
+"""What the engine counts, for a benchmark and for a server's metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class EngineStats:
+    """Totals since the engine was made (or since :meth:`Engine.reset_stats`).
+
+    Attributes:
+        recursions: R.
+        ticks: passes of the block.
+        tick_tokens: tokens that they carried.
+        entries, entry_tokens: passes of embedding and prelude, and their tokens.
+        gatherings, gathered_tokens: passes of the coda, and their tokens.
+        sampled: new tokens, one row of the head each.
+        depths: tokens by the recursions they ran (0..R), prompts and what is recomputed included.
+        new_depths: the same of the positions that new tokens were sampled from.
+        requests, finished, aborted: completions that came, ended, and were given up.
+        preemptions, recomputed_tokens: requests put back for want of pages, and what it cost.
+        peak_pages: most pages in use at a time.
+    """
+
+    recursions: int = 1
+    ticks: int = 0
+    tick_tokens: int = 0
+    entries: int = 0
+    entry_tokens: int = 0
+    gatherings: int = 0
+    gathered_tokens: int = 0
+    sampled: int = 0
+    depths: list[int] = field(default_factory=list)
+    new_depths: list[int] = field(default_factory=list)
+    requests: int = 0
+    finished: int = 0
+    aborted: int = 0
+    preemptions: int = 0
+    recomputed_tokens: int = 0
+    peak_pages: int = 0
+
+    def __post_init__(self) -> None:
+        """Room for every depth."""
+        self.depths = [0] * (self.recursions + 1)
+        self.new_depths = [0] * (self.recursions + 1)
+
+    def reset(self) -> None:
+        """Count from nothing, in place: others hold this object too."""
+        vars(self).update(vars(EngineStats(self.recursions)))
+
+    def numbers(self) -> dict[str, float]:
+        """The counters and their quotients by name; histograms apart."""
+        told = {name: float(value) for name, value in vars(self).items() if isinstance(value, int)}
+        del told["recursions"]
+        return told | {
+            "tokens_per_tick": self.tokens_per_tick,
+            "tokens_per_gathering": self.tokens_per_gathering,
+            "mean_depth": self.mean_depth,
+        }
+
+    @property
+    def tokens_per_tick(self) -> float:
+        """Mean tokens that a pass of the block carried."""
+        return self.tick_tokens / self.ticks if self.ticks else 0.0
+
+    @property
+    def tokens_per_gathering(self) -> float:
+        """Mean tokens that a pass of the coda carried."""
+        return self.gathered_tokens / self.gatherings if self.gatherings else 0.0
+
+    @property
+    def mean_depth(self) -> float:
+        """Mean recursions per token, prompts included."""
+        return sum(d * n for d, n in enumerate(self.depths)) / max(1, sum(self.depths))

@@ -1,0 +1,160 @@
+"""Where each stage of each request keeps its keys and values: the tables over the one pool.
+
+A (request, depth) pair is a virtual sequence with a row of its own in the block's table, which
+holds the tokens that ran this depth and nothing else (recursion-wise caching). Under recursive
+sharing there is depth 0's row alone. Prelude and coda hold the same tokens and share one row.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from mor.config import MoRConfig
+from mor.engine.pages import PagePool, PageTables, check_integrity
+from mor.engine.request import Request, Wave
+
+
+class KVStore:
+    """Pool and tables for a number of resident requests.
+
+    Args:
+        config: the model's.
+        num_pages, page_size: of the pool.
+        residents: requests that may hold pages at a time.
+        max_tokens: longest sequence.
+        limit: depth cap of the engine.
+
+    Attributes:
+        private: layers of prelude and coda, one row per request.
+        block: layers of the shared block, ``groups`` rows per request.
+        groups: R, or 1 where later depths read depth 0 or where all depths are one pass.
+        shared: whether later depths read depth 0 and leave no entries.
+        origins: [rows, tokens] place in depth 0's row of every entry of the block's table, where
+            later depths read depth 0 with their own entries in place of some; else None.
+    """
+
+    def __init__(
+        self,
+        config: MoRConfig,
+        num_pages: int,
+        page_size: int,
+        residents: int,
+        max_tokens: int,
+        limit: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.config = config
+        self.pool = PagePool(
+            num_pages, page_size, config.num_key_value_heads, config.head_dim, dtype, device
+        )
+        self.shared = config.kv_sharing == "recursive"
+        self.groups = 1 if self.shared or config.interleaved else limit
+        layers = block_layers(config, limit)
+        private = config.num_prelude_layers + config.num_coda_layers
+        self.private = PageTables(self.pool, residents, private, max_tokens)
+        self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
+        self.origins: Tensor | None = None
+        if config.kv_sharing == "recursive_update":
+            shape = (residents * self.groups, max_tokens)
+            self.origins = torch.zeros(shape, dtype=torch.long, device=device)
+
+    def row(self, request: Request, depth: int) -> int:
+        """Row of the block's table that a token of ``request`` writes to at ``depth``."""
+        assert request.row is not None
+        return request.row * self.groups + min(depth, self.groups - 1)
+
+    def read_row(self, request: Request, depth: int) -> int:
+        """Row whose places its query is told."""
+        return self.row(request, depth if self.origins is None else 0)
+
+    def writes(self, depth: int) -> bool:
+        """Whether a token leaves entries at ``depth``."""
+        return depth == 0 or not self.shared
+
+    def missing_to_enter(self, wave: Wave) -> int:
+        """Pages that prelude and coda need for the tokens of ``wave``."""
+        assert wave.request.row is not None
+        return self.private.missing(wave.request.row, wave.end)
+
+    def enter(self, wave: Wave) -> None:
+        """Take them."""
+        assert wave.request.row is not None
+        self.private.extend(wave.request.row, wave.end)
+
+    def missing_to_run(self, wave: Wave, count: int) -> int:
+        """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
+        if not self.writes(wave.depth):
+            return 0
+        row = self.row(wave.request, wave.depth)
+        return self.block.missing(row, self.block.lengths[row] + count)
+
+    def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int]]:
+        """Take them; returns the place of each token in the row it reads and the one it writes."""
+        first = [wave.first_slots[place] for place in places]
+        if not self.writes(wave.depth):
+            return first, first
+        row = self.row(wave.request, wave.depth)
+        before, after = self.block.lengths[row], self.block.lengths[row] + len(places)
+        self.block.extend(row, after)
+        slots = list(range(before, after))
+        if wave.depth == 0:
+            first = slots
+            for place, slot in zip(places, slots, strict=True):
+                wave.first_slots[place] = slot
+        if self.origins is None:
+            return slots, slots
+        self.origins[row, before:after] = torch.tensor(first, device=self.origins.device)
+        return first, slots
+
+    def release(self, request: Request) -> None:
+        """Give back all that ``request`` owns."""
+        assert request.row is not None
+        self.private.release(request.row)
+        for row in self._rows(request.row):
+            self.block.release(row)
+
+    def _rows(self, row: int) -> range:
+        return range(row * self.groups, (row + 1) * self.groups)
+
+    def owned(self, request: Request) -> int:
+        """Pages that ``request`` owns."""
+        assert request.row is not None
+        own = self.private.layers * self.private.columns[request.row]
+        return own + sum(self.block.layers * self.block.columns[r] for r in self._rows(request.row))
+
+    def nbytes(self) -> int:
+        """Bytes of the entries that are there, the coda's of tokens on their way included."""
+        entries = self.private.layers * sum(self.private.lengths)
+        entries += self.block.layers * sum(self.block.lengths)
+        return entries * self.pool.entry_bytes()
+
+    def most_pages(self, tokens: int, depth: int) -> int:
+        """Pages that ``tokens`` tokens need at worst, when all of them run ``depth`` recursions."""
+        return pages_for(self.config, tokens, depth, self.pool.page_size)
+
+    def longest(self, depth: int) -> int:
+        """Most tokens that fit into the whole pool in the worst case."""
+        per_column = max(1, self.most_pages(1, depth))
+        return self.pool.num_pages // per_column * self.pool.page_size
+
+    def check(self, idle: list[int]) -> None:
+        """See :func:`mor.engine.pages.check_integrity`; ``idle`` rows belong to no request."""
+        rows = [row for one in idle for row in self._rows(one)]
+        check_integrity(self.pool, [self.private, self.block], [idle, rows])
+
+
+def block_layers(config: MoRConfig, limit: int) -> int:
+    """Layers that have pages of their own in one row of the block's table."""
+    if config.interleaved and config.kv_sharing == "none":
+        return config.num_recursion_layers * limit
+    return config.num_recursion_layers
+
+
+def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int:
+    """Pages that ``tokens`` tokens need when all of them run ``depth`` recursions."""
+    one_row = config.interleaved or config.kv_sharing == "recursive"
+    layers = config.num_prelude_layers + config.num_coda_layers
+    layers += block_layers(config, depth) * (1 if one_row else depth)
+    return -(-tokens // page_size) * layers
