@@ -30,6 +30,7 @@ def rank(number: int, port: int, recipe: Recipe, what: str, said: Any) -> None:
     """One of two ranks, in a forked child."""
     meet = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ.update(meet | {"RANK": str(number), "LOCAL_RANK": str(number)})
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; Accelerate warns without
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
     before = MoRTrainer.training_step

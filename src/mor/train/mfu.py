@@ -23,7 +23,9 @@ from mor.model.flops import flops_per_token
 # them), dense. From the vendors' datasheets, where figures "with sparsity" are twice these:
 # nvidia.com/en-us/data-center/{a100,h100,h200,a10,a40,a30,l4,l40s}, resources.nvidia.com HGX B200,
 # the architecture papers of Ampere GA102, Ada and RTX Blackwell for GeForce and RTX, and
-# amd.com/en/products/accelerators/instinct/mi300/mi300x. The first name that fits counts.
+# amd.com/en/products/accelerators/instinct/mi300/mi300x. The first name that fits counts. Only the
+# bfloat16 rates of A100, B200, H100 and H200 were looked up again when this was written; for a
+# figure that matters, set train.peak_flops.
 _TFLOPS: tuple[tuple[str, float, float, float], ...] = (
     (r"\bB200\b", 2250.0, 1125.0, 75.0),
     (r"\bH200 NVL\b|\bH100 NVL\b", 835.5, 417.5, 60.0),
