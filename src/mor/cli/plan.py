@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -12,6 +10,7 @@ from mor.config import MoRConfig
 from mor.model.flops import count_parameters, flops_per_token
 from mor.train import Recipe, plan_budget
 from mor.train.data import indexes, passes
+from mor.train.distributed import world_size
 from mor.train.estimate import Memory, estimate_memory
 from mor.train.mfu import peak_flops
 from mor.train.speed import logged_speed, probe_speed
@@ -30,7 +29,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     index = indexes(recipe.data)[0]
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     section, seq_len = recipe.train, recipe.data.seq_len
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     plan = plan_budget(section.budget, config, seq_len, recipe.sequences_per_step(world) * seq_len)
     total, inner = count_parameters(config)
     flops = flops_per_token(config, seq_len)

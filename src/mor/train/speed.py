@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.train.budget import warmup_steps
 from mor.train.data import open_run_data
+from mor.train.distributed import world_size
 from mor.train.folder import LOG, RECIPE, SUMMARY
 from mor.train.recipe import Recipe, parse_recipe
 from mor.train.trainer import peak_memory_bytes
@@ -132,7 +132,7 @@ def probe_speed(recipe: Recipe, config: MoRConfig, rounds: int = 3) -> Speed:
             f"{torch.cuda.get_device_name()}; lower it and raise gradient_accumulation_steps, or "
             "set train.gradient_checkpointing"
         ) from None
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    world = world_size()
     tokens = recipe.sequences_per_step(world) * data.seq_len
     seconds = section.accumulation(world) * micro + step
     name = torch.cuda.get_device_name() if device.type == "cuda" else "this CPU"
