@@ -130,12 +130,15 @@ class Segments:
 
     def merged(self, parts: list[Tensor]) -> Tensor:
         """Results of all groups, each [n, ...], in the order of the tokens, [N, ...]."""
-        if len(parts) == 1:
-            return parts[0]
+        return parts[0] if len(parts) == 1 else torch.cat(parts).index_select(0, self._back)
+
+    @cached_property
+    def _back(self) -> Tensor:
+        """Where each token stands among the groups' tokens, one group after another."""
         order = torch.cat([group.tokens for group in self.groups])
         back = torch.empty_like(order)
         back[order] = torch.arange(len(order), device=self.device)
-        return torch.cat(parts).index_select(0, back)
+        return back
 
     def pad(self, tokens: Tensor) -> Tensor:
         """[N, ...] -> [runs, longest, ...], each run's last token repeated behind it."""
