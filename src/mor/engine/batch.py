@@ -71,11 +71,19 @@ class KVView:
         return (self.slots[ends] + 1).tolist()
 
     @cached_property
+    def count_of(self) -> Tensor:
+        """[S] ``counts`` as a tensor."""
+        return torch.tensor(self.counts, device=self.rows.device)
+
+    @cached_property
+    def own_row_of(self) -> Tensor:
+        """[N] table row that each token is written to."""
+        return self.own_rows.repeat_interleave(self.count_of)
+
+    @cached_property
     def write_slots(self) -> Tensor:
         """[writes, layers] where in the pool the entries go."""
-        counts = torch.tensor(self.counts, device=self.rows.device)
-        rows = self.own_rows.repeat_interleave(counts)[: self.writes]
-        return self.table.slots(rows, self.written[: self.writes])
+        return self.table.slots(self.own_row_of[: self.writes], self.written[: self.writes])
 
     @staticmethod
     def _places(lengths: Tensor) -> Tensor:

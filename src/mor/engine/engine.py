@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from mor.engine.attend import PagedAttention, padded_attention, row_attention
+from mor.engine.attend import PagedAttention, best_attention
 from mor.engine.intake import Intake, end_ids
 from mor.engine.integrity import check_residents
 from mor.engine.lanes import Lanes
@@ -28,6 +28,7 @@ from mor.engine.store import KVStore
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.serving import serving_view
 
 Prompt = str | Sequence[int]
 
@@ -119,9 +120,14 @@ class Engine:
         router = model.model.router
         self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router.returns_to_origin)
         if attention is None:
-            attention = row_attention if device.type == "cpu" else padded_attention
+            attention = best_attention(device, config.head_dim)
         self.runner = Runner(
-            model.model, self.store, self.lanes, attention, self.max_depth, policy == "full_depth"
+            serving_view(model.model),
+            self.store,
+            self.lanes,
+            attention,
+            self.max_depth,
+            policy == "full_depth",
         )
         self.stats = EngineStats(config.num_recursions)
         self.scheduler = Scheduler(

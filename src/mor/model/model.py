@@ -25,6 +25,7 @@ from mor.model.routers import build_router
 from mor.model.rows import Rows, document_runs, end_to_end, front, to_front
 from mor.ops.compaction import Packing, pack_flat
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
+from mor.ops.native import PackedLinear, Workspace, fits
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
 
 
@@ -79,6 +80,7 @@ class MoRModel(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         self.router: Router = build_router(config)  # type: ignore[assignment]
         self.gradient_checkpointing = False
+        self.packed_head: tuple[PackedLinear, Workspace] | None = None  # of a serving view
 
     # The five stages -----------------------------------------------------------------------------
 
@@ -133,6 +135,12 @@ class MoRModel(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
+        if self.packed_head is not None and fits(hidden):
+            packed, work = self.packed_head
+            flat, norm = hidden.flatten(0, -2), self.norm
+            return packed.after_norm(flat, norm.weight, norm.eps, work).unflatten(
+                0, hidden.shape[:-1]
+            )
         return self.lm_head(self.norm(hidden))
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:

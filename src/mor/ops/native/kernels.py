@@ -1,0 +1,297 @@
+"""The kernels as functions of tensors: float32, on the CPU, without gradients.
+
+A row's result is the same to the last bit whatever rows are beside it, and however many.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mor.ops.native.build import library
+
+HEAD_DIMS = (16, 32, 64, 80, 96, 128)
+"""Head widths that attention is compiled for."""
+
+
+class _Linear(ctypes.Structure):
+    _fields_: ClassVar[Any] = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+    ]
+
+
+class _Layer(ctypes.Structure):
+    _fields_: ClassVar[Any] = [
+        *((name, _Linear) for name in ("query", "key_value", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "query_norm", "key_norm")),
+        *((name, c_int64) for name in ("norms", "width", "heads", "kv_heads", "head_dim", "inner")),
+        ("eps", c_float),
+    ]
+
+
+class _Pages(ctypes.Structure):
+    _fields_: ClassVar[Any] = [
+        *((name, c_void_p) for name in ("keys", "values", "table")),
+        *((n, c_int64) for n in ("page_size", "kv_heads", "head_dim", "layers", "columns")),
+    ]
+
+
+@cache
+def _kernels() -> Any:
+    found = library()
+    assert found is not None
+    at: Any = c_void_p
+    number: Any = c_int64
+    found.mor_shape.argtypes = [POINTER(number)] * 2
+    found.mor_pack.argtypes = [at, number, number, at]
+    found.mor_linear.argtypes = [at, at, number, at, at, c_int]
+    found.mor_head.argtypes = [at, at, c_float, at, number, at, at, c_int]
+    found.mor_enter.argtypes = [at] * 5 + [number] * 2 + [at] * 3 + [c_int]
+    found.mor_leave.argtypes = [at] * 4 + [number] + [at] * 4 + [c_int]
+    found.mor_attend.argtypes = (
+        [at, number, number] + [at] * 3 + [number] * 2 + [at] * 4 + [number, at, at, c_int]
+    )
+    return found
+
+
+@cache
+def _shape() -> tuple[int, int]:
+    """Columns of a panel, rows of a tile."""
+    panel, tile = c_int64(), c_int64()
+    _kernels().mor_shape(byref(panel), byref(tile))
+    return panel.value, tile.value
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether the kernels can work on these: float32 on the CPU, and no gradient is wanted."""
+    if library() is None or torch.is_grad_enabled():
+        return False
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def _at(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Workspace:
+    """Room for what stands between the steps of a kernel; grows to what was asked for most."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Tensor] = {}
+
+    def room(self, name: str, size: int) -> int:
+        """Address of at least ``size`` floats."""
+        part = self._parts.get(name)
+        if part is None or part.numel() < size:
+            part = self._parts[name] = torch.empty(size)
+        return part.data_ptr()
+
+    def rows(self, name: str, count: int, width: int) -> int:
+        """Address of room for ``count`` rows in tiles."""
+        tile = _shape()[1]
+        return self.room(name, -(-count // tile) * tile * width)
+
+
+class PackedLinear:
+    """``x @ weight.T + bias``, the weights laid out for products with a few rows.
+
+    Args:
+        weights: [n, k] each, one below the other. With ``paired``, two of equal shape whose panels
+            alternate.
+        biases: one per weight, or none at all.
+    """
+
+    def __init__(
+        self, weights: list[Tensor], biases: list[Tensor | None], *, paired: bool = False
+    ) -> None:
+        panel = _shape()[0]
+        weight = torch.cat([w.detach() for w in weights])
+        told = [b for b in biases if b is not None]
+        bias = None
+        if told:
+            bias = torch.cat(
+                [w.new_zeros(len(w)) if b is None else b.detach()
+                 for w, b in zip(weights, biases, strict=True)]
+            )  # fmt: skip
+        if paired:
+            weight = _alternate(weight, panel)
+            bias = None if bias is None else _alternate(bias, panel)
+        self.n, self.k = weight.shape
+        count = -(-self.n // panel)
+        self.weight = torch.empty(count * panel * self.k)
+        _kernels().mor_pack(weight.contiguous().data_ptr(), self.n, self.k, _at(self.weight))
+        self.bias = None
+        if bias is not None:
+            self.bias = torch.nn.functional.pad(bias, (0, count * panel - self.n)).contiguous()
+        self.told = _Linear(_at(self.weight), _at(self.bias), self.n, self.k)
+
+    def __call__(self, x: Tensor, work: Workspace) -> Tensor:
+        """[M, k] -> [M, n]."""
+        x = x.contiguous()
+        out = x.new_empty(len(x), self.n)
+        rows = work.rows("rows", len(x), self.k)
+        threads = torch.get_num_threads()
+        _kernels().mor_linear(byref(self.told), _at(x), len(x), _at(out), rows, threads)
+        return out
+
+    def after_norm(self, x: Tensor, norm: Tensor, eps: float, work: Workspace) -> Tensor:
+        """[M, k] -> [M, n], normalised (RMSNorm) first."""
+        x = x.contiguous()
+        out = x.new_empty(len(x), self.n)
+        rows, threads = work.rows("rows", len(x), self.k), torch.get_num_threads()
+        _kernels().mor_head(
+            byref(self.told), _at(norm), eps, _at(x), len(x), _at(out), rows, threads
+        )
+        return out
+
+
+def _alternate(both: Tensor, panel: int) -> Tensor:
+    """The two halves of ``both``, padded to whole panels, a panel of each in turn."""
+    first, second = both.chunk(2)
+    missing = -len(first) % panel
+    pad = (0, missing) if both.dim() == 1 else (0, 0, 0, missing)
+    parts = [
+        torch.nn.functional.pad(half, pad).unflatten(0, (-1, panel)) for half in (first, second)
+    ]
+    return torch.stack(parts, dim=1).flatten(0, 2)
+
+
+class PackedLayer:
+    """A decoder layer's two halves in one call each.
+
+    Args:
+        query, key_value, out, gate_up, down: its products.
+        input_norm, post_norm, query_norm, key_norm: weights [D] or [uses, D]; the last two may be
+            missing.
+        heads, kv_heads, head_dim, eps: as in the configuration.
+    """
+
+    def __init__(
+        self,
+        query: PackedLinear,
+        key_value: PackedLinear,
+        out: PackedLinear,
+        gate_up: PackedLinear,
+        down: PackedLinear,
+        norms: tuple[Tensor, Tensor, Tensor | None, Tensor | None],
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        eps: float,
+    ) -> None:
+        self.linears = (query, key_value, out, gate_up, down)
+        self.norms = tuple(None if n is None else n.detach().contiguous() for n in norms)
+        self.width, self.inner = query.k, down.k
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
+        uses = 1 if norms[0].dim() == 1 else len(norms[0])
+        self.told = _Layer(
+            *(linear.told for linear in self.linears), *(_at(n) for n in self.norms),
+            uses, self.width, heads, kv_heads, head_dim, self.inner, eps,
+        )  # fmt: skip
+        self.uses = uses
+
+    def _use(self, use: int | Tensor, count: int) -> Tensor | None:
+        if self.uses == 1:
+            return None
+        if isinstance(use, int):
+            return torch.full((count,), use)
+        return use.flatten().contiguous()
+
+    def enter(
+        self, x: Tensor, cos: Tensor, sin: Tensor, use: int | Tensor, with_kv: int, work: Workspace
+    ) -> tuple[Tensor, Tensor]:
+        """What comes before attention.
+
+        Args:
+            x: [M, D] stream. cos, sin: [M, head_dim].
+            use: which use of the layer, one or [M].
+            with_kv: the first so many tokens have keys and values.
+
+        Returns:
+            Query [M, H, d]; key and value [with_kv, 2, Hkv, d].
+        """
+        count = len(x)
+        query = x.new_empty(count, self.heads, self.head_dim)
+        key_value = x.new_empty(with_kv, 2, self.kv_heads, self.head_dim)
+        uses = self._use(use, count)
+        _kernels().mor_enter(
+            byref(self.told), _at(x), _at(cos), _at(sin), _at(uses), count, with_kv, _at(query),
+            _at(key_value), work.rows("rows", count, self.width), torch.get_num_threads(),
+        )  # fmt: skip
+        return query, key_value
+
+    def leave(self, x: Tensor, mixed: Tensor, use: int | Tensor, work: Workspace) -> Tensor:
+        """What comes after: x [M, D] and mixed [M, H, d] -> [M, D]."""
+        count, threads = len(x), torch.get_num_threads()
+        out = torch.empty_like(x)
+        uses = self._use(use, count)
+        rows = work.rows("rows", count, max(self.width, self.heads * self.head_dim))
+        inner = work.rows("inner", count, self.inner)
+        kept = work.rows("kept", count, threads * _shape()[0])
+        _kernels().mor_leave(
+            byref(self.told), _at(x), _at(mixed), _at(uses), count, _at(out), rows, inner, kept,
+            threads,
+        )  # fmt: skip
+        return out
+
+
+def paged_attention(
+    query: Tensor,
+    key: Tensor | None,
+    value: Tensor | None,
+    pool: tuple[Tensor, Tensor],
+    table: Tensor,
+    page_size: int,
+    layer: int,
+    own_rows: Tensor,
+    written: Tensor,
+    rows: Tensor,
+    counts: Tensor,
+    slots: Tensor,
+) -> Tensor:
+    """Write the entries of new tokens into their pages, then attend over each row's pages.
+
+    Args:
+        query: [N, H, d].
+        key, value: [writes, Hkv, d] of the first tokens, or None.
+        pool: keys and values [pages x page_size, Hkv, d].
+        table: [rows, layers, columns] pages.
+        layer: of the table.
+        own_rows, written: [N] table row and place that each token is written to.
+        rows, counts: [S] table row that each piece reads, and its number of tokens.
+        slots: [N] last place of its row that each query sees; ascending within a piece.
+
+    Returns:
+        [N, H, d].
+    """
+    query = query.contiguous()
+    stride = writes = 0
+    if key is not None:
+        assert value is not None
+        dense = (key.shape[2], 1)
+        if key.stride()[1:] != dense or value.stride()[1:] != dense:
+            key, value = key.contiguous(), value.contiguous()
+        stride, writes = key.stride(0), len(key)
+        if value.stride(0) != stride:
+            key, value = key.contiguous(), value.contiguous()
+            stride = key.stride(0)
+    out = torch.empty_like(query)
+    _, heads, head_dim = query.shape
+    told = _Pages(
+        _at(pool[0]), _at(pool[1]), _at(table), page_size, pool[0].shape[1], head_dim,
+        table.shape[1], table.shape[2],
+    )  # fmt: skip
+    _kernels().mor_attend(
+        byref(told), layer, heads, _at(query), _at(key), _at(value), stride, writes,
+        _at(own_rows), _at(written), _at(rows), _at(counts), len(rows), _at(slots), _at(out),
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
