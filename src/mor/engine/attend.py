@@ -70,13 +70,9 @@ def native_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
 ) -> Tensor:
     """The same in one call of a kernel that reads the pages where they lie."""
-    pool = view.table.pool
-    if view.origins is not None or not native.fits(query, pool.keys):
+    if view.origins is not None or not native.fits(query, view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
-    return native.paged_attention(
-        query, key, value, (pool.keys, pool.values), view.table.table, pool.page_size, layer,
-        view.own_row_of, view.written, view.rows, view.count_of, view.slots,
-    )  # fmt: skip
+    return native.paged_attention(query, key, value, view.ragged, layer)
 
 
 def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
@@ -124,6 +120,18 @@ class PagedAttend:
             return self.repeats.repetition(layer) == 0
         total = len(self.view.slots)
         return self.view.writes if self.view.writes < total else True
+
+    def pages(self) -> tuple[native.Ragged, int] | None:
+        """The batch, and the table's layer for layer 0, for stages that run in one call.
+
+        None where layers differ in more than their place in the table, or without kernels.
+        """
+        view = self.view
+        if self.attention is not native_attention or self.repeats is not None:
+            return None
+        if view.origins is not None or not native.fits(view.table.pool.keys):
+            return None
+        return view.ragged, self.first
 
     def __call__(
         self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None

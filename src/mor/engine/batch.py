@@ -12,6 +12,7 @@ from torch import Tensor
 from mor.engine.pages import PageTables
 from mor.engine.request import Wave
 from mor.engine.store import KVStore
+from mor.ops.native import Ragged
 from mor.ops.segments import Segments
 
 
@@ -79,6 +80,15 @@ class KVView:
     def own_row_of(self) -> Tensor:
         """[N] table row that each token is written to."""
         return self.own_rows.repeat_interleave(self.count_of)
+
+    @cached_property
+    def ragged(self) -> Ragged:
+        """The same for the kernels."""
+        pool = self.table.pool
+        return Ragged(
+            pool.keys, pool.values, self.table.table, pool.page_size, self.own_row_of,
+            self.written.contiguous(), self.slots.contiguous(), self.rows, self.count_of,
+        )  # fmt: skip
 
     @cached_property
     def write_slots(self) -> Tensor:

@@ -62,6 +62,16 @@ class Halves(Protocol):
         ...
 
 
+class Stack(nn.ModuleList):
+    """Layers of one stage; a serving view knows how to run them in one call."""
+
+    def run(
+        self, hidden: Tensor, rope: Rotation, attend: Attend, use: int | Tensor
+    ) -> Tensor | None:
+        """[1, M, D] -> [1, M, D], or None where they have to run one by one."""
+        return None
+
+
 class RMSNorm(nn.Module):
     """RMSNorm with one weight [D], or one per use of a shared layer [uses, D]."""
 

@@ -17,7 +17,7 @@ from mor.config import MoRConfig
 from mor.model.cache import DepthCache
 from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
-from mor.model.layers import Attend, DecoderLayer, RMSNorm
+from mor.model.layers import Attend, DecoderLayer, RMSNorm, Stack
 from mor.model.recursion import DepthTrace, run_recursions
 from mor.model.relaxation import DepthEmbedding
 from mor.model.router_base import Router, active_router
@@ -62,18 +62,14 @@ class MoRModel(nn.Module):
         self.config = config
         width = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
-        self.prelude_layers = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.num_prelude_layers)
-        )
-        self.block = nn.ModuleList(
+        self.prelude_layers = Stack(DecoderLayer(config) for _ in range(config.num_prelude_layers))
+        self.block = Stack(
             DecoderLayer(config, config.num_recursions) for _ in range(config.num_recursion_layers)
         )
         self.depth_embedding: DepthEmbedding | None = None
         if config.relaxation == "embeddings":
             self.depth_embedding = DepthEmbedding(width, config.num_recursions)
-        self.coda_layers = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.num_coda_layers)
-        )
+        self.coda_layers = Stack(DecoderLayer(config) for _ in range(config.num_coda_layers))
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -117,6 +113,8 @@ class MoRModel(nn.Module):
                     f"sharing={self.config.sharing!r} repeats single layers; a depth per token "
                     "needs the block to be applied as a whole: use 'cycle' or 'middle_cycle'"
                 )
+            if (ran := self.block.run(hidden, rope, attend, depth)) is not None:
+                return ran
             for place, layer in enumerate(self.block):
                 hidden = self._layer(layer, hidden, rope, attend, place, depth)
             return hidden
@@ -184,12 +182,14 @@ class MoRModel(nn.Module):
 
     def _stack(
         self,
-        layers: nn.ModuleList,
+        layers: Stack,
         hidden: Tensor,
         rope: Rotation,
         attend: Attend,
         states: list[Tensor] | None,
     ) -> Tensor:
+        if states is None and (ran := layers.run(hidden, rope, attend, 0)) is not None:
+            return ran
         for index, layer in enumerate(layers):
             hidden = self._layer(layer, hidden, rope, attend, index)
             if states is not None:

@@ -12,9 +12,17 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from mor.model.layers import DecoderLayer, Heads
+from mor.model.layers import Attend, DecoderLayer, Heads, Stack
 from mor.model.model import MoRModel
-from mor.ops.native import HEAD_DIMS, PackedLayer, PackedLinear, Workspace, fits, library
+from mor.ops.native import (
+    HEAD_DIMS,
+    PackedLayer,
+    PackedLinear,
+    PackedStack,
+    Workspace,
+    fits,
+    library,
+)
 from mor.ops.rope import Rotation
 
 
@@ -71,6 +79,27 @@ class PackedHalves:
         return self.packed.leave(hidden[0].contiguous(), flat, use, self.work)[None]
 
 
+class ServingStack(Stack):
+    """The layers of a stage, all of them packed, over the engine's pages in one call."""
+
+    def __init__(self, layers: list[DecoderLayer], halves: list[PackedHalves]) -> None:
+        super().__init__(layers)
+        self.packed = PackedStack([half.packed for half in halves], halves[0].work)
+
+    def run(
+        self, hidden: Tensor, rope: Rotation, attend: Attend, use: int | Tensor
+    ) -> Tensor | None:
+        """See :class:`Stack`."""
+        told = getattr(attend, "pages", None)  # the engine's alone says where its pages are
+        pages = None if told is None or hidden.shape[0] != 1 or not fits(hidden) else told()
+        if pages is None:
+            return None
+        wanted = attend.needs_kv(0)
+        count = hidden.shape[1] if wanted is True else int(wanted)
+        cos, sin = (part[0].contiguous() for part in rope)
+        return self.packed(hidden[0], cos, sin, use, count, *pages)[None]
+
+
 def packable(layer: DecoderLayer) -> bool:
     """Whether the kernels know all of this layer: widths in whole vectors, nothing that relaxes."""
     attention, mlp = layer.self_attn, layer.mlp
@@ -99,13 +128,15 @@ def serving_view(model: MoRModel) -> MoRModel:
     view._modules = dict(model._modules)
     for name in ("prelude_layers", "block", "coda_layers"):
         layers = [_view_of(layer, work) for layer in getattr(model, name)]
-        view._modules[name] = nn.ModuleList(layers)
+        halves = [h for layer in layers if isinstance(h := layer.packed, PackedHalves)]
+        whole = layers and len(halves) == len(layers)
+        view._modules[name] = ServingStack(layers, halves) if whole else Stack(layers)
     if type(model.lm_head) is nn.Linear and model.config.hidden_size % 16 == 0:
         view.packed_head = (PackedLinear([model.lm_head.weight], [None]), work)
     return view
 
 
-def _view_of(layer: nn.Module, work: Workspace) -> nn.Module:
+def _view_of(layer: nn.Module, work: Workspace) -> DecoderLayer:
     assert isinstance(layer, DecoderLayer)
     if not packable(layer):
         return layer

@@ -6,7 +6,7 @@ A row's result is the same to the last bit whatever rows are beside it, and howe
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
+from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p, pointer
 from functools import cache
 from typing import Any, ClassVar
 
@@ -44,6 +44,14 @@ class _Pages(ctypes.Structure):
     ]
 
 
+class _Ragged(ctypes.Structure):
+    _fields_: ClassVar[Any] = [
+        ("pages", _Pages),
+        *((name, c_void_p) for name in ("own_rows", "written", "slots", "rows", "counts")),
+        ("pieces", c_int64),
+    ]
+
+
 @cache
 def _kernels() -> Any:
     found = library()
@@ -56,9 +64,11 @@ def _kernels() -> Any:
     found.mor_head.argtypes = [at, at, c_float, at, number, at, at, c_int]
     found.mor_enter.argtypes = [at] * 5 + [number] * 2 + [at] * 3 + [c_int]
     found.mor_leave.argtypes = [at] * 4 + [number] + [at] * 4 + [c_int]
-    found.mor_attend.argtypes = (
-        [at, number, number] + [at] * 3 + [number] * 2 + [at] * 4 + [number, at, at, c_int]
+    found.mor_attend.argtypes = [at, number, number] + [at] * 3 + [number] * 2 + [at, c_int]
+    found.mor_stack.argtypes = (
+        [at, number, at, number] + [at] * 4 + [number] * 2 + [at] * 6 + [c_int]
     )
+    found.mor_argmax.argtypes = [at, number, number, at, c_int]
     return found
 
 
@@ -198,7 +208,8 @@ class PackedLayer:
         )  # fmt: skip
         self.uses = uses
 
-    def _use(self, use: int | Tensor, count: int) -> Tensor | None:
+    def uses_of(self, use: int | Tensor, count: int) -> Tensor | None:
+        """[M] uses; None where they make no difference."""
         if self.uses == 1:
             return None
         if isinstance(use, int):
@@ -221,7 +232,7 @@ class PackedLayer:
         count = len(x)
         query = x.new_empty(count, self.heads, self.head_dim)
         key_value = x.new_empty(with_kv, 2, self.kv_heads, self.head_dim)
-        uses = self._use(use, count)
+        uses = self.uses_of(use, count)
         _kernels().mor_enter(
             byref(self.told), _at(x), _at(cos), _at(sin), _at(uses), count, with_kv, _at(query),
             _at(key_value), work.rows("rows", count, self.width), torch.get_num_threads(),
@@ -232,7 +243,7 @@ class PackedLayer:
         """What comes after: x [M, D] and mixed [M, H, d] -> [M, D]."""
         count, threads = len(x), torch.get_num_threads()
         out = torch.empty_like(x)
-        uses = self._use(use, count)
+        uses = self.uses_of(use, count)
         rows = work.rows("rows", count, max(self.width, self.heads * self.head_dim))
         inner = work.rows("inner", count, self.inner)
         kept = work.rows("kept", count, threads * _shape()[0])
@@ -243,31 +254,48 @@ class PackedLayer:
         return out
 
 
+class Ragged:
+    """Tokens of a batch, laid end to end in pieces, each over one row of a page table.
+
+    Args:
+        keys, values: the pool, [pages x page_size, Hkv, d].
+        table: [rows, layers, columns] pages.
+        page_size: tokens per page.
+        own_rows, written: [N] table row and place that each token is written to.
+        slots: [N] last place of its row that each token sees; ascending within a piece.
+        rows, counts: [S] table row that each piece reads, and its number of tokens.
+    """
+
+    def __init__(
+        self,
+        keys: Tensor,
+        values: Tensor,
+        table: Tensor,
+        page_size: int,
+        own_rows: Tensor,
+        written: Tensor,
+        slots: Tensor,
+        rows: Tensor,
+        counts: Tensor,
+    ) -> None:
+        self._kept = (keys, values, table, own_rows, written, slots, rows, counts)
+        pages = _Pages(
+            keys.data_ptr(), values.data_ptr(), table.data_ptr(), page_size, *keys.shape[1:],
+            *table.shape[1:],
+        )  # fmt: skip
+        self.told = _Ragged(pages, *(t.data_ptr() for t in self._kept[3:]), len(rows))
+
+
 def paged_attention(
-    query: Tensor,
-    key: Tensor | None,
-    value: Tensor | None,
-    pool: tuple[Tensor, Tensor],
-    table: Tensor,
-    page_size: int,
-    layer: int,
-    own_rows: Tensor,
-    written: Tensor,
-    rows: Tensor,
-    counts: Tensor,
-    slots: Tensor,
+    query: Tensor, key: Tensor | None, value: Tensor | None, batch: Ragged, layer: int
 ) -> Tensor:
     """Write the entries of new tokens into their pages, then attend over each row's pages.
 
     Args:
         query: [N, H, d].
         key, value: [writes, Hkv, d] of the first tokens, or None.
-        pool: keys and values [pages x page_size, Hkv, d].
-        table: [rows, layers, columns] pages.
+        batch: the tokens.
         layer: of the table.
-        own_rows, written: [N] table row and place that each token is written to.
-        rows, counts: [S] table row that each piece reads, and its number of tokens.
-        slots: [N] last place of its row that each query sees; ascending within a piece.
 
     Returns:
         [N, H, d].
@@ -277,21 +305,59 @@ def paged_attention(
     if key is not None:
         assert value is not None
         dense = (key.shape[2], 1)
-        if key.stride()[1:] != dense or value.stride()[1:] != dense:
+        if not key.stride()[1:] == value.stride()[1:] == dense or key.stride(0) != value.stride(0):
             key, value = key.contiguous(), value.contiguous()
         stride, writes = key.stride(0), len(key)
-        if value.stride(0) != stride:
-            key, value = key.contiguous(), value.contiguous()
-            stride = key.stride(0)
     out = torch.empty_like(query)
-    _, heads, head_dim = query.shape
-    told = _Pages(
-        _at(pool[0]), _at(pool[1]), _at(table), page_size, pool[0].shape[1], head_dim,
-        table.shape[1], table.shape[2],
-    )  # fmt: skip
     _kernels().mor_attend(
-        byref(told), layer, heads, _at(query), _at(key), _at(value), stride, writes,
-        _at(own_rows), _at(written), _at(rows), _at(counts), len(rows), _at(slots), _at(out),
-        torch.get_num_threads(),
+        byref(batch.told), layer, query.shape[1], _at(query), _at(key), _at(value), stride, writes,
+        _at(out), torch.get_num_threads(),
     )  # fmt: skip
+    return out
+
+
+class PackedStack:
+    """Layers in a row, each over its own layer of a page table, in one call."""
+
+    def __init__(self, layers: list[PackedLayer], work: Workspace) -> None:
+        self.layers, self.work = layers, work
+        self._told = (POINTER(_Layer) * len(layers))(*(pointer(one.told) for one in layers))
+
+    def __call__(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        use: int | Tensor,
+        with_kv: int,
+        batch: Ragged,
+        first: int,
+    ) -> Tensor:
+        """[M, D] -> [M, D].
+
+        Args:
+            x, cos, sin, use, with_kv: as of :meth:`PackedLayer.enter`.
+            batch: the tokens' places.
+            first: the table's layer of the first of these layers.
+        """
+        one, work, count, threads = self.layers[0], self.work, len(x), torch.get_num_threads()
+        out = x.clone(memory_format=torch.contiguous_format)
+        width, inner = one.heads * one.head_dim, one.inner
+        uses = one.uses_of(use, count)
+        _kernels().mor_stack(
+            self._told, len(self.layers), byref(batch.told), first, out.data_ptr(), cos.data_ptr(),
+            sin.data_ptr(), _at(uses), count, with_kv, work.room("query", count * width),
+            work.room("key_value", with_kv * 2 * one.kv_heads * one.head_dim),
+            work.room("mixed", count * width), work.rows("rows", count, max(one.width, width)),
+            work.rows("inner", count, inner), work.rows("kept", count, threads * _shape()[0]),
+            threads,
+        )  # fmt: skip
+        return out
+
+
+def argmax(x: Tensor) -> Tensor:
+    """[M] place of the largest of each row of x [M, n]; the first of equals."""
+    x = x.contiguous()
+    out = torch.empty(len(x), dtype=torch.long)
+    _kernels().mor_argmax(_at(x), *x.shape, _at(out), torch.get_num_threads())
     return out

@@ -120,4 +120,18 @@ static void leave(const Layer& layer, const float* x, const float* mixed, const 
     product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width});
 }
 
+static int64_t argmax(const float* x, int64_t n) {
+    int64_t best = 0, i = 0;
+    vec most = splat(-INFINITY);
+    for (; i + W <= n; i += W) {
+        const vec found = load(x + i);
+        most = found > most ? found : most;
+    }
+    float top = -INFINITY;
+    for (int64_t lane = 0; lane < W; lane++) top = std::max(top, most[lane]);
+    for (; i < n; i++) top = std::max(top, x[i]);
+    while (best < n && x[best] != top) best++;
+    return best < n ? best : 0;
+}
+
 }  // namespace mor

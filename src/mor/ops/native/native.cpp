@@ -52,38 +52,42 @@ void mor_leave(const Layer* layer, const float* x, const float* mixed, const int
           omp_get_thread_num(), omp_get_num_threads());
 }
 
-// query [N, heads, d] -> out. Token t < writes leaves key + t * stride, value + t * stride
-// [kv_heads, d] at place written[t] of table row own_rows[t]; a token of piece s reads places
-// 0..slots[t] of row rows[s].
-void mor_attend(const Pages* pages, int64_t layer, int64_t heads, const float* query,
-                const float* key, const float* value, int64_t stride, int64_t writes,
-                const int64_t* own_rows,
-                const int64_t* written, const int64_t* rows, const int64_t* counts, int64_t pieces,
-                const int64_t* slots, float* out, int threads) {
-    static thread_local std::vector<Item> items;
-    items.clear();
-    int64_t token = 0;
-    for (int64_t s = 0; s < pieces; s++)
-        for (int64_t end = token + counts[s]; token < end;) {
-            const int64_t count = std::min(QUERIES, end - token);
-            for (int64_t head = 0; head < pages->kv_heads; head++)
-                items.push_back({rows[s], token, count, head});
-            token += count;
-        }
-    const std::vector<Item>& all_items = items;
-    const int64_t many = (int64_t)all_items.size();
+void mor_attend(const Ragged* batch, int64_t layer, int64_t heads, const float* query,
+                const float* key, const float* value, int64_t stride, int64_t writes, float* out,
+                int threads) {
+    const std::vector<Item> items = items_of(*batch, threads);
+#pragma omp parallel num_threads(threads)
+    attend(*batch, items, layer, heads, query, key, value, stride, writes, out, omp_get_thread_num(),
+           omp_get_num_threads());
+}
+
+// Layers in a row over x [m, width], in place; layer i has the table's layer `first` + i.
+void mor_stack(const Layer* const* layers, int64_t count, const Ragged* batch, int64_t first,
+               float* x, const float* cos, const float* sin, const int64_t* use, int64_t m,
+               int64_t with_kv, float* query, float* key_value, float* mixed, float* rows,
+               float* inner_rows, float* kept, int threads) {
+    const std::vector<Item> items = items_of(*batch, threads);
+    const int64_t room = tiles(m) * TILE * PANEL;
 #pragma omp parallel num_threads(threads)
     {
-        static thread_local std::vector<float> room;
-        if (writes) {
-            write_entries(*pages, layer, key, value, stride, own_rows, written, writes,
-                          omp_get_thread_num(), omp_get_num_threads());
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t i = 0; i < count; i++) {
+            const Layer& layer = *layers[i];
+            const int64_t keys = layer.kv_heads * layer.head_dim;
+            enter(layer, x, cos, sin, use, m, with_kv, query, key_value, rows, me, all);
+#pragma omp barrier
+            attend(*batch, items, first + i, layer.heads, query, key_value, key_value + keys,
+                   2 * keys, with_kv, mixed, me, all);
+            leave(layer, x, mixed, use, m, x, rows, inner_rows, kept + me * room, me, all);
 #pragma omp barrier
         }
-#pragma omp for schedule(dynamic, 2)
-        for (int64_t i = 0; i < many; i++)
-            attend_any(*pages, all_items[i], layer, query, slots, heads, out, room);
     }
+}
+
+// Place of the largest of each row of x [m, n]; the first of equals.
+void mor_argmax(const float* x, int64_t m, int64_t n, int64_t* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t row = 0; row < m; row++) out[row] = argmax(x + row * n, n);
 }
 
 }  // extern "C"
