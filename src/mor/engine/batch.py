@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -185,8 +186,9 @@ def _batch(
         own,
         [table.lengths[r or 0] for r in own],
     ]
-    told = torch.tensor(numbers, device=device)  # one copy to the device for all of them
-    shapes = torch.tensor(by_row, device=device)
+    # Through numpy, which reads lists many times faster; one copy to the device for all of them.
+    told = torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
+    shapes = torch.from_numpy(np.array(by_row, dtype=np.int64)).to(device)
     counts = tuple(len(p.places) for p in pieces)
     view = KVView(
         table, shapes[0], shapes[1], told[3], counts, writes, shapes[2], told[4], shapes[3], origins

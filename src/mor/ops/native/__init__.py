@@ -15,6 +15,7 @@ from mor.ops.native.kernels import (
     Workspace,
     argmax,
     fits,
+    own_linear,
     paged_attention,
 )
 
@@ -29,5 +30,6 @@ __all__ = [
     "fits",
     "library",
     "missing",
+    "own_linear",
     "paged_attention",
 ]

@@ -68,6 +68,7 @@ def _kernels() -> Any:
     found.mor_stack.argtypes = (
         [at, number, at, number] + [at] * 4 + [number] * 2 + [at] * 6 + [c_int]
     )
+    found.mor_own_linear.argtypes = [at, number, number, at, number, at, at]
     found.mor_argmax.argtypes = [at, number, number, at, c_int]
     return found
 
@@ -353,6 +354,14 @@ class PackedStack:
             threads,
         )  # fmt: skip
         return out
+
+
+def own_linear(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """[M, outputs]: row i of x [M, k] by the matrix ``weight[index[i]]`` of [sets, outputs, k]."""
+    x, weight, index = x.contiguous(), weight.detach().contiguous(), index.contiguous()
+    out = x.new_empty(len(x), weight.shape[1])
+    _kernels().mor_own_linear(_at(x), *x.shape, _at(weight), weight.shape[1], _at(index), _at(out))
+    return out
 
 
 def argmax(x: Tensor) -> Tensor:

@@ -120,6 +120,15 @@ static void leave(const Layer& layer, const float* x, const float* mixed, const 
     product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width});
 }
 
+static float dot(const float* x, const float* y, int64_t n) {
+    int64_t i = 0;
+    vec products = {};
+    for (; i + W <= n; i += W) products += load(x + i) * load(y + i);
+    float rest = 0;
+    for (; i < n; i++) rest += x[i] * y[i];
+    return sum(products) + rest;
+}
+
 static int64_t argmax(const float* x, int64_t n) {
     int64_t best = 0, i = 0;
     vec most = splat(-INFINITY);

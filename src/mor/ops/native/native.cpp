@@ -84,6 +84,14 @@ void mor_stack(const Layer* const* layers, int64_t count, const Ragged* batch, i
     }
 }
 
+// out [m, outputs]: row i of x [m, k] with its own of the matrices [sets, outputs, k].
+void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, int64_t outputs,
+                    const int64_t* index, float* out) {
+    for (int64_t row = 0; row < m; row++)
+        for (int64_t o = 0; o < outputs; o++)
+            out[row * outputs + o] = dot(x + row * k, weight + (index[row] * outputs + o) * k, k);
+}
+
 // Place of the largest of each row of x [m, n]; the first of equals.
 void mor_argmax(const float* x, int64_t m, int64_t n, int64_t* out, int threads) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic)
