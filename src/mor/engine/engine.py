@@ -28,7 +28,7 @@ from mor.engine.store import KVStore
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.serving import serving_view
+from mor.model.serving import Quantization, serving_view
 
 Prompt = str | Sequence[int]
 
@@ -53,6 +53,8 @@ class Engine:
         max_depth: depth cap for all requests.
         policy: ``refill``; or the baselines ``no_refill`` (a token waits for its batch) and
             ``full_depth`` (every token runs all recursions, whatever the router says).
+        quantization: ``int8`` for weights of 8 bits on the CPU; see
+            :func:`mor.model.serving.serving_view`.
         attention: form of paged attention; default by device.
 
     Raises:
@@ -74,6 +76,7 @@ class Engine:
         max_model_len: int | None = None,
         max_depth: int | None = None,
         policy: Policy = "refill",
+        quantization: Quantization | None = None,
         attention: PagedAttention | None = None,
     ) -> None:
         if isinstance(model, (str, Path)):
@@ -122,7 +125,7 @@ class Engine:
         if attention is None:
             attention = best_attention(device, config.head_dim)
         self.runner = Runner(
-            serving_view(model.model),
+            serving_view(model.model, quantization),
             self.store,
             self.lanes,
             attention,

@@ -147,6 +147,13 @@ class MoRModel(nn.Module):
         Args:
             hidden: [B, T, D]. targets: [B T], -100 where there is none.
         """
+        if self.packed_head is not None and fits(hidden):
+            rows, wanted = hidden.flatten(0, -2).split(256), targets.split(256)
+            parts = [
+                plain_cross_entropy(self.head(one), own)
+                for one, own in zip(rows, wanted, strict=True)
+            ]
+            return torch.stack(parts).sum()
         head: nn.Module = self.lm_head
         if type(head) is not nn.Linear:  # an adapter sits on it
             return plain_cross_entropy(self.head(hidden).flatten(0, -2), targets)

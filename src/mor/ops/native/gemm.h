@@ -42,10 +42,19 @@ static inline void put_row(const float* from, int64_t row, int64_t k, float* row
 
 // A Linear, packed.
 struct Linear {
-    const float* weight;  // panels
-    const float* bias;    // [panels * PANEL], or null
-    int64_t n, k;         // outputs, inputs
+    const float* weight;   // panels, or null for those of bytes
+    const float* bias;     // [panels * PANEL], or null
+    int64_t n, k;          // outputs, inputs
+    const int8_t* weight8;  // see gemm8.h
+    const float* scale;
+    const int32_t* start;
 };
+
+static int64_t tile_bytes(int64_t k);
+static void quantise(const float* rows, int64_t m, int64_t k, uint8_t* bytes, int64_t me,
+                     int64_t all);
+static void meet8(const Linear& linear, int64_t p, const uint8_t* tile, int64_t count,
+                  int64_t share, int64_t shares, vec (*acc)[NV]);
 
 // ROWS rows of a tile meet one panel: acc += rows^T panel. `LINES` cache lines of what comes next
 // are fetched beside each step.
@@ -102,10 +111,18 @@ static inline int64_t tiles_at_once(int64_t k) {
 }
 
 // This worker's share of rows x panels; UNIT neighbouring panels stay together.
-// `sink(panel, tile, rows, acc)` takes each finished tile.
+// `sink(panel, tile, rows, acc)` takes each finished tile. Behind the rows there is room for them
+// as bytes, where the weights are bytes; `ready` is where they are already.
 template <int UNIT = 1, class Sink>
 static void product(const Linear& linear, const float* rows, int64_t m, int64_t me, int64_t all,
-                    Sink sink) {
+                    Sink sink, const uint8_t* ready = nullptr) {
+    const uint8_t* bytes = ready;
+    if (linear.weight8 && !ready) {
+        uint8_t* made = (uint8_t*)(rows + tiles(m) * TILE * linear.k);
+        quantise(rows, m, linear.k, made, me, all);
+        bytes = made;
+#pragma omp barrier
+    }
     const int64_t k = linear.k, width = k * PANEL, high = tiles(m);
     const int64_t count = panels(linear.n), units = count / UNIT;
     const int64_t most = tiles_at_once(k);
@@ -127,6 +144,12 @@ static void product(const Linear& linear, const float* rows, int64_t m, int64_t 
                     const int64_t lines = (NV - fetched + left - 1) / left;
                     const int64_t high_rows = std::min(TILE, m - tile * TILE);
                     vec acc[TILE][NV];
+                    if (bytes) {
+                        meet8(linear, p, bytes + tile * tile_bytes(k), high_rows, tile - first,
+                              last - first, acc);
+                        sink(p, tile, high_rows, acc);
+                        continue;
+                    }
                     for (int64_t r = 0; r < high_rows; r++)
                         for (int64_t v = 0; v < NV; v++)
                             acc[r][v] = linear.bias ? load(linear.bias + p * PANEL + v * W) : (vec){};

@@ -18,6 +18,9 @@ from mor.ops.native.build import library
 HEAD_DIMS = (16, 32, 64, 80, 96, 128)
 """Head widths that attention is compiled for."""
 
+GROUP = 64
+"""Inputs that share a scale where they are bytes."""
+
 
 class _Linear(ctypes.Structure):
     _fields_: ClassVar[Any] = [
@@ -25,6 +28,7 @@ class _Linear(ctypes.Structure):
         ("bias", c_void_p),
         ("n", c_int64),
         ("k", c_int64),
+        *((name, c_void_p) for name in ("weight8", "scale", "start")),
     ]
 
 
@@ -60,6 +64,7 @@ def _kernels() -> Any:
     number: Any = c_int64
     found.mor_shape.argtypes = [POINTER(number)] * 2
     found.mor_pack.argtypes = [at, number, number, at]
+    found.mor_pack8.argtypes = [at, number, number, at, at, at]
     found.mor_linear.argtypes = [at, at, number, at, at, c_int]
     found.mor_head.argtypes = [at, at, c_float, at, number, at, at, c_int]
     found.mor_enter.argtypes = [at] * 5 + [number] * 2 + [at] * 3 + [c_int]
@@ -106,9 +111,9 @@ class Workspace:
         return part.data_ptr()
 
     def rows(self, name: str, count: int, width: int) -> int:
-        """Address of room for ``count`` rows in tiles."""
+        """Address of room for ``count`` rows in tiles, and behind them for the same as bytes."""
         tile = _shape()[1]
-        return self.room(name, -(-count // tile) * tile * width)
+        return self.room(name, -(-count // tile) * tile * (width + (width + GROUP) // 2))
 
 
 class PackedLinear:
@@ -118,10 +123,17 @@ class PackedLinear:
         weights: [n, k] each, one below the other. With ``paired``, two of equal shape whose panels
             alternate.
         biases: one per weight, or none at all.
+        int8: keep weights as bytes with a scale per output, and make the inputs bytes with a scale
+            per row and 64 inputs.
     """
 
     def __init__(
-        self, weights: list[Tensor], biases: list[Tensor | None], *, paired: bool = False
+        self,
+        weights: list[Tensor],
+        biases: list[Tensor | None],
+        *,
+        paired: bool = False,
+        int8: bool = False,
     ) -> None:
         panel = _shape()[0]
         weight = torch.cat([w.detach() for w in weights])
@@ -137,12 +149,33 @@ class PackedLinear:
             bias = None if bias is None else _alternate(bias, panel)
         self.n, self.k = weight.shape
         count = -(-self.n // panel)
-        self.weight = torch.empty(count * panel * self.k)
-        _kernels().mor_pack(weight.contiguous().data_ptr(), self.n, self.k, _at(self.weight))
+        weight = weight.contiguous()
+        self.weight: Tensor | None = None
+        self.bytes: tuple[Tensor, Tensor, Tensor] | None = None
+        if int8:
+            groups = -(-self.k // GROUP)
+            self.bytes = (
+                torch.empty(count * panel * groups * GROUP, dtype=torch.int8),
+                torch.empty(count * panel),
+                torch.empty(count * panel * groups, dtype=torch.int32),
+            )
+            _kernels().mor_pack8(_at(weight), self.n, self.k, *map(_at, self.bytes))
+        else:
+            self.weight = torch.empty(count * panel * self.k)
+            _kernels().mor_pack(_at(weight), self.n, self.k, _at(self.weight))
         self.bias = None
         if bias is not None:
             self.bias = torch.nn.functional.pad(bias, (0, count * panel - self.n)).contiguous()
-        self.told = _Linear(_at(self.weight), _at(self.bias), self.n, self.k)
+        of_bytes = self.bytes or (None, None, None)
+        self.told = _Linear(
+            _at(self.weight), _at(self.bias), self.n, self.k, *(_at(part) for part in of_bytes)
+        )
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the packed weights take."""
+        parts = [t for t in (self.weight, self.bias, *(self.bytes or ())) if t is not None]
+        return sum(part.nbytes for part in parts)
 
     def __call__(self, x: Tensor, work: Workspace) -> Tensor:
         """[M, k] -> [M, n]."""

@@ -3,7 +3,7 @@
 #pragma once
 #include <omp.h>
 
-#include "gemm.h"
+#include "gemm8.h"
 
 namespace mor {
 
@@ -67,7 +67,10 @@ static void enter(const Layer& layer, const float* x, const float* cos, const fl
     norm_rows(x, layer.input_norm, layer.norms, use, layer.eps, m, layer.width, rows, me, all);
 #pragma omp barrier
     product(layer.query, rows, m, me, all, Write{query, nullptr, layer.heads * d});
-    if (with_kv) product(layer.key_value, rows, with_kv, me, all, Write{key_value, nullptr, 2 * keys});
+    const bool small = layer.key_value.weight8;
+    const uint8_t* bytes = small ? (uint8_t*)(rows + tiles(m) * TILE * layer.width) : nullptr;
+    if (with_kv)
+        product(layer.key_value, rows, with_kv, me, all, Write{key_value, nullptr, 2 * keys}, bytes);
 #pragma omp barrier
     Share share(m, me, all);
     for (int64_t row = share.begin; row < share.end; row++) {

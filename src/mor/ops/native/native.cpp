@@ -12,6 +12,11 @@ void mor_shape(int64_t* panel, int64_t* tile) { *panel = PANEL, *tile = TILE; }
 
 void mor_pack(const float* weight, int64_t n, int64_t k, float* out) { pack(weight, n, k, out); }
 
+void mor_pack8(const float* weight, int64_t n, int64_t k, int8_t* out, float* scale,
+               int32_t* start) {
+    pack8(weight, n, k, out, scale, start);
+}
+
 void mor_linear(const Linear* linear, const float* x, int64_t m, float* out, float* rows,
                 int threads) {
 #pragma omp parallel num_threads(threads)
