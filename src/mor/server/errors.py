@@ -81,7 +81,7 @@ class ApiError(Exception):
 def refused(error: MorError) -> ApiError:
     """A request that the engine refuses: the client's mistake, told in the API's words."""
     message = str(error)
-    found = re.match(r"(\w+)(?:=|\[)", message)
+    found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
     param = found[1] if found else None
     if param in _FIELDS:
         message, param = message.replace(param, _FIELDS[param], 1), _FIELDS[param]
@@ -96,6 +96,11 @@ def unreadable(error: RequestValidationError) -> ApiError:
     if kind == "json_invalid":
         why = first.get("ctx", {}).get("error", "")
         return ApiError(400, f"The body is not valid JSON: {why}", code="invalid_json")
+    if (
+        kind == "value_error" and len(place) == 1
+    ):  # of our own checks, whose first word is the field
+        message = first["msg"].removeprefix("Value error, ")
+        return ApiError(400, message, param=message.split()[0], code="invalid_value")
     param = _path(place)
     if param is None:
         return ApiError(400, "The body must be one JSON object", code="invalid_body")
@@ -104,7 +109,9 @@ def unreadable(error: RequestValidationError) -> ApiError:
     if kind == "missing":
         return ApiError(400, f"Missing field: {param}", param=param, code="missing_field")
     # Each form that a field may have tells its own reason.
-    reasons = dict.fromkeys(p["msg"] for p in problems if p["loc"][:2] == place[:2])
+    reasons = dict.fromkeys(
+        p["msg"].removeprefix("Value error, ") for p in problems if p["loc"][:2] == place[:2]
+    )
     value = ascii(first.get("input"))
     value = value if len(value) <= 80 else value[:77] + "..."
     told = "; or: ".join(list(reasons)[:4])

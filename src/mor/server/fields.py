@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mor.engine.params import MAX_LOGPROBS
 
@@ -12,9 +12,19 @@ MAX_N = 128
 MAX_PROMPTS = 1024
 LARGE = 2**31 - 1
 
+
+def _characters(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError("must not hold half of a surrogate pair") from None
+    return text
+
+
+Text = Annotated[str, AfterValidator(_characters)]
 TokenId = Annotated[int, Field(ge=0, le=LARGE)]
 Ids = Annotated[list[TokenId], Field(min_length=1)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
+Stop = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(_characters)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
@@ -34,7 +44,7 @@ class StreamOptions(Strict):
 class Sampling(Strict):
     """What completions and chats have in common. ``null`` stands for the default everywhere."""
 
-    model: str = Field(description="a name of /v1/models")
+    model: Text = Field(description="a name of /v1/models")
     max_tokens: int | None = Field(None, ge=1, le=LARGE, description="most new tokens")
     temperature: float | None = Field(None, ge=0, le=2, description="default 1; 0 is greedy")
     top_p: float | None = Field(None, gt=0, le=1)
@@ -50,7 +60,7 @@ class Sampling(Strict):
     logit_bias: Annotated[dict[TokenName, Bias], Field(max_length=1024)] | None = Field(
         None, description="token id, as text, to what is added to its logit"
     )
-    user: str | None = Field(None, description="not used")
+    user: Text | None = Field(None, description="not used")
     # As in vLLM.
     top_k: int | None = Field(None, ge=-1, le=LARGE, description="0 or -1: all")
     min_p: float | None = Field(None, ge=0, le=1)
@@ -72,9 +82,9 @@ class CompletionRequest(Sampling):
     """``POST /v1/completions``."""
 
     prompt: (
-        str
+        Text
         | Ids
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
+        | Annotated[list[Text], Field(min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[Ids], Field(min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="a text, token ids, or a list of these")
     echo: bool | None = Field(None, description="begin the text with the prompt")
@@ -97,15 +107,15 @@ class TextPart(Strict):
     """Part of a message."""
 
     type: Literal["text"]
-    text: str
+    text: Text
 
 
 class Message(Strict):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
+    content: Text | list[TextPart]
+    name: Text | None = None
 
     def plain(self) -> dict[str, Any]:
         """As chat templates know it."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
 from mor.server.answers import (
@@ -121,7 +121,7 @@ async def _answer(
             state.loop.abort(job)
 
 
-@router.get("/health")
+@router.get("/health", responses=_errors(503))
 async def health(request: Request) -> Health:
     """Whether the process works at all."""
     failure = state_of(request).loop.failure
@@ -130,7 +130,7 @@ async def health(request: Request) -> Health:
     return Health(status="ok")
 
 
-@router.get("/ready")
+@router.get("/ready", responses=_errors(503))
 async def ready(request: Request) -> Health:
     """Whether it takes requests: not while it shuts down, and not after a failure."""
     loop = state_of(request).loop
@@ -140,7 +140,7 @@ async def ready(request: Request) -> Health:
     return Health(status="ready")
 
 
-@router.get("/metrics", response_model=None)
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Numbers for Prometheus."""
     state = state_of(request)
