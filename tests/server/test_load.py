@@ -1,10 +1,11 @@
-"""Thousands of requests of random lengths, every fifth client leaves: no page and no answer lost."""
+"""Two thousand requests of random lengths, every fifth client leaves: nothing is lost."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import random
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from mor.engine import SamplingParams
-from tests.server.live import NAME, Live, make_engine, model, serving, tokenizer
+from tests.server.live import NAME, Live, make_engine, serving, tokenizer
 
 REQUESTS, CLIENTS = 2000, 48
 
@@ -70,12 +71,11 @@ async def ask(client: httpx.AsyncClient, asked: Asked) -> tuple[list[int], list[
     """Tokens and depths; None where the client left."""
     while True:
         if asked.leaves is not None and not asked.stream:
-            try:  # after some time, whatever is done by then
+            # After some time, whatever is done by then.
+            with suppress(TimeoutError, httpx.HTTPError):
                 await asyncio.wait_for(
                     client.post("/v1/completions", json=asked.body()), 0.01 * (1 + asked.leaves)
                 )
-            except (asyncio.TimeoutError, httpx.HTTPError):
-                pass
             return None
         tokens: list[int] = []
         depths: list[int] = []
@@ -142,4 +142,3 @@ def test_two_thousand_requests() -> None:
             assert answer == wanted[asked.prompt, asked.max_tokens, asked.seed]
         else:
             assert answer is None
-    assert model().dtype.is_floating_point
