@@ -9,6 +9,7 @@ import typer
 
 from mor.cli.common import open_model
 from mor.errors import MorError
+from mor.eval.levels import load_levels
 from mor.hf.load import load_tokenizer
 
 
@@ -93,6 +94,7 @@ def serve(
         max_waiting=max_waiting,
         max_body=max_body_bytes,
         chat_template=template,
+        levels=load_levels(model),
         with_playground=playground,
     )
     make_server(application, host, port, drain_seconds=drain_seconds, log_level=log_level).run()

@@ -99,8 +99,15 @@ class ChatResponse(BaseModel):
     usage: Usage
 
 
+class Capacities(BaseModel):
+    """What ``capacity`` may be: factors on the trained capacities."""
+
+    lowest: float
+    highest: float
+
+
 class Model(BaseModel):
-    """A model of ``/v1/models``; the last four fields are ours."""
+    """A model of ``/v1/models``; the last five fields are ours."""
 
     id: str
     object: Literal["model"]
@@ -110,6 +117,7 @@ class Model(BaseModel):
     num_recursions: int
     router: str
     chat: bool
+    capacity: Capacities | None
 
 
 class ModelList(BaseModel):

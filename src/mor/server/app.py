@@ -11,6 +11,7 @@ from fastapi import FastAPI
 import mor
 from mor.engine import Engine
 from mor.errors import MorError
+from mor.eval.levels import Levels
 from mor.server import playground, routes
 from mor.server.errors import add_handlers
 from mor.server.guard import Guard
@@ -30,6 +31,7 @@ def create_app(
     max_waiting: int = 128,
     max_body: int = MAX_BODY,
     chat_template: str | None = None,
+    levels: Levels | None = None,
     with_playground: bool = True,
 ) -> FastAPI:
     """An ASGI application around an engine, which from now on belongs to it.
@@ -41,6 +43,7 @@ def create_app(
         max_waiting: completions that may wait beside those with pages; more are answered 429.
         max_body: most bytes of a request's body.
         chat_template: Jinja text in place of the tokenizer's own.
+        levels: calibrated capacities that a request may choose from.
         with_playground: serve the page at ``/``.
 
     Raises:
@@ -53,6 +56,8 @@ def create_app(
             raise MorError(f"{name}={value} must be at least 0")
     if any(not key for key in api_keys):
         raise MorError("api_keys holds an empty key; leave it out or give a secret")
+    if levels and len(levels.levels[0].boundaries) != engine.config.num_recursions:
+        raise MorError("levels belong to another model: the number of recursions differs")
     metrics = ServerMetrics(model)
     loop = EngineLoop(engine, max_waiting, metrics)
     tokens = Tokens(engine.tokenizer, engine.config, chat_template)
@@ -67,7 +72,7 @@ def create_app(
     app = FastAPI(
         title="mor", version=mor.__version__, lifespan=life, docs_url=None, redoc_url=None
     )
-    app.state.mor = State(model, loop, tokens, metrics)
+    app.state.mor = State(model, loop, tokens, metrics, levels)
     app.include_router(routes.router)
     if with_playground:
         app.include_router(playground.router)

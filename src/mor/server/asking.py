@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
+from mor.eval.levels import Levels
 from mor.server.errors import ApiError, refused
 from mor.server.fields import ChatRequest, CompletionRequest, Sampling
 
@@ -13,7 +14,7 @@ DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI's; a chat goes on as lo
 
 
 def sampling_params(
-    body: Sampling, prompts: Sequence[Sequence[int]], engine: Engine
+    body: Sampling, prompts: Sequence[Sequence[int]], engine: Engine, levels: Levels | None
 ) -> SamplingParams:
     """Parameters for all prompts of a request.
 
@@ -58,11 +59,23 @@ def sampling_params(
             logprobs=_logprobs(body),
             n=body.n or 1,
             max_depth=body.depth_cap,
+            boundaries=_boundaries(body, levels),
         )
         params.check_vocabulary(engine.config.vocab_size)
     except MorError as error:
         raise refused(error) from None
     return params
+
+
+def _boundaries(body: Sampling, levels: Levels | None) -> tuple[float, ...] | None:
+    if body.capacity is None:
+        return None
+    if levels is None:
+        raise MorError(
+            f"capacity={body.capacity} needs a model with calibrated levels (router expert_choice "
+            "or threshold; mor calibrate DIR --data DATA --levels --out NEW); leave it out"
+        )
+    return levels.boundaries(body.capacity)
 
 
 def _or(value: float | None, default: float) -> float:

@@ -70,6 +70,9 @@ class Sampling(Strict):
     return_token_ids: bool | None = Field(None, description="add `token_ids` to each choice")
     # Ours.
     depth_cap: int | None = Field(None, ge=1, le=LARGE, description="most recursions per token")
+    capacity: float | None = Field(
+        None, gt=0, le=100, description="factor on the trained capacities; needs calibrated levels"
+    )
 
     @model_validator(mode="after")
     def _streams(self) -> Sampling:

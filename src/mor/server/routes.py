@@ -103,7 +103,7 @@ async def _answer(
     prompts: Sequence[Sequence[int]],
     kind: str,
 ) -> Response:
-    params = sampling_params(body, prompts, state.engine)
+    params = sampling_params(body, prompts, state.engine, state.levels)
     name, created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
     job = state.loop.submit(name, prompts, params, every_token=bool(body.stream))
     streaming = False

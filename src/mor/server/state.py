@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from mor.engine import Engine
+from mor.eval.levels import Levels
 from mor.server.errors import ApiError
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
@@ -24,6 +25,7 @@ class State:
         loop: the engine's thread.
         tokens: texts to ids.
         metrics: counters.
+        levels: capacities that a request may choose; None where none are calibrated.
         created: when it started, Unix seconds.
     """
 
@@ -31,6 +33,7 @@ class State:
     loop: EngineLoop
     tokens: Tokens
     metrics: ServerMetrics
+    levels: Levels | None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -54,7 +57,8 @@ class State:
 
     def card(self) -> dict[str, Any]:
         """The model in /v1/models."""
-        config = self.engine.config
+        config, levels = self.engine.config, self.levels
+        capacity = levels and {"lowest": levels.lowest, "highest": levels.highest}
         return {
             "id": self.model,
             "object": "model",
@@ -64,6 +68,7 @@ class State:
             "num_recursions": config.num_recursions,
             "router": config.router,
             "chat": self.tokens.template is not None,
+            "capacity": capacity,
         }
 
 
