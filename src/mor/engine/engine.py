@@ -93,6 +93,7 @@ class Engine:
         }  # fmt: skip
         for name, value in numbers.items():
             whole(name, value, 1)
+        self.max_residents = residents
         longest, deepest = config.max_position_embeddings, config.num_recursions
         self.max_model_len = longest if max_model_len is None else max_model_len
         whole("max_model_len", self.max_model_len, 1, longest)

@@ -181,6 +181,7 @@ class Request:
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
+    _over: Completion | None = None
 
     def __post_init__(self) -> None:
         """The prompt is the beginning of its tokens."""
@@ -208,7 +209,15 @@ class Request:
         )
 
     def completion(self) -> Completion:
-        """How it stands."""
+        """How it stands. What is over is made once: its group may go on for long."""
+        if self._over is not None:
+            return self._over
+        made = self._completion()
+        if self.finished:
+            self._over = made
+        return made
+
+    def _completion(self) -> Completion:
         return Completion(
             index=self.index,
             token_ids=tuple(self.new_tokens),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mor.engine.attend import PagedAttend, PagedAttention
 from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
+from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.request import Wave
 from mor.engine.store import KVStore
@@ -42,6 +43,7 @@ class Runner:
         self.model, self.config, self.router = model, model.config, model.router
         self.store, self.lanes, self.attention = store, lanes, attention
         self.limit, self.full_depth = limit, full_depth
+        self.boundaries = OwnBoundaries(lanes.count, self.config.num_recursions)
         self.interleaved = self.config.interleaved
         self.recursions_per_tick = limit if self.interleaved else 1
         self.turns: Rotation | None = None
@@ -49,6 +51,7 @@ class Runner:
     def enter(self, waves: Sequence[Wave]) -> list[bool]:
         """``embed`` and ``prelude`` of new tokens; which of them run depth 0."""
         batch = private_batch(waves, self.store)
+        self.boundaries.enter(waves, batch.lanes.device)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
         hidden = self.model.embed(torch.tensor([ids], device=batch.lanes.device))
         attend = PagedAttend(self.config, batch.view, self.attention)
@@ -125,7 +128,8 @@ class Runner:
         asked = depths.clamp(max=self.config.num_recursions - 1)
         started: Scores | None = self.lanes.scores(batch.lanes)
         scores = self.router.score(hidden, asked, batch.positions, started)
-        active = None if self.full_depth else self.router.decide(scores, asked)
+        judged = self.boundaries.judge(scores, batch.lanes, asked)
+        active = None if self.full_depth else self.router.decide(judged, asked)
         self.lanes.put_scores(batch.lanes, scores)
         going = as_mask(active, depths, None) & (depths < batch.limits)
         return going[0].tolist()
