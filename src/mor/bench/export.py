@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -38,9 +39,14 @@ def as_llama(model: MoRForCausalLM) -> LlamaForCausalLM:
     for number, layer in enumerate([*core.prelude_layers, *core.block, *core.coda_layers]):
         for name, tensor in layer.state_dict().items():
             weights[f"model.layers.{number}.{name}"] = tensor
-    llama = LlamaForCausalLM(llama_config).to(model.dtype).eval()
+    llama: Any = LlamaForCausalLM(llama_config)
+    llama = llama.to(model.dtype).eval()
     missing, unknown = llama.load_state_dict(weights, strict=False)
-    lost = [name for name in missing if not (name == "lm_head.weight" and llama.config.tie_word_embeddings)]
+    lost = [
+        name
+        for name in missing
+        if not (name == "lm_head.weight" and llama.config.tie_word_embeddings)
+    ]
     if lost or unknown:
         raise MorError(f"the weights do not line up with Llama's: {sorted([*lost, *unknown])[:3]}")
     llama.tie_weights()

@@ -14,9 +14,10 @@ answer is known before. The final norm drops the channel, so that the head does 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
 
 import torch
-from torch import nn
 
 from mor.choices import default_capacities
 from mor.config import MoRConfig
@@ -25,12 +26,12 @@ from mor.hf.modeling import MoRForCausalLM
 from mor.presets import SHAPES, preset
 
 CHANNEL = 0
-# Codes grow by 3 and boundaries lie at two thirds of the next: the gated update may let the channel
-# grow by (1 + alpha) at each depth (alpha is at most 0.1 here) and no code reaches the next boundary.
+# Codes grow by 3 and boundaries lie at two thirds of the next. The gated update may let the channel
+# grow by 1 + alpha at each depth (alpha is 0.1 here): no code reaches the next boundary by that.
 STEP = 3.0
-# At the usual start attention is nearly uniform and writes little, so that what follows hangs on the
-# last token alone and greedy text runs in a circle of a few tokens. Sharper queries and keys and a
-# larger output make nearly all of 64 tokens different at 135M; each request goes its own way.
+# At the usual start attention is nearly uniform and writes little, so that what follows hangs on
+# the last token alone, and greedy text runs in a circle of a few tokens. Sharper queries and keys
+# and a larger output make nearly all of 64 tokens different at 135M: each request goes its own way.
 SHARPER, LOUDER = 8.0, 10.0
 
 
@@ -46,7 +47,7 @@ def bench_config(
         family: ``vanilla``, ``recursive`` or ``mor``; default by R.
     """
     family = family or ("mor" if recursions > 1 else "vanilla")
-    more = {"router": "threshold", "router_alpha": 0.1} if family == "mor" else {}
+    more: dict[str, Any] = {"router": "threshold", "router_alpha": 0.1} if family == "mor" else {}
     if layers is not None:
         more["num_hidden_layers"] = layers
     if shape == "tiny":
@@ -56,8 +57,10 @@ def bench_config(
     return preset(shape, family, num_recursions=recursions, **more)
 
 
-def _tiny(recursions: int, **more: object) -> MoRConfig:
-    fields = {"num_recursion_layers": 6 // recursions} if "num_hidden_layers" not in more else {}
+def _tiny(recursions: int, **more: Any) -> MoRConfig:
+    fields: dict[str, Any] = (
+        {"num_recursion_layers": 6 // recursions} if "num_hidden_layers" not in more else {}
+    )
     return MoRConfig(
         vocab_size=320, hidden_size=128, intermediate_size=192, num_attention_heads=2,
         num_key_value_heads=1, max_position_embeddings=1024, bos_token_id=0, eos_token_id=0,
@@ -96,7 +99,7 @@ def bench_model(
 def depths_of_tokens(config: MoRConfig, seed: int, capacities: Sequence[float]) -> torch.Tensor:
     """Recursions [V] that each token id runs: the shares of ``capacities``, in random order."""
     recursions = config.num_recursions
-    falling = all(a >= b for a, b in zip(capacities, capacities[1:], strict=False))
+    falling = all(a >= b for a, b in pairwise(capacities))
     if len(capacities) != recursions or capacities[0] != 1 or not falling or capacities[-1] < 0:
         raise MorError(
             f"capacities={list(capacities)} must be {recursions} shares that begin with 1 and do "
@@ -108,9 +111,10 @@ def depths_of_tokens(config: MoRConfig, seed: int, capacities: Sequence[float]) 
 
 
 def _force_exits(
-    model: MoRForCausalLM, layers: list[nn.Module], seed: int, capacities: Sequence[float] | None
+    model: MoRForCausalLM, layers: list[Any], seed: int, capacities: Sequence[float] | None
 ) -> None:
     config, core = model.config, model.model
+    router: Any = core.router
     if config.router != "threshold" or config.update_rule != "gated":
         raise MorError(
             f"router={config.router!r}: exits are forced through router='threshold' with "
@@ -122,12 +126,11 @@ def _force_exits(
     codes = torch.where(depths == 1, -1.0, STEP ** (depths - 2).double()).float()
     core.embed_tokens.weight[:, CHANNEL] = unit * codes
     for layer in layers:
-        layer.self_attn.o_proj.weight[CHANNEL] = 0  # type: ignore[union-attr,operator,index]
-        layer.mlp.down_proj.weight[CHANNEL] = 0  # type: ignore[union-attr,operator,index]
+        layer.self_attn.o_proj.weight[CHANNEL] = 0
+        layer.mlp.down_proj.weight[CHANNEL] = 0
     core.norm.weight[CHANNEL] = 0
-    router = core.router
-    router.net.weight.zero_()  # type: ignore[union-attr,operator]
-    router.net.weight[:, 0, CHANNEL] = 1 / unit  # type: ignore[union-attr,operator,index]
+    router.net.weight.zero_()
+    router.net.weight[:, 0, CHANNEL] = 1 / unit
     # Depth r is for tokens that run r + 1 recursions or more: codes of at least STEP ** (r - 1).
     bounds = [0.0 if depth <= 1 else 2 / 3 * STEP ** (depth - 1) for depth in range(len(shares))]
-    router.boundary.copy_(torch.tensor(bounds))  # type: ignore[union-attr,operator]
+    router.boundary.copy_(torch.tensor(bounds))

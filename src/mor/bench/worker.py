@@ -123,16 +123,14 @@ class OpenVINO(Peer):
             properties["INFERENCE_NUM_THREADS"] = order["threads"]
         if cache == "f32cache":
             properties["KV_CACHE_PRECISION"] = "f32"
-        self.pipe = genai.ContinuousBatchingPipeline(
-            str(folder), scheduler, "CPU", properties, {}
-        )
+        self.pipe = genai.ContinuousBatchingPipeline(str(folder), scheduler, "CPU", properties, {})
         self.versions = versions("openvino", "openvino-genai", "optimum-intel")
         self.details = {"properties": properties, "weights": weights}
         self.open: dict[int, tuple[Trace, Any]] = {}
 
     @staticmethod
     def _converted(source: Path, cache: Path, weights: str) -> Path:
-        """The model in OpenVINO's form; made once, in a process of its own that gives memory back."""
+        """The model in OpenVINO's form, made once, by a child that gives its memory back."""
         target = cache / f"openvino-{weights}"
         if (target / "openvino_model.bin").is_file():
             return target
@@ -191,7 +189,11 @@ class VLLM(Peer):
         if order["variant"] != "float32":
             raise ValueError(f"variant {order['variant']!r} is not known; use float32")
         if order.get("threads"):
-            os.environ["OMP_NUM_THREADS"] = str(order["threads"])
+            # Left alone, vLLM keeps one core for its scheduler, of two that there may be.
+            os.environ |= {
+                "OMP_NUM_THREADS": str(order["threads"]),
+                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            }
         vllm = library("vllm")
         self.vllm = vllm
         self.engine = vllm.LLM(
@@ -254,9 +256,7 @@ class Transformers(Peer):
         torch = self.torch
         width = max(len(trace.prompt) for trace in traces)
         ids = torch.tensor([[0] * (width - len(t.prompt)) + t.prompt for t in traces])
-        mask = torch.tensor(
-            [[0] * (width - len(t.prompt)) + [1] * len(t.prompt) for t in traces]
-        )
+        mask = torch.tensor([[0] * (width - len(t.prompt)) + [1] * len(t.prompt) for t in traces])
         now = clock()
         for trace in traces:
             trace.sent = now
