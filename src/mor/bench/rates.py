@@ -22,7 +22,6 @@ from mor.config import MoRConfig
 
 Shape = tuple[int, int]  # inputs, outputs
 ROTATED_BYTES = 200 << 20
-READ_BYTES = 400 << 20
 MOST_COPIES = 160
 
 
@@ -95,6 +94,7 @@ def measure_rates(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     seconds: float = 0.05,
+    rotated_bytes: int = ROTATED_BYTES,
 ) -> Rates:
     """Time the shapes of ``configs`` at ``rows``.
 
@@ -103,6 +103,7 @@ def measure_rates(
         rows: row counts.
         device, dtype: of the models.
         seconds: least time of one measurement; three are taken, and the best counts.
+        rotated_bytes: of weights that are gone through before one comes again.
     """
     device = torch.device(device)
     shapes = {s for c in configs for s in (*layer_shapes(c), head_shape(c))}
@@ -114,21 +115,23 @@ def measure_rates(
             for count in sorted(set(rows)):
                 best = min(
                     (_time(call, copies, device, seconds), name)
-                    for name, call, copies in _forms(shape, count, device, dtype)
+                    for name, call, copies in _forms(shape, count, device, dtype, rotated_bytes)
                 )
                 times[shape][count], forms[shape][count] = best
-        read = _read_rate(device)
+        read = _read_rate(device, 2 * rotated_bytes)
     return Rates(times, forms, read, torch.get_num_threads())
 
 
 Form = tuple[str, Callable[[int], Tensor], int]
 
 
-def _forms(shape: Shape, rows: int, device: torch.device, dtype: torch.dtype) -> Iterable[Form]:
+def _forms(
+    shape: Shape, rows: int, device: torch.device, dtype: torch.dtype, rotated_bytes: int
+) -> Iterable[Form]:
     """Each way to run the layer: its name, a call with the number of a copy, how many copies."""
     inputs, outputs = shape
     size = inputs * outputs * dtype.itemsize
-    copies = min(MOST_COPIES, max(1, math.ceil(ROTATED_BYTES / size)))
+    copies = min(MOST_COPIES, max(1, math.ceil(rotated_bytes / size)))
     weights = [torch.randn(outputs, inputs, device=device, dtype=dtype) for _ in range(copies)]
     x = torch.randn(rows, inputs, device=device, dtype=dtype)
     yield "plain", lambda i: F.linear(x, weights[i]), copies
@@ -166,15 +169,15 @@ def _time(
     return best
 
 
-def _read_rate(device: torch.device) -> float:
+def _read_rate(device: torch.device, size: int) -> float:
     """Bytes per second of summing one long vector."""
-    vector = torch.ones(READ_BYTES // 4, device=device)
+    vector = torch.ones(size // 4, device=device)
     best = math.inf
     for _ in range(4):
         began = _clock(device)
         vector.sum()
         best = min(best, _clock(device) - began)
-    return READ_BYTES / best
+    return size / best
 
 
 def _clock(device: torch.device) -> float:

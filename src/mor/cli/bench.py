@@ -137,7 +137,8 @@ def serve(
     )
     progress = Console(stderr=True, highlight=False, markup=False)
     results = run_serve(settings, lambda line: progress.print(line, style="dim"))
-    console = Console(highlight=False)
+    systems = len({row["system"] for row in results.rows})
+    console = Console(highlight=False, width=max(80, 32 + 22 * systems))
     for table in rich_tables(results):
         console.print(table)
     names = list(dict.fromkeys(row["system"] for row in results.rows))
