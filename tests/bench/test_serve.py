@@ -182,3 +182,15 @@ def test_the_command_refuses_what_is_wrong() -> None:
             CliRunner().invoke(
                 app, ["bench", "serve", "--preset", "tiny", *words], catch_exceptions=False
             )
+
+
+def test_the_engine_that_is_warmed_is_the_one_that_is_timed() -> None:
+    workload = make_workload("paper", 4, 2, 320, LENGTHS)
+    system = serve.make_ours(parse_spec("mor3"), settings())
+    short = check.sample_of(workload, 1, 2)
+    assert short.output_tokens == 2
+    system.run(short)
+    warmed = system.engine_for(short)[1]
+    assert system.engine_for(workload)[1] is warmed
+    capped = make_workload("paper", 4, 3, 320, LENGTHS)
+    assert system.engine_for(capped)[1] is not warmed

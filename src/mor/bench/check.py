@@ -56,7 +56,7 @@ def sample_of(workload: Workload, requests: int, new_tokens: int) -> Workload:
     asks = tuple(
         replace(ask, new_tokens=min(ask.new_tokens, new_tokens)) for ask in workload.asks[:requests]
     )
-    return replace(workload, asks=asks)
+    return replace(workload, asks=asks, room=workload.longest)
 
 
 def references(model: MoRForCausalLM, sample: Workload) -> list[list[int]]:

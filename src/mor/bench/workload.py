@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 from mor.errors import MorError
@@ -40,6 +40,8 @@ class Workload:
             as many, and requests enough for both; see :meth:`sizes`.
         relative: tokens of a pass in the protocol for systems of R recursions, by R (the paper's
             "relative maximum"); empty where all have the same.
+        room: tokens of a request that engines make room for, where it is more than any has: so
+            that a few short requests warm the very engine that the whole workload will use.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Workload:
     pass_tokens: int | None = None
     protocol: bool = False
     relative: tuple[tuple[int, int], ...] = ()
+    room: int = 0
 
     @property
     def output_tokens(self) -> int:
@@ -56,17 +59,8 @@ class Workload:
 
     @property
     def longest(self) -> int:
-        """Most tokens of prompt and answer together."""
-        return max(len(ask.prompt) + ask.new_tokens for ask in self.asks)
-
-    def at(self, concurrency: int, requests: int | None = None) -> Workload:
-        """The same requests (or the first of them) with another number of clients."""
-        return replace(
-            self,
-            name=f"{self.name.split(' c')[0]} c{concurrency}",
-            concurrency=concurrency,
-            asks=self.asks if requests is None else self.asks[:requests],
-        )
+        """Most tokens of prompt and answer together, or the room that was asked for."""
+        return max(self.room, *(len(ask.prompt) + ask.new_tokens for ask in self.asks))
 
     def sizes(self, recursions: int, saves_depth: bool) -> tuple[int, dict[str, int]]:
         """Clients, and sizes of our engine, for a model of R recursions.
