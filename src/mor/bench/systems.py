@@ -16,7 +16,7 @@ from mor.engine import Completion, Engine, SamplingParams
 from mor.hf.modeling import MoRForCausalLM
 
 # Steps between two questions to the engine how much it caches: it walks over its tables for that.
-ASK_EVERY = 16
+ASK_EVERY = 4
 
 
 class EngineSystem:
