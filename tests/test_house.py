@@ -157,7 +157,7 @@ def test_pins_are_exact_and_allowed_by_the_project(project: dict[str, Any]) -> N
     assert str(pinned["torch"].specifier) == "==2.13.0"
 
     installed_by_make = core(project)
-    for extra in ("dev", "data", "finetune", "report", "tensorboard"):
+    for extra in ("dev", "data", "finetune", "report", "serve", "tensorboard"):
         installed_by_make |= extras(project)[extra]
     for name, requirement in installed_by_make.items():
         assert name in pinned, f"{name} has no pin in constraints.txt"
@@ -178,6 +178,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         "finetune",
         "gguf",
         "report",
+        "serve",
         "tensorboard",
     }
 

@@ -22,6 +22,7 @@ from mor.cli import (
     generate,
     merge,
     report,
+    serve,
     training,
 )
 from mor.errors import MorError
@@ -37,7 +38,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(bench.app, name="bench")
-for module in (training, fold, evaluate, generate, merge, report, card, demo):
+for module in (training, fold, evaluate, generate, serve, merge, report, card, demo):
     module.add_to(app)
 
 

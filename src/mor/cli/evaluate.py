@@ -17,6 +17,7 @@ from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.data import DataIndex, PackedDataset
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
+from mor.eval.levels import calibrate_levels
 from mor.hf.files import check_new, new_folder
 from mor.provenance import provenance
 
@@ -162,6 +163,9 @@ def calibrate(
     seq_len: SeqLen = None,
     max_sequences: Annotated[int, typer.Option(min=1, help="sequences of the sample")] = 64,
     batch_size: BatchSize = 8,
+    levels: Annotated[
+        bool, typer.Option(help="also at other capacities, for requests to mor serve")
+    ] = False,
 ) -> None:
     """Set the router's stored boundaries from a sample, at the same or at new capacities."""
     check_new(out)
@@ -176,9 +180,14 @@ def calibrate(
         batch_size=batch_size,
         capacities=capacities,
     )
+    more = None
+    if levels:
+        more = calibrate_levels(loaded, dataset, max_sequences=max_sequences, batch_size=batch_size)
     with new_folder(out) as folder:
         loaded.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+        if more is not None:
+            more.save(folder)
     shown = ", ".join(f"{b:.4f}" for b in boundaries)
     typer.echo(f"boundaries (logits, by depth): {shown}; written: {out}")
 

@@ -91,6 +91,7 @@ class Intake:
         params.check_vocabulary(self.config.vocab_size)
         if params.stop and self.tokenizer is None:
             raise MorError(f"stop={params.stop!r} needs a tokenizer; use stop_token_ids")
+        self._check_boundaries(params)
         limit = self._limit(params)
         max_new = self._room(len(ids), params, limit)
         ends = frozenset(params.stop_token_ids)
@@ -117,6 +118,20 @@ class Intake:
         if self.tokenizer is None:
             return None
         return TextStream(self.tokenizer, tuple(params.stop))
+
+    def _check_boundaries(self, params: SamplingParams) -> None:
+        if params.boundaries is None:
+            return
+        if self.config.router not in ("expert_choice", "threshold"):
+            raise MorError(
+                f"boundaries cannot be set where router={self.config.router!r} stores none; only "
+                "expert_choice and threshold decide by boundaries"
+            )
+        if len(params.boundaries) != self.config.num_recursions:
+            raise MorError(
+                f"boundaries has {len(params.boundaries)} entries; num_recursions="
+                f"{self.config.num_recursions} of them, one per depth, are right"
+            )
 
     def _limit(self, params: SamplingParams) -> int:
         if params.max_depth is None:

@@ -77,6 +77,9 @@ class SamplingParams:
             tells nothing. They are the model's, before penalties and temperature.
         n: completions of the prompt.
         max_depth: depth cap of this request, 1..R.
+        boundaries: what a token's score must exceed to run each depth (logits, R of them), in place
+            of the checkpoint's; only for routers that store boundaries. They set this request's
+            capacity: see :mod:`mor.eval.levels`.
 
     Raises:
         MorError: naming the first wrong field, its value and what would be right.
@@ -98,6 +101,7 @@ class SamplingParams:
     logprobs: int | None = None
     n: int = 1
     max_depth: int | None = None
+    boundaries: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Check every field; texts and ids become tuples."""
@@ -125,6 +129,12 @@ class SamplingParams:
         whole("n", self.n, 1)
         if self.max_depth is not None:
             whole("max_depth", self.max_depth, 1)
+        if self.boundaries is not None:
+            if not isinstance(self.boundaries, (list, tuple)):
+                raise MorError(f"boundaries={self.boundaries!r} must be a list of numbers")
+            for place, boundary in enumerate(self.boundaries):
+                _real(f"boundaries[{place}]", boundary, -math.inf, math.inf)
+            object.__setattr__(self, "boundaries", tuple(self.boundaries))
 
     @property
     def greedy(self) -> bool:

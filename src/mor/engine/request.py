@@ -17,7 +17,7 @@ class Timings:
     Attributes:
         queue: from arrival to the first admission.
         first_token: from arrival to the first token.
-        between_tokens: between each token and the one before.
+        between_tokens: between each token and the one before, told at the end.
         total: from arrival to the end.
     """
 
@@ -181,6 +181,7 @@ class Request:
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
+    _over: Completion | None = None
 
     def __post_init__(self) -> None:
         """The prompt is the beginning of its tokens."""
@@ -202,12 +203,21 @@ class Request:
         return Timings(
             queue=None if self.admitted is None else self.admitted - self.arrival,
             first_token=times[0] - self.arrival if times else None,
-            between_tokens=tuple(b - a for a, b in pairwise(times)),
+            # Not before: a tuple as long as the answer for each of its tokens would be quadratic.
+            between_tokens=tuple(b - a for a, b in pairwise(times)) if self.finished else (),
             total=None if self.ended is None else self.ended - self.arrival,
         )
 
     def completion(self) -> Completion:
-        """How it stands."""
+        """How it stands. What is over is made once: its group may go on for long."""
+        if self._over is not None:
+            return self._over
+        made = self._completion()
+        if self.finished:
+            self._over = made
+        return made
+
+    def _completion(self) -> Completion:
         return Completion(
             index=self.index,
             token_ids=tuple(self.new_tokens),

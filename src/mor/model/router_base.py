@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.ops import native
 from mor.ops.compaction import Packing
 
 
@@ -74,6 +75,12 @@ class RouterNet(nn.Module):
 
     def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
         """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
+        if self.up is None and native.fits(hidden, self.weight):
+            # A score must not hang on how many tokens are beside it, not even in its last bit.
+            places = torch.as_tensor(index).expand(hidden.shape[:-1])
+            flat = (hidden / self.temperature).flatten(0, -2)
+            found = native.own_linear(flat, self.weight, places.flatten())
+            return found.unflatten(0, hidden.shape[:-1])
         if isinstance(index, Tensor):
             every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)
             choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])

@@ -1,0 +1,47 @@
+"""Router boundaries of single requests: a capacity chosen when serving, not when training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from mor.engine.request import Wave
+from mor.model.router_base import Scores
+
+
+class OwnBoundaries:
+    """Which tokens in flight have boundaries of their own; nothing is kept until one has.
+
+    ``router.decide`` stays the only rule: the score of such a token is moved to plus or minus
+    infinity, by its own boundary, and then compared as always.
+
+    Args:
+        lanes: places for tokens in flight.
+        recursions: R.
+    """
+
+    def __init__(self, lanes: int, recursions: int) -> None:
+        self.shape = lanes, recursions
+        self._own: Tensor | None = None  # [lanes, R], NaN where a token has none
+
+    def enter(self, waves: Sequence[Wave], device: torch.device) -> None:
+        """Note what the requests of new tokens ask for."""
+        if self._own is None:
+            if not any(wave.request.params.boundaries for wave in waves):
+                return
+            self._own = torch.full(self.shape, torch.nan, dtype=torch.float64, device=device)
+        none = [torch.nan] * self.shape[1]
+        rows = [list(wave.request.params.boundaries or none) for wave in waves for _ in wave.lanes]
+        lanes = torch.tensor([lane for wave in waves for lane in wave.lanes], device=device)
+        self._own[lanes] = torch.tensor(rows, dtype=torch.float64, device=device)
+
+    def judge(self, scores: Scores, lanes: Tensor, depths: Tensor) -> Scores:
+        """Scores [1, N] of the tokens in ``lanes`` [N] for ``decide`` at ``depths`` [1, N]."""
+        if self._own is None or scores.decision is None:
+            return scores
+        own = self._own[lanes[None], depths]
+        judged = torch.where(scores.decision > own, torch.inf, -torch.inf)
+        return replace(scores, decision=torch.where(own.isnan(), scores.decision, judged))

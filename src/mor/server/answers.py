@@ -1,0 +1,133 @@
+"""What answers look like: the schema that ``/openapi.json`` shows and the tests hold."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, Field
+
+
+class Usage(BaseModel):
+    """Tokens that a request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+
+
+class CompletionLogprobs(BaseModel):
+    """Log-probabilities (nats) of a completion's tokens."""
+
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[int]
+
+
+class Choice(BaseModel):
+    """What choices of all kinds have. ``depths`` is ours: recursions that each token cost."""
+
+    index: int
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: int | str | None = Field(description="the stop id or stop text, as in vLLM")
+    depths: list[int] = Field(
+        description="one per new token: recursions at the position it was sampled from"
+    )
+    token_ids: list[int] | None = None
+
+
+class CompletionChoice(Choice):
+    """One completion."""
+
+    text: str
+    logprobs: CompletionLogprobs | None
+
+
+class CompletionResponse(BaseModel):
+    """``POST /v1/completions``; the chunks of a stream look the same."""
+
+    id: str
+    object: Literal["text_completion"]
+    created: int
+    model: str
+    choices: list[CompletionChoice]
+    usage: Usage | None
+
+
+class TopLogprob(BaseModel):
+    """A token that might have been."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    """The token that was."""
+
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(BaseModel):
+    """Log-probabilities (nats) of an answer's tokens."""
+
+    content: list[TokenLogprob]
+
+
+class AnswerMessage(BaseModel):
+    """What the model says."""
+
+    role: Literal["assistant"]
+    content: str
+
+
+class ChatChoice(Choice):
+    """One answer."""
+
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+
+
+class ChatResponse(BaseModel):
+    """``POST /v1/chat/completions``."""
+
+    id: str
+    object: Literal["chat.completion"]
+    created: int
+    model: str
+    choices: list[ChatChoice]
+    usage: Usage
+
+
+class Capacities(BaseModel):
+    """What ``capacity`` may be: factors on the trained capacities."""
+
+    lowest: float
+    highest: float
+
+
+class Model(BaseModel):
+    """A model of ``/v1/models``; the last five fields are ours."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int
+    num_recursions: int
+    router: str
+    chat: bool
+    capacity: Capacities | None
+
+
+class ModelList(BaseModel):
+    """``GET /v1/models``."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(BaseModel):
+    """``GET /health`` and ``GET /ready``."""
+
+    status: str

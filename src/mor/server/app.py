@@ -1,0 +1,103 @@
+"""The application: routes, guard and engine put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+import mor
+from mor.engine import Engine
+from mor.errors import MorError
+from mor.eval.levels import Levels
+from mor.server import playground, routes
+from mor.server.errors import add_handlers
+from mor.server.guard import Guard
+from mor.server.loop import EngineLoop
+from mor.server.metrics import ServerMetrics
+from mor.server.state import State
+from mor.server.tokens import Tokens
+
+MAX_BODY = 4 << 20
+
+
+def create_app(
+    engine: Engine,
+    model: str,
+    *,
+    api_keys: Sequence[str] = (),
+    max_waiting: int = 128,
+    max_body: int = MAX_BODY,
+    chat_template: str | None = None,
+    levels: Levels | None = None,
+    with_playground: bool = True,
+) -> FastAPI:
+    """An ASGI application around an engine, which from now on belongs to it.
+
+    Args:
+        engine: with a tokenizer.
+        model: the name that clients use.
+        api_keys: one of which every path below ``/v1`` needs; none: open to all.
+        max_waiting: completions that may wait beside those with pages; more are answered 429.
+        max_body: most bytes of a request's body.
+        chat_template: Jinja text in place of the tokenizer's own.
+        levels: calibrated capacities that a request may choose from.
+        with_playground: serve the page at ``/``.
+
+    Raises:
+        MorError: the engine has no tokenizer, or a bound is out of range.
+    """
+    if engine.tokenizer is None:
+        raise MorError("engine has no tokenizer; a server needs one: Engine(model, tokenizer)")
+    for name, value in (("max_waiting", max_waiting), ("max_body", max_body)):
+        if value < 0:
+            raise MorError(f"{name}={value} must be at least 0")
+    if any(not key for key in api_keys):
+        raise MorError("api_keys holds an empty key; leave it out or give a secret")
+    if levels and len(levels.levels[0].boundaries) != engine.config.num_recursions:
+        raise MorError("levels belong to another model: the number of recursions differs")
+    metrics = ServerMetrics(model)
+    loop = EngineLoop(engine, max_waiting, metrics)
+    tokens = Tokens(engine.tokenizer, engine.config, chat_template)
+
+    @asynccontextmanager
+    async def life(app: FastAPI) -> AsyncIterator[None]:
+        loop.start()
+        yield
+        loop.stop()
+        tokens.close()
+
+    app = FastAPI(
+        title="mor", version=mor.__version__, lifespan=life, docs_url=None, redoc_url=None
+    )
+    app.state.mor = State(model, loop, tokens, metrics, levels)
+    app.include_router(routes.router)
+    if with_playground:
+        app.include_router(playground.router)
+    add_handlers(app)
+    app.add_middleware(Guard, keys=api_keys, max_body=max_body, metrics=metrics)
+    _document(app, model)
+    return app
+
+
+def _document(app: FastAPI, model: str) -> None:
+    """Let ``/openapi.json`` tell the truth: our errors, not FastAPI's 422, and the model's name."""
+    plain = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            schema = plain()
+            for path in schema["paths"].values():
+                for operation in path.values():
+                    operation["responses"].pop("422", None)
+            schemas = schema["components"]["schemas"]
+            for name in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(name, None)
+            for name in ("CompletionRequest", "ChatRequest"):
+                schemas[name]["properties"]["model"]["enum"] = [model]
+            app.openapi_schema = schema
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,162 @@
+"""Errors as clients of the OpenAI API know them: ``{"error": {message, type, param, code}}``."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+
+from mor.errors import MorError
+
+_TYPES = {
+    401: "authentication_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+    500: "server_error",
+    503: "service_unavailable_error",
+}
+_UNION_TAGS = {"str", "int", "float", "bool", "none"}
+# What the engine calls it, and what the API does.
+_FIELDS = {"max_depth": "depth_cap"}
+
+
+class ErrorBody(BaseModel):
+    """What went wrong. ``param`` names the field, ``code`` is for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """Every answer that is no 2xx."""
+
+    error: ErrorBody
+
+
+class ApiError(Exception):
+    """An answer that is no 2xx.
+
+    Args:
+        status: of HTTP.
+        message: one sentence: what was found and what would be right.
+        param: the field.
+        code: a word for programs.
+        headers: more headers.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object."""
+        kind = _TYPES.get(self.status, "invalid_request_error")
+        told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": told}
+
+    def response(self) -> Response:
+        """The answer. Escaped, since a message may quote what is not a valid character."""
+        content = json.dumps(self.body()).encode("ascii")
+        return Response(content, self.status, self.headers, media_type="application/json")
+
+
+def refused(error: MorError) -> ApiError:
+    """A request that the engine refuses: the client's mistake, told in the API's words."""
+    message = str(error)
+    found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
+    param = found[1] if found else None
+    if param in _FIELDS:
+        message, param = message.replace(param, _FIELDS[param], 1), _FIELDS[param]
+    return ApiError(400, message, param=param, code="invalid_value")
+
+
+def unreadable(error: RequestValidationError) -> ApiError:
+    """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
+    problems = error.errors()
+    first = problems[0]
+    kind, place = first["type"], first["loc"]
+    if kind == "json_invalid":
+        why = first.get("ctx", {}).get("error", "")
+        return ApiError(400, f"The body is not valid JSON: {why}", code="invalid_json")
+    if (
+        kind == "value_error" and len(place) == 1
+    ):  # of our own checks, whose first word is the field
+        message = first["msg"].removeprefix("Value error, ")
+        return ApiError(400, message, param=message.split()[0], code="invalid_value")
+    param = _path(place)
+    if param is None:
+        return ApiError(400, "The body must be one JSON object", code="invalid_body")
+    if kind == "extra_forbidden":
+        return ApiError(400, f"Unknown field: {param}", param=param, code="unknown_field")
+    if kind == "missing":
+        return ApiError(400, f"Missing field: {param}", param=param, code="missing_field")
+    # Each form that a field may have tells its own reason.
+    reasons = dict.fromkeys(
+        p["msg"].removeprefix("Value error, ") for p in problems if p["loc"][:2] == place[:2]
+    )
+    value = ascii(first.get("input"))
+    value = value if len(value) <= 80 else value[:77] + "..."
+    told = "; or: ".join(list(reasons)[:4])
+    return ApiError(400, f"{param}: {told} (found {value})", param=param, code="invalid_value")
+
+
+def _path(place: tuple[Any, ...]) -> str | None:
+    """``("body", "messages", 0, "role")`` -> ``messages[0].role``, without names of union forms."""
+    path = ""
+    for part in place[1:]:
+        if isinstance(part, int):
+            path += f"[{part}]"
+        elif part in _UNION_TAGS or not part.isidentifier():
+            if path:
+                break
+            return ascii(part)[1:-1][:80]  # an unknown field may be called anything
+        else:
+            path += f".{part}" if path else part
+    return path.removeprefix(".") if path and path[0] != "[" else None
+
+
+def add_handlers(app: FastAPI) -> None:
+    """Let every error of ``app`` be shaped like this."""
+
+    async def known(request: Request, error: Exception) -> Response:
+        assert isinstance(error, ApiError)
+        return error.response()
+
+    async def wrong(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return unreadable(error).response()
+
+    async def http(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code)
+        message = str(error.detail)
+        if error.status_code in (404, 405):
+            message = f"{request.method} {request.url.path}: {message}"
+        headers = error.headers
+        return ApiError(error.status_code, message, code=code, headers=headers).response()
+
+    async def ours(request: Request, error: Exception) -> Response:
+        return ApiError(500, "The server made a mistake; its log says which", code=None).response()
+
+    app.add_exception_handler(ApiError, known)
+    app.add_exception_handler(RequestValidationError, wrong)
+    app.add_exception_handler(HTTPException, http)
+    app.add_exception_handler(Exception, ours)

@@ -1,0 +1,376 @@
+"""The engine in a thread of its own: commands in through a queue, tokens out to asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import queue
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+from mor.engine import Completion, Engine, RequestOutput, SamplingParams, TokenLogprobs
+from mor.errors import MorError
+from mor.server.errors import ApiError, refused
+from mor.server.metrics import ServerMetrics
+
+log = logging.getLogger("mor.server")
+
+
+@dataclass(frozen=True)
+class Update:
+    """What is new of one completion.
+
+    Attributes:
+        index: which completion of the job: those of the first prompt, of the second, and so on.
+        token_ids, depths, logprobs: of the new tokens; ``logprobs`` is empty where not asked for.
+        text: what the text grew by.
+        finish_reason: set in the last update of a completion.
+        stop_reason: stop id or stop text that ended it.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    depths: tuple[int, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: str | None
+    stop_reason: int | str | None
+
+
+@dataclass
+class _Cursor:
+    """How much of a completion has been told."""
+
+    tokens: int = 0
+    chars: int = 0
+    done: bool = False
+
+
+@dataclass(eq=False)
+class Job:
+    """One call of the API: some prompts with n completions each.
+
+    Attributes:
+        name: its id.
+        prompts: token ids.
+        params: of all prompts.
+        every_token: tell each token as it comes, not only whole completions.
+        inbox: updates, or the error that ends the job; belongs to asyncio's thread.
+    """
+
+    name: str
+    prompts: Sequence[Sequence[int]]
+    params: SamplingParams
+    every_token: bool
+    inbox: asyncio.Queue[Update | ApiError | None] = field(default_factory=asyncio.Queue)
+    cursors: list[_Cursor] = field(default_factory=list)
+    left: int = 0
+
+    def __post_init__(self) -> None:
+        """Nothing is told yet."""
+        self.left = len(self.prompts) * self.params.n
+        self.cursors = [_Cursor() for _ in range(self.left)]
+
+    async def accepted(self) -> None:
+        """Wait until the engine has taken it.
+
+        Raises:
+            ApiError: it was refused.
+        """
+        first = await self.inbox.get()
+        if isinstance(first, ApiError):
+            raise first
+
+    async def updates(self) -> AsyncIterator[Update]:
+        """All updates, until every completion is finished.
+
+        Raises:
+            ApiError: the engine failed, or the server was shut down.
+        """
+        left = len(self.prompts) * self.params.n
+        while left:
+            item = await self.inbox.get()
+            if isinstance(item, ApiError):
+                raise item
+            assert item is not None
+            yield item
+            left -= item.finish_reason is not None
+
+
+_Command = Callable[[], None]
+
+
+class EngineLoop:
+    """Steps an engine for as long as there is work.
+
+    Methods are called from asyncio's thread unless they say otherwise; none of them waits for a
+    tick. At most ``max_residents + max_waiting`` completions are under way at a time.
+
+    Args:
+        engine: from now on it belongs to this loop's thread.
+        max_waiting: completions that may wait for a place.
+        metrics: told what happens.
+    """
+
+    def __init__(self, engine: Engine, max_waiting: int, metrics: ServerMetrics) -> None:
+        self.engine, self.metrics = engine, metrics
+        self.most = engine.max_residents + max_waiting
+        self.failure: str | None = None
+        self.draining = False
+        self._asyncio: asyncio.AbstractEventLoop | None = None
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
+        self._jobs: dict[str, tuple[Job, int]] = {}  # by the engine's name of a prompt
+        self._running: dict[Job, None] = {}
+        self._lock = threading.Lock()
+        self._under_way = 0  # completions, from `submit` to their end
+        self._numbers = itertools.count()
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="mor-engine", daemon=True)
+
+    # From asyncio --------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin; updates go to the running asyncio loop."""
+        self._asyncio = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Abort what is under way and end the thread. Any thread may call it."""
+
+        def last() -> None:
+            self._drop_all(ApiError(503, "The server is shutting down", code="shutting_down"))
+            self._stopped = True
+
+        self._commands.put(last)
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    @property
+    def asyncio_loop(self) -> asyncio.AbstractEventLoop | None:
+        """To whom updates go; None before the start."""
+        return self._asyncio
+
+    @property
+    def ready(self) -> bool:
+        """Whether a request would be taken, but for the load."""
+        return self.failure is None and not self.draining and self._thread.is_alive()
+
+    @property
+    def under_way(self) -> int:
+        """Completions from :meth:`submit` to their end."""
+        return self._under_way
+
+    def submit(
+        self,
+        name: str,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        every_token: bool,
+    ) -> Job:
+        """Hand a job to the engine; then ``await job.accepted()``.
+
+        Raises:
+            ApiError: 503 while draining or after a failure, 429 where too much is under way, 400
+                for more completions than could ever be.
+        """
+        job = Job(name, prompts, params, every_token)
+        count = job.left
+        if count > self.most:
+            raise ApiError(
+                400,
+                f"{len(prompts)} prompts with n={params.n} are {count} completions; at most "
+                f"{self.most} can be under way at a time",
+                param="n",
+                code="invalid_value",
+            )
+        if self.failure is not None:
+            raise ApiError(503, f"The engine failed: {self.failure}", code="engine_failed")
+        if not self.ready:
+            raise ApiError(
+                503,
+                "The server is shutting down",
+                code="shutting_down",
+                headers={"Retry-After": "5"},
+            )
+        with self._lock:
+            if self._under_way + count > self.most:
+                self.metrics.rejected.inc()
+                raise ApiError(
+                    429,
+                    f"{self._under_way} completions are under way, and {self.most} is the most; "
+                    "try again soon",
+                    code="overloaded",
+                    headers={"Retry-After": "1"},
+                )
+            self._under_way += count
+        self._commands.put(lambda: self._add(job))
+        return job
+
+    def abort(self, job: Job) -> None:
+        """Give a job up; its pages are free after the tick that runs now. Harmless when it is over.
+
+        Any thread may call it.
+        """
+        self._commands.put(lambda: self._drop(job, None))
+
+    async def call(self, function: Callable[[Engine], Any]) -> Any:
+        """Run ``function(engine)`` between two ticks."""
+        answer: Future[Any] = Future()
+
+        def ask() -> None:
+            try:
+                answer.set_result(function(self.engine))
+            except BaseException as error:
+                answer.set_exception(error)
+
+        self._commands.put(ask)
+        return await asyncio.wrap_future(answer)
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, let what is under way finish for so long, then abort it."""
+        self.draining = True
+        end = time.monotonic() + seconds
+        while self._under_way and time.monotonic() < end and self.failure is None:
+            await asyncio.sleep(0.02)
+        error = ApiError(503, "The server is shutting down", code="shutting_down")
+        await self.call(lambda engine: self._drop_all(error))
+
+    # In the engine's thread ----------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopped:
+                working = self.failure is None and self.engine.unfinished
+                command = self._next(wait=not working)
+                while command is not None:
+                    command()
+                    command = self._next(wait=False)
+                if self.failure is None and self.engine.unfinished:
+                    self._tick()
+        except BaseException as error:  # our own mistake; still nobody may wait for ever
+            self._fail(error)
+            raise
+
+    def _next(self, wait: bool) -> _Command | None:
+        try:
+            return self._commands.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def _fail(self, error: BaseException) -> None:
+        """What the tick had half done is not known: nothing under way can be trusted."""
+        log.error("a tick failed; the server is not ready any more", exc_info=error)
+        self.failure = f"{type(error).__name__}: {error}"[:300]
+        self._drop_all(ApiError(500, f"The engine failed: {self.failure}", code="engine_failed"))
+
+    def _tick(self) -> None:
+        try:
+            outputs = self.engine.step()
+        except Exception as error:
+            self._fail(error)
+            return
+        told: list[tuple[Job, Update | ApiError | None]] = []
+        for output in outputs:
+            job, first = self._jobs[output.request_id]
+            told += [(job, update) for update in self._updates(job, first, output)]
+            if output.finished:
+                del self._jobs[output.request_id]
+            if not job.left:
+                self._running.pop(job, None)
+        self._tell(told)
+
+    def _updates(self, job: Job, first: int, output: RequestOutput) -> list[Update]:
+        """What is new in an output of the engine."""
+        fresh = []
+        for done in output.completions:
+            cursor = job.cursors[first + done.index]
+            over = done.finish_reason is not None
+            if cursor.done or not (over or job.every_token):
+                continue
+            text = done.text or ""
+            if over or len(done.token_ids) > cursor.tokens:
+                fresh.append(
+                    Update(
+                        first + done.index,
+                        done.token_ids[cursor.tokens :],
+                        text[cursor.chars :],
+                        done.depths[cursor.tokens :],
+                        (done.logprobs or ())[cursor.tokens :],
+                        done.finish_reason,
+                        done.stop_reason,
+                    )
+                )
+            cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over
+            if over:
+                self._finished(job, output, done)
+        return fresh
+
+    def _finished(self, job: Job, output: RequestOutput, done: Completion) -> None:
+        job.left -= 1
+        with self._lock:
+            self._under_way -= 1
+        self.metrics.finished(done)
+
+    def _add(self, job: Job) -> None:
+        if self.failure is not None or self._stopped:
+            self._release(job.left)
+            self._tell([(job, ApiError(503, "The server takes no requests", code="not_ready"))])
+            return
+        self._running[job] = None
+        try:
+            for place, prompt in enumerate(job.prompts):
+                name = f"{job.name}-{next(self._numbers)}"
+                self.engine.add_request(prompt, job.params, name)
+                self._jobs[name] = (job, place * job.params.n)
+                self.metrics.prompt_tokens.inc(len(prompt))
+        except MorError as error:
+            self._drop(job, refused(error))
+        except Exception:
+            log.exception("a request could not be added")
+            self._drop(job, ApiError(500, "The request could not be added", code="engine_error"))
+        else:
+            self._tell([(job, None)])
+
+    def _drop(self, job: Job, error: ApiError | None) -> None:
+        """Take a job out of the engine, and say why where somebody listens."""
+        if job not in self._running:
+            return
+        del self._running[job]
+        for name in [name for name, (other, _) in self._jobs.items() if other is job]:
+            del self._jobs[name]
+            try:
+                self.engine.abort(name)
+            except Exception:  # after a failed tick anything may be broken
+                log.exception("request %s could not be aborted", name)
+        self.metrics.aborted.inc(job.left)
+        self._release(job.left)
+        job.left = 0
+        if error is not None:
+            self._tell([(job, error)])
+
+    def _drop_all(self, error: ApiError) -> None:
+        for job in list(self._running):
+            self._drop(job, error)
+
+    def _release(self, count: int) -> None:
+        with self._lock:
+            self._under_way -= count
+
+    def _tell(self, told: list[tuple[Job, Update | ApiError | None]]) -> None:
+        if not told or self._asyncio is None:
+            return
+
+        def deliver() -> None:
+            for job, item in told:
+                job.inbox.put_nowait(item)
+
+        try:
+            self._asyncio.call_soon_threadsafe(deliver)
+        except RuntimeError:  # asyncio's loop has ended: nobody listens any more
+            log.debug("updates after the end of the event loop")

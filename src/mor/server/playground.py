@@ -1,0 +1,56 @@
+"""The page at ``/``: one file without anything from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from functools import lru_cache
+from pathlib import Path
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, Response
+
+from mor.report.colors import depth_css
+from mor.server.state import state_of
+
+router = APIRouter()
+PAGE = Path(__file__).with_name("page.html")
+
+
+@router.get("/", include_in_schema=False)
+async def page(request: Request) -> Response:
+    """The playground."""
+    recursions = state_of(request).engine.config.num_recursions
+    text, policy = _page(recursions)
+    headers = {
+        "Content-Security-Policy": policy,
+        "Referrer-Policy": "no-referrer",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return HTMLResponse(text, headers=headers)
+
+
+@lru_cache(8)
+def _page(recursions: int) -> tuple[str, str]:
+    """The page with the colours of ``recursions`` depths, and the policy that allows just it."""
+    colors = (
+        depth_css(recursions)
+        + "\n@media (prefers-color-scheme: dark) {\n"
+        + depth_css(recursions, dark=True)
+        + "\n}"
+    )
+    text = PAGE.read_text("utf-8").replace("/* depth colours */", colors)
+    script, style = (_digest(text, tag) for tag in ("script", "style"))
+    policy = (
+        f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+    return text, policy
+
+
+def _digest(text: str, tag: str) -> str:
+    found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
+    assert found, f"page.html has no <{tag}>"
+    digest = base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
+    return f"'sha256-{digest}'"

@@ -1,0 +1,148 @@
+"""The paths of the API."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from mor.errors import MorError
+from mor.server.answers import (
+    ChatResponse,
+    CompletionResponse,
+    Health,
+    Model,
+    ModelList,
+)
+from mor.server.asking import sampling_params
+from mor.server.errors import ApiError, ErrorResponse, refused
+from mor.server.fields import ChatRequest, CompletionRequest
+from mor.server.render import Renderer
+from mor.server.state import State, state_of
+from mor.server.stream import ClientGone, EventStream, while_connected
+
+router = APIRouter()
+
+_REASONS = {
+    400: "a field is wrong",
+    401: "no valid API key",
+    404: "no such model",
+    413: "the body is too large",
+    429: "too much is under way; see Retry-After",
+    500: "the engine failed",
+    503: "the server is shutting down",
+}
+_STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {s: {"model": ErrorResponse, "description": _REASONS[s]} for s in statuses}
+
+
+_CALLS = _errors(400, 401, 404, 413, 429, 500, 503)
+
+
+@router.get("/v1/models", responses=_errors(401))
+async def models(request: Request) -> ModelList:
+    """The models of this server: one."""
+    return ModelList(object="list", data=[Model(**state_of(request).card())])
+
+
+@router.get("/v1/models/{model:path}", responses=_errors(401, 404))
+async def model_card(request: Request, model: str) -> Model:
+    """One model."""
+    state = state_of(request)
+    state.check_model(model)
+    return Model(**state.card())
+
+
+@router.post(
+    "/v1/completions",
+    response_model=None,
+    responses=_CALLS | {200: {"model": CompletionResponse} | _STREAM},
+)
+async def completions(request: Request, body: CompletionRequest) -> Response:
+    """Go on from a text or token ids."""
+    state = state_of(request)
+    state.check_model(body.model)
+    prompt = body.prompt
+    several = isinstance(prompt, list) and not isinstance(prompt[0], int)
+    prompts: Sequence[Any] = prompt if several else [prompt]
+    try:
+        ids = await state.tokens.encode(prompts)
+    except MorError as error:
+        problem = refused(error)
+        problem.param = "prompt"
+        raise problem from None
+    return await _answer(request, state, body, ids, "cmpl")
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    responses=_CALLS | {200: {"model": ChatResponse} | _STREAM},
+)
+async def chat_completions(request: Request, body: ChatRequest) -> Response:
+    """Answer a chat, by the model's chat template."""
+    state = state_of(request)
+    state.check_model(body.model)
+    messages = [message.plain() for message in body.messages]
+    begin = body.add_generation_prompt is not False
+    ids = await state.tokens.encode_chat(messages, begin)
+    return await _answer(request, state, body, [ids], "chatcmpl")
+
+
+async def _answer(
+    request: Request,
+    state: State,
+    body: CompletionRequest | ChatRequest,
+    prompts: Sequence[Sequence[int]],
+    kind: str,
+) -> Response:
+    params = sampling_params(body, prompts, state.engine, state.levels)
+    name, created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
+    job = state.loop.submit(name, prompts, params, every_token=bool(body.stream))
+    streaming = False
+    try:
+        renderer = Renderer(body, job, state.model, state.tokens, created)
+        await while_connected(request, job.accepted())
+        if body.stream:
+            streaming = True
+            return EventStream(renderer.chunks(), lambda: state.loop.abort(job))
+        return JSONResponse(await while_connected(request, renderer.whole()))
+    except ClientGone:
+        return Response(status_code=499)  # nobody reads it
+    finally:
+        if not streaming:
+            state.loop.abort(job)
+
+
+@router.get("/health", responses=_errors(503))
+async def health(request: Request) -> Health:
+    """Whether the process works at all."""
+    failure = state_of(request).loop.failure
+    if failure is not None:
+        raise ApiError(503, f"The engine failed: {failure}", code="engine_failed")
+    return Health(status="ok")
+
+
+@router.get("/ready", responses=_errors(503))
+async def ready(request: Request) -> Health:
+    """Whether it takes requests: not while it shuts down, and not after a failure."""
+    loop = state_of(request).loop
+    if not loop.ready:
+        why = f"the engine failed: {loop.failure}" if loop.failure else "shutting down"
+        raise ApiError(503, f"Not ready: {why}", code="not_ready")
+    return Health(status="ready")
+
+
+@router.get("/metrics", response_class=PlainTextResponse)
+async def metrics(request: Request) -> Response:
+    """Numbers for Prometheus."""
+    state = state_of(request)
+    content = await state.loop.call(state.metrics.text)
+    return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,78 @@
+"""uvicorn around the application, with a shutdown that lets requests finish."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from mor.server.loop import EngineLoop
+
+log = logging.getLogger("uvicorn.error")
+
+
+class DrainingServer(uvicorn.Server):
+    """On the first SIGTERM or SIGINT it still answers, but takes no more work; then it ends.
+
+    uvicorn alone closes its door first: a load balancer would see refused connections instead of
+    503 and ``/ready``, and requests would have no bound on the time they may still take.
+
+    Args:
+        config: uvicorn's.
+        loop: the engine's.
+        drain_seconds: how long requests may take to finish; then they are aborted.
+    """
+
+    def __init__(self, config: uvicorn.Config, loop: EngineLoop, drain_seconds: float) -> None:
+        super().__init__(config)
+        self.engine_loop, self.drain_seconds = loop, drain_seconds
+        self._draining: asyncio.Task[None] | None = None
+        self._asked = False
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """First signal: drain. A second one: end now."""
+        asyncio_loop = self.engine_loop.asyncio_loop
+        if self._asked or asyncio_loop is None:
+            self.should_exit = True
+            return
+        self._asked = True
+        asyncio_loop.call_soon_threadsafe(self.begin_drain)
+
+    def begin_drain(self) -> None:
+        """Called in asyncio's thread."""
+        log.info(
+            "Draining: %d completions have %g seconds to finish",
+            self.engine_loop.under_way,
+            self.drain_seconds,
+        )
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        try:
+            await self.engine_loop.drain(self.drain_seconds)
+        finally:
+            self.should_exit = True
+
+
+def make_server(
+    app: FastAPI,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    drain_seconds: float = 30.0,
+    log_level: str = "info",
+) -> DrainingServer:
+    """A server for an application of :func:`mor.server.create_app`; ``run()`` it."""
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        log_level=log_level,
+        timeout_graceful_shutdown=5,  # for answers on their way out; the draining is done by then
+        timeout_keep_alive=30,
+        server_header=False,
+    )
+    return DrainingServer(config, app.state.mor.loop, drain_seconds)

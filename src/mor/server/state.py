@@ -1,0 +1,79 @@
+"""What the routes share."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastapi import Request
+
+from mor.engine import Engine
+from mor.eval.levels import Levels
+from mor.server.errors import ApiError
+from mor.server.loop import EngineLoop
+from mor.server.metrics import ServerMetrics
+from mor.server.tokens import Tokens
+
+
+@dataclass
+class State:
+    """One server.
+
+    Attributes:
+        model: the name that clients use.
+        loop: the engine's thread.
+        tokens: texts to ids.
+        metrics: counters.
+        levels: capacities that a request may choose; None where none are calibrated.
+        created: when it started, Unix seconds.
+    """
+
+    model: str
+    loop: EngineLoop
+    tokens: Tokens
+    metrics: ServerMetrics
+    levels: Levels | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def engine(self) -> Engine:
+        """For what never changes; its methods belong to the loop's thread."""
+        return self.loop.engine
+
+    def check_model(self, name: str) -> None:
+        """Refuse a model that is not served.
+
+        Raises:
+            ApiError: 404.
+        """
+        if name != self.model:
+            raise ApiError(
+                404,
+                f"The model {name[:100]!a} does not exist; this server has {self.model!r}",
+                param="model",
+                code="model_not_found",
+            )
+
+    def card(self) -> dict[str, Any]:
+        """The model in /v1/models."""
+        config, levels = self.engine.config, self.levels
+        capacity = levels and {"lowest": levels.lowest, "highest": levels.highest}
+        return {
+            "id": self.model,
+            "object": "model",
+            "created": self.created,
+            "owned_by": "mor",
+            "max_model_len": self.engine.max_model_len,
+            "num_recursions": config.num_recursions,
+            "router": config.router,
+            "chat": self.tokens.template is not None,
+            "capacity": capacity,
+        }
+
+
+def state_of(request: Request) -> State:
+    """The server's state."""
+    state = request.app.state.mor
+    assert isinstance(state, State)
+    return state

@@ -1,0 +1,127 @@
+"""From texts and chats to token ids, and how single tokens are shown."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from typing import Any
+
+from mor.config import MoRConfig
+from mor.engine.intake import prompt_ids
+from mor.engine.text import TextStream
+from mor.errors import MorError
+from mor.server.errors import ApiError
+
+
+class Tokens:
+    """A tokenizer of the server's own: the engine's belongs to the engine's thread.
+
+    Texts are encoded in one thread beside asyncio's, since a long one takes a while.
+
+    Args:
+        tokenizer: of the model.
+        config: of the model.
+        chat_template: in place of the tokenizer's.
+    """
+
+    def __init__(self, tokenizer: Any, config: MoRConfig, chat_template: str | None = None) -> None:
+        self.tokenizer, self.config = copy.deepcopy(tokenizer), config
+        self.template = chat_template or getattr(tokenizer, "chat_template", None)
+        self._thread = ThreadPoolExecutor(1, "mor-tokens")
+        rules = str(tokenizer.backend_tokenizer.to_str())
+        self._byte_of = _byte_alphabet() if '"ByteLevel"' in rules else None
+        self._added = {str(t) for t in tokenizer.get_added_vocab()}
+        self.piece = lru_cache(1 << 16)(self._piece)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._thread.shutdown(wait=False)
+
+    async def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
+        """Token ids of prompts.
+
+        Raises:
+            MorError: a prompt without tokens, or ids that the model does not have.
+        """
+
+        def work() -> list[tuple[int, ...]]:
+            return [prompt_ids(prompt, self.tokenizer, self.config) for prompt in prompts]
+
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    async def encode_chat(
+        self, messages: list[dict[str, Any]], add_generation_prompt: bool
+    ) -> tuple[int, ...]:
+        """Token ids of a chat by the chat template, which sets the special tokens itself.
+
+        Raises:
+            ApiError: there is no template, or it refuses these messages.
+        """
+        if self.template is None:
+            raise ApiError(
+                400,
+                "The model has no chat template; use /v1/completions, or start the server with "
+                "--chat-template FILE",
+                code="no_chat_template",
+            )
+
+        def work() -> tuple[int, ...]:
+            try:
+                text = self.tokenizer.apply_chat_template(
+                    messages,
+                    chat_template=self.template,
+                    tokenize=False,
+                    add_generation_prompt=add_generation_prompt,
+                )
+            except Exception as error:  # a template raises whatever it likes
+                why = " ".join(str(error).split())[:200]
+                raise ApiError(
+                    400, f"The chat template refuses the messages: {why}", param="messages"
+                ) from None
+            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            return prompt_ids(ids, self.tokenizer, self.config)
+
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        except MorError as error:
+            raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def stream(self) -> TextStream:
+        """Text token by token, as the engine makes it."""
+        return TextStream(self.tokenizer, ())
+
+    def _piece(self, token: int) -> tuple[str, tuple[int, ...]]:
+        """A token's name and bytes; part of a character is called ``bytes:\\xe2``, as by OpenAI."""
+        raw = self._bytes(token)
+        try:
+            return raw.decode("utf-8"), tuple(raw)
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in raw), tuple(raw)
+
+    def _bytes(self, token: int) -> bytes:
+        piece = self.tokenizer.convert_ids_to_tokens(token) if token < len(self.tokenizer) else None
+        if piece is None:
+            return f"<{token}>".encode()  # an embedding of the model's without a token
+        if piece in self._added:
+            return str(piece).encode()
+        if self._byte_of is not None:
+            if all(letter in self._byte_of for letter in piece):
+                return bytes(self._byte_of[letter] for letter in piece)
+        elif len(piece) == 6 and piece.startswith("<0x"):
+            return bytes([int(piece[3:5], 16)])
+        return str(piece).replace("\u2581", " ").encode()
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The letter that stands for each byte in byte-level BPE (GPT-2), the other way round."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {chr(byte): byte for byte in plain}
+    rest = [byte for byte in range(256) if byte not in plain]
+    return letters | {chr(256 + place): byte for place, byte in enumerate(rest)}
