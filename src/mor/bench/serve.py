@@ -25,6 +25,7 @@ from mor.bench.workload import Workload
 from mor.errors import MorError
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
+from mor.ops import native
 from mor.provenance import append_jsonl, provenance
 
 System = EngineSystem | Peer
@@ -102,6 +103,10 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         ours = [make_ours(spec, settings) for spec in settings.specs if spec.kind != "peer"]
+        for one in [s for s in ours if s.int8 and native.library() is None]:
+            ours.remove(one)
+            why = f"{one.name}: no kernels for weights of 8 bits: {native.missing()}"
+            results.left_out[one.name] = why
         base = next((s for s in ours if s.config.num_recursions == 1), None)
         peers = list(_peers(settings, base, folder, results, stack, say))
         order = [spec.name for spec in settings.specs]
@@ -111,9 +116,13 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
         with _frozen(peers):
             _check(systems, base, settings, results, say)
         say("measuring the machine's rates")
-        rates = _rates(ours, settings)
-        results.rates = rates.record() if rates else {}
+        kinds = sorted({system.int8 for system in systems}) if ours else []
+        rates = {int8: measure(ours, settings, int8) for int8 in kinds}
         runs = _time_all(systems, settings, results, say)
+        say("measuring the machine's rates again")
+        rates = {k: found.better(measure(ours, settings, k)) for k, found in rates.items()}
+        names = {False: "float32", True: "int8"}
+        results.rates = {names[int8]: found.record() for int8, found in rates.items()}
     results.load.append(os.getloadavg()[0])
     _record(systems, runs, rates, settings, results)
     return results
@@ -218,10 +227,8 @@ def _check(
         say(checked.sentence())
 
 
-def _rates(ours: list[EngineSystem], settings: Settings) -> Rates | None:
-    """At every row count that a pass or a gathering of these workloads can have."""
-    if not ours:
-        return None
+def measure(ours: list[EngineSystem], settings: Settings, int8: bool) -> Rates:
+    """Rates at every row count that a pass or a gathering of these workloads can have."""
     most = max(
         w.sizes(s.config.num_recursions, s.saves_depth)[0] for s in ours for w in settings.workloads
     )
@@ -232,7 +239,8 @@ def _rates(ours: list[EngineSystem], settings: Settings) -> Rates | None:
         {"seconds": 1e-3, "rotated_bytes": 2 << 20} if settings.shape == "tiny" else {}
     )
     model = ours[0].model
-    return measure_rates([s.config for s in ours], rows, model.device, model.dtype, **quick)
+    configs = [s.config for s in ours]
+    return measure_rates(configs, rows, model.device, model.dtype, int8=int8, **quick)
 
 
 def _time_all(
@@ -268,7 +276,7 @@ def _time_all(
 def _record(
     systems: list[System],
     runs: dict[tuple[str, str], list[Run]],
-    rates: Rates | None,
+    rates: dict[bool, Rates],
     settings: Settings,
     results: Results,
 ) -> None:
@@ -290,7 +298,9 @@ def _record(
     _compare(results.rows, ours)
     if settings.out is not None:
         for row in results.rows:
-            append_jsonl(settings.out, {"benchmark": "serve"} | row | header | results.rates)
+            append_jsonl(
+                settings.out, {"benchmark": "serve"} | row | header | {"rates": results.rates}
+            )
         if results.left_out:
             append_jsonl(
                 settings.out, {"benchmark": "serve", "left_out": results.left_out} | header
@@ -301,7 +311,7 @@ def _row(
     system: System,
     workload: Workload,
     taken: list[Run],
-    rates: Rates | None,
+    rates: dict[bool, Rates],
     base: EngineSystem | None,
 ) -> dict[str, Any]:
     middle = medians([numbers(run) for run in taken])
@@ -319,9 +329,8 @@ def _row(
         if base is None:
             return row
         config, saves_depth = base.config, False
-    quantised = isinstance(system, Peer) and not system.variant.startswith("float32")
-    if rates is not None and not quantised:
-        found = [bounds(config, workload, run, rates, saves_depth) for run in taken]
+    if system.int8 in rates:
+        found = [bounds(config, workload, run, rates[system.int8], saves_depth) for run in taken]
         row |= {name: _middle([one[name] for one in found]) for name in found[0]}
         row["reached"] = middle["tokens_per_s"] / row["bound"]
         if "own_bound" in row:
@@ -343,14 +352,19 @@ def _middle(values: list[float]) -> float:
 def _compare(rows: list[dict[str, Any]], ours: list[EngineSystem]) -> None:
     """Beside each of our rows: the ratio to our vanilla, and the ratio of FLOPs.
 
-    The vanilla is the one of the same unrolled depth where it takes part, else the first.
+    The vanilla is the one of the same unrolled depth where it takes part, else the first; with
+    weights of 8 bits where the row's have.
     """
-    vanilla = [s.name for s in ours if s.config.num_recursions == 1]
+    by_name = {system.name: system for system in ours}
     for row in rows:
-        if not vanilla or "unrolled_layers" not in row:
+        if row["system"] not in by_name:
             continue
+        int8 = by_name[row["system"]].int8
+        vanilla = [s.name for s in ours if s.config.num_recursions == 1 and s.int8 == int8]
         there = {r["system"]: r for r in rows if r["workload"] == row["workload"]}
         beside = [there[name] for name in vanilla if name in there]
+        if not beside:
+            continue
         alike = [r for r in beside if r["unrolled_layers"] == row["unrolled_layers"]]
         against = (alike or beside)[0]
         row["against"] = against["system"]
