@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from mor.bench import check, serve
-from mor.bench.serve import Results, Settings, run_serve
+from mor.bench.records import Results
+from mor.bench.serve import Settings, run_serve
 from mor.bench.specs import parse_spec
 from mor.bench.tables import COLUMNS, limit_lines, markdown, notes, rich_tables
 from mor.bench.workload import Lengths, make_workload
