@@ -32,7 +32,7 @@ def serve(
     chat_template: Annotated[
         Path | None, typer.Option(help="Jinja file in place of the tokenizer's chat template")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="new tokens in one pass")] = 16,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="new tokens in one pass")] = 32,
     max_residents: Annotated[
         int | None, typer.Option(min=1, help="completions with pages; default 2 x max-num-seqs")
     ] = None,
@@ -52,6 +52,9 @@ def serve(
     memory_fraction: Annotated[
         float, typer.Option(help="share of the free memory that the pool may take")
     ] = 0.5,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU")
+    ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
         float, typer.Option(min=0.0, help="time to finish after SIGTERM")
@@ -86,6 +89,7 @@ def serve(
         memory_fraction=memory_fraction,
         max_model_len=max_model_len,
         max_depth=max_depth,
+        quantization=quantization,  # type: ignore[arg-type]
     )
     application = create_app(
         engine,
