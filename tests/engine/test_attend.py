@@ -70,7 +70,12 @@ def test_each_query_sees_its_row_up_to_its_own_place(
         torch.cat(slots),
         torch.tensor([sum(piece) for piece in pieces]),
     )
-    assert_close(form(torch.cat(queries), view, layer), torch.stack(wanted), atol=1e-12, rtol=1e-12)
+    assert_close(
+        form(torch.cat(queries), None, None, view, layer),
+        torch.stack(wanted),
+        atol=1e-12,
+        rtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)

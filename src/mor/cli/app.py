@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 import mor
 from mor.cli import (
+    bench,
     card,
     convert,
     data,
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
+app.add_typer(bench.app, name="bench")
 for module in (training, fold, evaluate, generate, serve, merge, report, card, demo):
     module.add_to(app)
 

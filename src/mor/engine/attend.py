@@ -10,14 +10,30 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.batch import KVView
+from mor.ops import native
 from mor.ops.attention import slot_attention
 
-PagedAttention = Callable[[Tensor, KVView, int], Tensor]
-"""(query [N, H, d], view, layer of the table) -> [N, H, d]."""
+PagedAttention = Callable[[Tensor, Tensor | None, Tensor | None, KVView, int], Tensor]
+"""(query [N, H, d], key and value [writes, Hkv, d], view, layer of the table) -> [N, H, d].
+
+Leaves the entries of the new tokens in their pages, and attends over the pages of each row.
+"""
 
 
-def padded_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
+def _write(key: Tensor | None, value: Tensor | None, view: KVView, layer: int) -> None:
+    if key is None:
+        return
+    assert value is not None
+    pool, slots = view.table.pool, view.write_slots[:, layer]
+    pool.keys[slots] = key.to(pool.keys.dtype)
+    pool.values[slots] = value.to(pool.values.dtype)
+
+
+def padded_attention(
+    query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
+) -> Tensor:
     """The plain form: every row's pages gathered into one padded batch, and a mask."""
+    _write(key, value, view, layer)
     slots, pool = view.read_slots(layer), view.table.pool
     keys, values = (store[slots].transpose(1, 2) for store in (pool.keys, pool.values))
     queries = view.segments.pad(query).transpose(1, 2)
@@ -25,12 +41,15 @@ def padded_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
     return view.segments.unpad(mixed.transpose(1, 2))
 
 
-def row_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
+def row_attention(
+    query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
+) -> Tensor:
     """The same, row by row: nothing is padded, so nothing is computed for padding.
 
     For the CPU, where one call more costs little beside keys and values as long as the longest
     row's, copied for every row.
     """
+    _write(key, value, view, layer)
     pool, slots = view.table.pool, view.read_slots(layer)
     mixed = []
     queries, places = query.split(view.counts), view.slots.split(view.counts)
@@ -45,6 +64,24 @@ def row_attention(query: Tensor, view: KVView, layer: int) -> Tensor:
             found = slot_attention(alone, keys, values, place[None])
         mixed.append(found[0].transpose(0, 1))
     return torch.cat(mixed)
+
+
+def native_attention(
+    query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
+) -> Tensor:
+    """The same in one call of a kernel that reads the pages where they lie."""
+    if view.origins is not None or not native.fits(query, view.table.pool.keys):
+        return row_attention(query, key, value, view, layer)
+    return native.paged_attention(query, key, value, view.ragged, layer)
+
+
+def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
+    """The form for a device."""
+    if device.type != "cpu":
+        return padded_attention
+    if native.library() is not None and head_dim in native.HEAD_DIMS:
+        return native_attention
+    return row_attention
 
 
 class PagedAttend:
@@ -84,15 +121,23 @@ class PagedAttend:
         total = len(self.view.slots)
         return self.view.writes if self.view.writes < total else True
 
+    def pages(self) -> tuple[native.Ragged, int] | None:
+        """The batch, and the table's layer for layer 0, for stages that run in one call.
+
+        None where layers differ in more than their place in the table, or without kernels.
+        """
+        view = self.view
+        if self.attention is not native_attention or self.repeats is not None:
+            return None
+        if view.origins is not None or not native.fits(view.table.pool.keys):
+            return None
+        return view.ragged, self.first
+
     def __call__(
         self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
     ) -> Tensor:
         """[1, H, N, d] -> [1, H, N, d]; key and value [1, Hkv, writes, d]."""
         place = self._layer(layer)
-        if key is not None:
-            assert value is not None
-            pool, slots = self.view.table.pool, self.view.write_slots[:, place]
-            pool.keys[slots] = key[0].transpose(0, 1).to(pool.keys.dtype)
-            pool.values[slots] = value[0].transpose(0, 1).to(pool.values.dtype)
-        mixed = self.attention(query[0].transpose(0, 1), self.view, place)
+        keys, values = (None if one is None else one[0].transpose(0, 1) for one in (key, value))
+        mixed = self.attention(query[0].transpose(0, 1), keys, values, self.view, place)
         return mixed.transpose(0, 1)[None]

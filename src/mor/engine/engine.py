@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import torch
 
-from mor.engine.attend import PagedAttention, padded_attention, row_attention
+from mor.engine.attend import PagedAttention, best_attention
 from mor.engine.intake import Intake, end_ids
 from mor.engine.integrity import check_residents
 from mor.engine.lanes import Lanes
@@ -28,6 +28,7 @@ from mor.engine.store import KVStore
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.serving import Quantization, serving_view
 
 Prompt = str | Sequence[int]
 
@@ -52,6 +53,8 @@ class Engine:
         max_depth: depth cap for all requests.
         policy: ``refill``; or the baselines ``no_refill`` (a token waits for its batch) and
             ``full_depth`` (every token runs all recursions, whatever the router says).
+        quantization: ``int8`` for weights of 8 bits on the CPU; see
+            :func:`mor.model.serving.serving_view`.
         attention: form of paged attention; default by device.
 
     Raises:
@@ -73,6 +76,7 @@ class Engine:
         max_model_len: int | None = None,
         max_depth: int | None = None,
         policy: Policy = "refill",
+        quantization: Quantization | None = None,
         attention: PagedAttention | None = None,
     ) -> None:
         if isinstance(model, (str, Path)):
@@ -118,11 +122,16 @@ class Engine:
         )
         lanes = residents + 2 * prefill_chunk
         router = model.model.router
-        self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router.returns_to_origin)
+        self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router)
         if attention is None:
-            attention = row_attention if device.type == "cpu" else padded_attention
+            attention = best_attention(device, config.head_dim)
         self.runner = Runner(
-            model.model, self.store, self.lanes, attention, self.max_depth, policy == "full_depth"
+            serving_view(model.model, quantization),
+            self.store,
+            self.lanes,
+            attention,
+            self.max_depth,
+            policy == "full_depth",
         )
         self.stats = EngineStats(config.num_recursions)
         self.scheduler = Scheduler(

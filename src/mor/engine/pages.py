@@ -91,7 +91,7 @@ class PageTables:
     """
 
     def __init__(self, pool: PagePool, rows: int, layers: int, max_tokens: int) -> None:
-        self.pool, self.layers = pool, layers
+        self.pool, self.layers, self.max_tokens = pool, layers, max_tokens
         width = -(-max_tokens // pool.page_size)
         device = pool.keys.device
         self.table = torch.zeros((rows, layers, width), dtype=torch.long, device=device)

@@ -17,7 +17,7 @@ class Timings:
     Attributes:
         queue: from arrival to the first admission.
         first_token: from arrival to the first token.
-        between_tokens: between each token and the one before.
+        between_tokens: between each token and the one before, told at the end.
         total: from arrival to the end.
     """
 
@@ -203,7 +203,8 @@ class Request:
         return Timings(
             queue=None if self.admitted is None else self.admitted - self.arrival,
             first_token=times[0] - self.arrival if times else None,
-            between_tokens=tuple(b - a for a, b in pairwise(times)),
+            # Not before: a tuple as long as the answer for each of its tokens would be quadratic.
+            between_tokens=tuple(b - a for a, b in pairwise(times)) if self.finished else (),
             total=None if self.ended is None else self.ended - self.arrival,
         )
 

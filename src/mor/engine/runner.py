@@ -16,6 +16,7 @@ from mor.engine.store import KVStore
 from mor.model.model import MoRModel
 from mor.model.router_base import Scores
 from mor.model.routers import as_mask
+from mor.ops.rope import Rotation
 
 
 class Runner:
@@ -43,7 +44,9 @@ class Runner:
         self.store, self.lanes, self.attention = store, lanes, attention
         self.limit, self.full_depth = limit, full_depth
         self.boundaries = OwnBoundaries(lanes.count, self.config.num_recursions)
-        self.recursions_per_tick = limit if self.config.interleaved else 1
+        self.interleaved = self.config.interleaved
+        self.recursions_per_tick = limit if self.interleaved else 1
+        self.turns: Rotation | None = None
 
     def enter(self, waves: Sequence[Wave]) -> list[bool]:
         """``embed`` and ``prelude`` of new tokens; which of them run depth 0."""
@@ -52,7 +55,7 @@ class Runner:
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
         hidden = self.model.embed(torch.tensor([ids], device=batch.lanes.device))
         attend = PagedAttend(self.config, batch.view, self.attention)
-        hidden = self.model.prelude(hidden, self._rope(batch, hidden), attend)
+        hidden = self.model.prelude(hidden, self._rope(batch), attend)
         self.lanes.hidden[batch.lanes] = hidden[0]
         if self.router.returns_to_origin:
             self.lanes.origin[batch.lanes] = hidden[0]
@@ -71,9 +74,9 @@ class Runner:
         """
         batch = block_batch(pieces, self.store)
         hidden = self.lanes.hidden[batch.lanes][None]
-        rope = self._rope(batch, hidden)
+        rope = self._rope(batch)
         attend = PagedAttend(self.config, batch.view, self.attention, block=True)
-        if self.config.interleaved:
+        if self.interleaved:
             for depth in range(self.limit):
                 hidden = self._recurse(batch, hidden, depth, rope, attend)
         else:
@@ -93,21 +96,26 @@ class Runner:
         hidden = self.lanes.hidden[batch.lanes][None]
         first = self.config.num_prelude_layers
         attend = PagedAttend(self.config, batch.view, self.attention, first=first)
-        hidden = self.model.coda(hidden, self._rope(batch, hidden), attend)
+        hidden = self.model.coda(hidden, self._rope(batch), attend)
         ends = torch.tensor([len(w) for w in waves]).cumsum(0) - 1
         asking = torch.tensor([w.end == len(w.request.tokens) for w in waves])
         last = ends[asking].to(hidden.device)
         return self.model.head(hidden[0, last]) if len(last) else None
 
-    def _rope(self, batch: ForwardBatch, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        return self.model.rope(batch.positions, hidden.dtype)
+    def _rope(self, batch: ForwardBatch) -> Rotation:
+        """Looked up: cosines of the same few positions again and again cost more than the rows."""
+        if self.turns is None:
+            places = torch.arange(self.store.private.max_tokens, device=batch.positions.device)
+            self.turns = self.model.rope(places, self.lanes.hidden.dtype)
+        cos, sin = self.turns
+        return cos[batch.positions], sin[batch.positions]
 
     def _recurse(
         self,
         batch: ForwardBatch,
         hidden: Tensor,
         depth: int | Tensor,
-        rope: tuple[Tensor, Tensor],
+        rope: Rotation,
         attend: PagedAttend,
     ) -> Tensor:
         output = self.model.recurse(hidden, depth, rope, attend)

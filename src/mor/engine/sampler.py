@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mor.engine.request import Request, TokenLogprobs
+from mor.ops import native
 
 
 def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[TokenLogprobs]]:
@@ -22,6 +23,9 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
     Returns:
         Token ids; log-probabilities for those that asked (with no ``top`` and 0.0 for the others).
     """
+    if native.fits(logits) and all(_plainly_greedy(request) for request in requests):
+        chosen = native.argmax(logits).tolist()
+        return chosen, [TokenLogprobs(token, 0.0, {}) for token in chosen]
     raw = logits.double()  # a temperature near zero must not overflow
     scores = _shifted(raw, requests)
     tokens = scores.argmax(-1)
@@ -37,6 +41,13 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
             tokens[index] = _draw(scores[index], own, filtered)
     chosen = tokens.tolist()
     return chosen, _logprobs(raw, chosen, requests)
+
+
+def _plainly_greedy(request: Request) -> bool:
+    """Whether the largest logit is all that is asked for."""
+    params = request.params
+    told = params.logprobs is not None or params.logit_bias or params.penalised
+    return params.greedy and not told
 
 
 def _filters(request: Request) -> bool:

@@ -44,6 +44,34 @@ Heads = tuple[Tensor, Tensor | None, Tensor | None]
 """Query, key and value of some tokens; no key and value where they are not needed."""
 
 
+class Halves(Protocol):
+    """Another form of :meth:`DecoderLayer.enter` and ``leave``, for tokens that it fits."""
+
+    def fits(self, hidden: Tensor) -> bool:
+        """Whether it can run on these tokens."""
+        ...
+
+    def enter(
+        self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
+    ) -> Heads:
+        """What comes before attention."""
+        ...
+
+    def leave(self, hidden: Tensor, mixed: Tensor, use: int | Tensor) -> Tensor:
+        """What comes after."""
+        ...
+
+
+class Stack(nn.ModuleList):
+    """Layers of one stage; a serving view knows how to run them in one call."""
+
+    def run(
+        self, hidden: Tensor, rope: Rotation, attend: Attend, use: int | Tensor
+    ) -> Tensor | None:
+        """[1, M, D] -> [1, M, D], or None where they have to run one by one."""
+        return None
+
+
 class RMSNorm(nn.Module):
     """RMSNorm with one weight [D], or one per use of a shared layer [uses, D]."""
 
@@ -139,6 +167,7 @@ class DecoderLayer(nn.Module):
         compiled: run :meth:`enter` and :meth:`leave` through ``torch.compile``. Attention stands
             between them and stays out: it depends on cache and routing, and is one kernel anyway.
             All layers of a model share the two compiled functions.
+        packed: the same halves over packed weights, where a serving view has them.
     """
 
     def __init__(self, config: MoRConfig, uses: int | None = None) -> None:
@@ -154,6 +183,7 @@ class DecoderLayer(nn.Module):
         if uses is not None and config.relaxation == "gains":
             self.attention_gain, self.mlp_gain = Gain(width, uses), Gain(width, uses)
         self.compiled = False
+        self.packed: Halves | None = None
 
     def enter(
         self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
@@ -190,6 +220,9 @@ class DecoderLayer(nn.Module):
             use: which use of a shared layer this is, for norms kept apart and for what relaxes
                 the sharing; one number, or one per token [A, M].
         """
+        if self.packed is not None and self.packed.fits(hidden):
+            query, key, value = self.packed.enter(hidden, rope, use, attend.needs_kv(layer))
+            return self.packed.leave(hidden, attend(layer, query, key, value), use)
         enter, leave = _compiled() if self.compiled else (DecoderLayer.enter, DecoderLayer.leave)
         query, key, value = enter(self, hidden, rope, use, attend.needs_kv(layer))
         return leave(self, hidden, attend(layer, query, key, value), use)

@@ -17,7 +17,7 @@ from mor.config import MoRConfig
 from mor.model.cache import DepthCache
 from mor.model.cached import CacheKV
 from mor.model.kv import KV, RowKV
-from mor.model.layers import Attend, DecoderLayer, RMSNorm
+from mor.model.layers import Attend, DecoderLayer, RMSNorm, Stack
 from mor.model.recursion import DepthTrace, run_recursions
 from mor.model.relaxation import DepthEmbedding
 from mor.model.router_base import Router, active_router
@@ -25,6 +25,7 @@ from mor.model.routers import build_router
 from mor.model.rows import Rows, document_runs, end_to_end, front, to_front
 from mor.ops.compaction import Packing, pack_flat
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
+from mor.ops.native import PackedLinear, Workspace, fits
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
 
 
@@ -61,24 +62,21 @@ class MoRModel(nn.Module):
         self.config = config
         width = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
-        self.prelude_layers = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.num_prelude_layers)
-        )
-        self.block = nn.ModuleList(
+        self.prelude_layers = Stack(DecoderLayer(config) for _ in range(config.num_prelude_layers))
+        self.block = Stack(
             DecoderLayer(config, config.num_recursions) for _ in range(config.num_recursion_layers)
         )
         self.depth_embedding: DepthEmbedding | None = None
         if config.relaxation == "embeddings":
             self.depth_embedding = DepthEmbedding(width, config.num_recursions)
-        self.coda_layers = nn.ModuleList(
-            DecoderLayer(config) for _ in range(config.num_coda_layers)
-        )
+        self.coda_layers = Stack(DecoderLayer(config) for _ in range(config.num_coda_layers))
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.router: Router = build_router(config)  # type: ignore[assignment]
         self.gradient_checkpointing = False
+        self.packed_head: tuple[PackedLinear, Workspace] | None = None  # of a serving view
 
     # The five stages -----------------------------------------------------------------------------
 
@@ -115,6 +113,8 @@ class MoRModel(nn.Module):
                     f"sharing={self.config.sharing!r} repeats single layers; a depth per token "
                     "needs the block to be applied as a whole: use 'cycle' or 'middle_cycle'"
                 )
+            if (ran := self.block.run(hidden, rope, attend, depth)) is not None:
+                return ran
             for place, layer in enumerate(self.block):
                 hidden = self._layer(layer, hidden, rope, attend, place, depth)
             return hidden
@@ -133,6 +133,12 @@ class MoRModel(nn.Module):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
+        if self.packed_head is not None and fits(hidden):
+            packed, work = self.packed_head
+            flat, norm = hidden.flatten(0, -2), self.norm
+            return packed.after_norm(flat, norm.weight, norm.eps, work).unflatten(
+                0, hidden.shape[:-1]
+            )
         return self.lm_head(self.norm(hidden))
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -141,6 +147,13 @@ class MoRModel(nn.Module):
         Args:
             hidden: [B, T, D]. targets: [B T], -100 where there is none.
         """
+        if self.packed_head is not None and fits(hidden):
+            rows, wanted = hidden.flatten(0, -2).split(256), targets.split(256)
+            parts = [
+                plain_cross_entropy(self.head(one), own)
+                for one, own in zip(rows, wanted, strict=True)
+            ]
+            return torch.stack(parts).sum()
         head: nn.Module = self.lm_head
         if type(head) is not nn.Linear:  # an adapter sits on it
             return plain_cross_entropy(self.head(hidden).flatten(0, -2), targets)
@@ -176,12 +189,14 @@ class MoRModel(nn.Module):
 
     def _stack(
         self,
-        layers: nn.ModuleList,
+        layers: Stack,
         hidden: Tensor,
         rope: Rotation,
         attend: Attend,
         states: list[Tensor] | None,
     ) -> Tensor:
+        if states is None and (ran := layers.run(hidden, rope, attend, 0)) is not None:
+            return ran
         for index, layer in enumerate(layers):
             hidden = self._layer(layer, hidden, rope, attend, index)
             if states is not None:

@@ -1,0 +1,361 @@
+"""One benchmark: make the systems, check them, time them in turn, record."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mor.bench.bound import PROMPT_ROWS, bounds
+from mor.bench.check import Checked, check_ours, check_peer, references, sample_of
+from mor.bench.export import export_llama
+from mor.bench.forced import bench_config, bench_model
+from mor.bench.peers import Peer, PeerError, python_of
+from mor.bench.rates import Rates, measure_rates
+from mor.bench.specs import Spec
+from mor.bench.systems import EngineSystem
+from mor.bench.trace import Run, check_lengths, medians, numbers
+from mor.bench.workload import Workload
+from mor.errors import MorError
+from mor.hf.load import load_model
+from mor.hf.modeling import MoRForCausalLM
+from mor.provenance import append_jsonl, provenance
+
+System = EngineSystem | Peer
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a benchmark is to do.
+
+    Attributes:
+        shape: preset of the random models.
+        specs: systems, in the order of the table.
+        workloads: made by the caller.
+        environments: of the peers, by name.
+        rounds: turns over all systems.
+        warm: requests of each workload that every system answers before it is timed.
+        check_requests, check_tokens: how much is compared before timing.
+        threads: of torch and of the peers.
+        seed: of weights and exits.
+        cache: folder for what is exported and converted; None for a temporary one.
+        out: JSON lines; None for none.
+    """
+
+    shape: str
+    specs: tuple[Spec, ...]
+    workloads: tuple[Workload, ...]
+    environments: dict[str, Path] = field(default_factory=dict)
+    rounds: int = 3
+    warm: int = 4
+    check_requests: int = 3
+    check_tokens: int = 16
+    threads: int = 1
+    seed: int = 0
+    cache: Path | None = None
+    out: Path | None = None
+
+
+@dataclass
+class Results:
+    """What came out.
+
+    Attributes:
+        rows: one record per system and workload.
+        checks: one per system.
+        left_out: systems that could not run, and why.
+        rates: of the machine, as recorded.
+        load: average load at the beginning and at the end.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    checks: list[Checked] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    rates: dict[str, object] = field(default_factory=dict)
+    load: list[float] = field(default_factory=list)
+
+
+def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None) -> Results:
+    """Check and time all systems; one record per system and workload.
+
+    Args:
+        settings: what to do.
+        say: takes a line about what goes on.
+
+    Raises:
+        MorError: one of our systems writes something wrong, or nothing can be timed at all.
+    """
+    if settings.rounds < 1 or not settings.workloads or not settings.specs:
+        raise MorError("rounds, workloads and systems: there must be at least one of each")
+    torch.set_num_threads(settings.threads)
+    results = Results(load=[os.getloadavg()[0]])
+    with contextlib.ExitStack() as stack:
+        folder = settings.cache
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mor-bench-")))
+        folder = folder.absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = [make_ours(spec, settings) for spec in settings.specs if spec.kind != "peer"]
+        base = next((s for s in ours if s.config.num_recursions == 1), None)
+        peers = list(_peers(settings, base, folder, results, stack, say))
+        order = [spec.name for spec in settings.specs]
+        systems: list[System] = sorted([*ours, *peers], key=lambda s: order.index(s.name))
+        if not systems:
+            raise MorError(f"no system can run: {'; '.join(results.left_out.values())}")
+        with _frozen(peers):
+            _check(systems, base, settings, results, say)
+        say("measuring the machine's rates")
+        rates = _rates(ours, settings)
+        results.rates = rates.record() if rates else {}
+        runs = _time_all(systems, settings, results, say)
+    results.load.append(os.getloadavg()[0])
+    _record(systems, runs, rates, settings, results)
+    return results
+
+
+def make_ours(spec: Spec, settings: Settings) -> EngineSystem:
+    """One of our systems: random weights of a shape with forced exits, or a trained model."""
+    options = dict(spec.options)
+    if spec.folder is not None:
+        return EngineSystem(spec.name, load_model(spec.folder), forced=False, options=options)
+    config = bench_config(settings.shape, spec.recursions, spec.layers, spec.family)
+    model = bench_model(config, settings.seed)
+    forced = spec.family == "mor" and options.get("policy") != "full_depth"
+    return EngineSystem(spec.name, model, forced=forced, options=options)
+
+
+def entry_bytes(model: MoRForCausalLM, itemsize: int = 4) -> int:
+    """Bytes of one token's keys and values in all layers of a vanilla model."""
+    config = model.config
+    return int(
+        2 * config.num_key_value_heads * config.head_dim * itemsize * config.num_hidden_layers
+    )
+
+
+def _peers(
+    settings: Settings,
+    base: EngineSystem | None,
+    folder: Path,
+    results: Results,
+    stack: contextlib.ExitStack,
+    say: Callable[[str], None],
+) -> Iterator[Peer]:
+    """Start and load the peers, one after the other; of those that cannot, note the reason."""
+    specs = [spec for spec in settings.specs if spec.kind == "peer"]
+    source: Path | None = None
+    for spec in specs:
+        try:
+            if base is None:
+                raise PeerError(f"{spec.name}: no vanilla model among the systems to give to it")
+            python = python_of(spec.peer, settings.environments)
+            if source is None:
+                config = base.config
+                label = f"{settings.shape}-{config.num_hidden_layers}-{settings.seed}"
+                source = folder / (
+                    label if base.forced or base.name.startswith("vanilla") else base.name
+                )
+                source = export_llama(base.model, source / "llama")
+            say(f"loading {spec.name}")
+            peer = Peer(
+                spec.name, spec.peer, spec.variant, python, source, source.parent,
+                entry_bytes(base.model),
+            )  # fmt: skip
+            stack.callback(peer.close)
+            peer.load(
+                max(w.sizes(1, False)[0] for w in settings.workloads),
+                max(w.longest for w in settings.workloads),
+                settings.threads,
+            )
+        except PeerError as error:
+            results.left_out[spec.name] = str(error)
+            say(f"left out: {error}")
+            continue
+        peer.freeze()
+        yield peer
+
+
+@contextlib.contextmanager
+def _frozen(peers: Sequence[Peer]) -> Iterator[None]:
+    """Whatever happens within, peers stand still afterwards."""
+    try:
+        yield
+    finally:
+        for peer in peers:
+            peer.freeze()
+
+
+def _check(
+    systems: list[System],
+    base: EngineSystem | None,
+    settings: Settings,
+    results: Results,
+    say: Callable[[str], None],
+) -> None:
+    """Every system against its reference, on the first requests of the first workload."""
+    sample = sample_of(settings.workloads[0], settings.check_requests, settings.check_tokens)
+    wanted = references(base.model, sample) if base else []
+    for system in list(systems):
+        if isinstance(system, Peer):
+            assert base is not None
+            try:
+                checked = check_peer(system, base.model, sample, wanted)
+            except PeerError as error:
+                results.left_out[system.name] = str(error)
+                systems.remove(system)
+                say(f"left out: {error}")
+                continue
+            finally:
+                system.freeze()
+        else:
+            checked = check_ours(system, sample)
+        results.checks.append(checked)
+        say(checked.sentence())
+
+
+def _rates(ours: list[EngineSystem], settings: Settings) -> Rates | None:
+    """At every row count that a pass or a gathering of these workloads can have."""
+    if not ours:
+        return None
+    most = max(
+        w.sizes(s.config.num_recursions, s.saves_depth)[0] for s in ours for w in settings.workloads
+    )
+    usual = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+    rows = {n for n in usual if n <= most} | {most, PROMPT_ROWS}
+    # The tiny shape is for tests: nobody reads its rates.
+    quick: dict[str, Any] = (
+        {"seconds": 1e-3, "rotated_bytes": 2 << 20} if settings.shape == "tiny" else {}
+    )
+    model = ours[0].model
+    return measure_rates([s.config for s in ours], rows, model.device, model.dtype, **quick)
+
+
+def _time_all(
+    systems: list[System], settings: Settings, results: Results, say: Callable[[str], None]
+) -> dict[tuple[str, str], list[Run]]:
+    """Every workload: warm all systems, then take turns; the first of a round moves on by one."""
+    runs: dict[tuple[str, str], list[Run]] = {}
+    for workload in settings.workloads:
+        warm = sample_of(workload, max(settings.warm, workload.concurrency), 8)
+        for turn in range(settings.rounds + 1):
+            first = turn % len(systems)
+            for system in [*systems[first:], *systems[:first]]:
+                if system.name in results.left_out:
+                    continue
+                try:
+                    run = system.run(warm if turn == 0 else workload)
+                except PeerError as error:
+                    results.left_out[system.name] = str(error)
+                    say(f"left out: {error}")
+                    continue
+                finally:
+                    if isinstance(system, Peer):
+                        system.freeze()
+                if turn == 0:
+                    continue
+                check_lengths(run, [ask.new_tokens for ask in workload.asks])
+                runs.setdefault((system.name, workload.name), []).append(run)
+                speed = workload.output_tokens / (run.ended - run.began)
+                say(f"{workload.name}, round {turn}: {system.name} {speed:,.1f} tokens/s")
+    return runs
+
+
+def _record(
+    systems: list[System],
+    runs: dict[tuple[str, str], list[Run]],
+    rates: Rates | None,
+    settings: Settings,
+    results: Results,
+) -> None:
+    """One row per workload and system, and the same with its origin as a line of JSON."""
+    header = provenance() | {"load_average": results.load}
+    checks = {check.system: check for check in results.checks}
+    ours = [s for s in systems if isinstance(s, EngineSystem)]
+    base = next((s for s in ours if s.config.num_recursions == 1), None)
+    for workload in settings.workloads:
+        for system in systems:
+            taken = runs.get((system.name, workload.name))
+            if not taken:
+                continue
+            row = _row(system, workload, taken, rates, base)
+            checked = checks[system.name]
+            row |= {"checked": checked.requests, "equal": checked.equal, "ties": checked.ties}
+            row |= {"shape": settings.shape, "rounds": len(taken), "threads": settings.threads}
+            results.rows.append(row)
+    _compare(results.rows, ours)
+    if settings.out is not None:
+        for row in results.rows:
+            append_jsonl(settings.out, {"benchmark": "serve"} | row | header | results.rates)
+        if results.left_out:
+            append_jsonl(
+                settings.out, {"benchmark": "serve", "left_out": results.left_out} | header
+            )
+
+
+def _row(
+    system: System,
+    workload: Workload,
+    taken: list[Run],
+    rates: Rates | None,
+    base: EngineSystem | None,
+) -> dict[str, Any]:
+    middle = medians([numbers(run) for run in taken])
+    clients = taken[0].concurrency
+    row: dict[str, Any] = workload.record() | {"system": system.name, "clients": clients} | middle
+    if isinstance(system, EngineSystem):
+        counters = [run.counters for run in taken]
+        for name in ("tokens_per_tick", "tokens_per_gathering"):
+            row[name] = medians([{name: c[name], "tokens_per_s": 0.0} for c in counters])[name]
+        row |= {"forced_exits": system.forced, "unrolled_layers": system.config.num_hidden_layers}
+        config, saves_depth = system.config, system.saves_depth
+    else:
+        row |= {"peer": system.kind, "peer_versions": system.versions}
+        row |= {"peer_details": system.details}
+        if base is None:
+            return row
+        config, saves_depth = base.config, False
+    quantised = isinstance(system, Peer) and not system.variant.startswith("float32")
+    if rates is not None and not quantised:
+        found = [bounds(config, workload, run, rates, saves_depth) for run in taken]
+        row |= {name: _middle([one[name] for one in found]) for name in found[0]}
+        row["reached"] = middle["tokens_per_s"] / row["bound"]
+        if "own_bound" in row:
+            row["own_reached"] = middle["tokens_per_s"] / row["own_bound"]
+    depth = middle["mean_depth"] or float(config.num_recursions)
+    executed: float = config.num_prelude_layers + config.num_coda_layers
+    executed += depth * config.num_recursion_layers
+    if middle["between_tokens_p50_s"] is not None:
+        row["per_layer_p50_s"] = middle["between_tokens_p50_s"] / executed
+    return row
+
+
+def _middle(values: list[float]) -> float:
+    middle = medians([{"value": value, "tokens_per_s": 0.0} for value in values])["value"]
+    assert middle is not None
+    return middle
+
+
+def _compare(rows: list[dict[str, Any]], ours: list[EngineSystem]) -> None:
+    """Beside each of our rows: the ratio to our vanilla, and the ratio of FLOPs.
+
+    The vanilla is the one of the same unrolled depth where it takes part, else the first.
+    """
+    vanilla = [s.name for s in ours if s.config.num_recursions == 1]
+    for row in rows:
+        if not vanilla or "unrolled_layers" not in row:
+            continue
+        there = {r["system"]: r for r in rows if r["workload"] == row["workload"]}
+        beside = [there[name] for name in vanilla if name in there]
+        alike = [r for r in beside if r["unrolled_layers"] == row["unrolled_layers"]]
+        against = (alike or beside)[0]
+        row["against"] = against["system"]
+        row["ratio"] = row["tokens_per_s"] / against["tokens_per_s"]
+        if row["steady_tokens_per_s"] and against["steady_tokens_per_s"]:
+            row["steady_ratio"] = row["steady_tokens_per_s"] / against["steady_tokens_per_s"]
+        if "flops_per_token" in row:
+            row["flops_ratio"] = against["flops_per_token"] / row["flops_per_token"]

@@ -1,0 +1,35 @@
+"""Kernels in C++ for the CPU: packed products, layer halves, paged attention.
+
+They are compiled from the sources beside this file at first use (two seconds) and kept in the
+user's cache. Where no compiler is found, or ``MOR_NATIVE=0`` says so, :func:`library` is None and
+the plain PyTorch forms run, which the kernels are held equal to.
+"""
+
+from mor.ops.native.build import library, missing
+from mor.ops.native.kernels import (
+    HEAD_DIMS,
+    PackedLayer,
+    PackedLinear,
+    PackedStack,
+    Ragged,
+    Workspace,
+    argmax,
+    fits,
+    own_linear,
+    paged_attention,
+)
+
+__all__ = [
+    "HEAD_DIMS",
+    "PackedLayer",
+    "PackedLinear",
+    "PackedStack",
+    "Ragged",
+    "Workspace",
+    "argmax",
+    "fits",
+    "library",
+    "missing",
+    "own_linear",
+    "paged_attention",
+]

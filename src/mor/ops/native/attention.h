@@ -1,0 +1,252 @@
+// Attention of ragged virtual sequences over the paged pool. The plain form is
+// mor.engine.attend.padded_attention.
+#pragma once
+#include <algorithm>
+#include <vector>
+
+#include "gemm.h"
+
+namespace mor {
+
+// Pool [pages, page_size, kv_heads, head_dim] and one page table [rows, layers, columns].
+struct Pages {
+    float *keys, *values;
+    const int64_t* table;
+    int64_t page_size, kv_heads, head_dim, layers, columns;
+    int64_t slot(int64_t row, int64_t layer, int64_t place) const {
+        return table[(row * layers + layer) * columns + place / page_size] * page_size +
+               place % page_size;
+    }
+};
+
+// Tokens of a batch: token t is written to place written[t] of table row own_rows[t]; the pieces
+// they lie in, one after the other, read places 0..slots[t] of row rows[s].
+struct Ragged {
+    Pages pages;
+    const int64_t *own_rows, *written, *slots, *rows, *counts;
+    int64_t pieces;
+};
+
+// `count` queries of one row that follow each other, for the heads of keys `head` to `last`.
+constexpr int64_t QUERIES = 8;
+struct Item {
+    int64_t row, first, count, head, last;
+};
+
+// Lane i of the result is the sum of parts[i]: every pair of vectors becomes one, four times.
+static inline vec sums(const vec* parts) {
+    vec a[8], b[4], c[2];
+    for (int i = 0; i < 8; i++) {
+        const vec x = parts[i], y = parts[i + 8];
+        a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
+               __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 4; i++) {
+        const vec x = a[i], y = a[i + 4];
+        b[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
+               __builtin_shufflevector(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+    }
+    for (int i = 0; i < 2; i++) {
+        const vec x = b[i], y = b[i + 2];
+        c[i] = __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
+               __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+    }
+    return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
+           __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+}
+
+// Runs of up to W entries that lie together: visit(begin, count, first entry's slot), while the run
+// after it is fetched from `store` into the cache.
+template <class Visit>
+static inline void runs(const Pages& pages, const float* store, const Item& item, int64_t layer,
+                        int64_t reach, Visit visit) {
+    const int64_t* at = pages.table + (item.row * pages.layers + layer) * pages.columns;
+    const int64_t stride = pages.kv_heads * pages.head_dim;
+    const int64_t lines = (item.last - item.head) * pages.head_dim * sizeof(float) / 64;
+    for (int64_t begin = 0; begin < reach; begin += pages.page_size, at++) {
+        const int64_t end = std::min(reach - begin, pages.page_size);
+        for (int64_t j = 0; j < end; j += W) {
+            const int64_t slot = *at * pages.page_size + j, count = std::min(W, end - j);
+            if (begin + j + count < reach) {
+                const int64_t next = j + W < end ? slot + W : at[1] * pages.page_size;
+                const char* from = (const char*)(store + next * stride + item.head * pages.head_dim);
+                for (int64_t e = 0; e < count; e++)
+                    for (int64_t line = 0; line < lines; line++)
+                        __builtin_prefetch(from + e * stride * sizeof(float) + line * 64, 0, 3);
+            }
+            visit(begin + j, count, slot);
+        }
+    }
+}
+
+// scores[q][j] = query q . key j of the queries' own head of keys, `group` queries a head.
+template <int ND>
+static void score_rows(const Pages& pages, const Item& item, int64_t layer, const float* query,
+                       int64_t per_head, int64_t reach, int64_t width, float* scores) {
+    const int64_t d = ND * W, stride = pages.kv_heads * d;
+    runs(pages, pages.keys, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
+        for (int64_t head = item.head; head < item.last; head++) {
+            const float* key = pages.keys + slot * stride + head * d;
+            for (int64_t i = 0; i < per_head; i++) {
+                const int64_t q = (head - item.head) * per_head + i;
+                vec own[ND], parts[W] = {};
+                for (int v = 0; v < ND; v++) own[v] = load(query + q * d + v * W);
+                for (int64_t j = 0; j < count; j++) {
+                    vec found = own[0] * load(key + j * stride);
+                    for (int v = 1; v < ND; v++) found += own[v] * load(key + j * stride + v * W);
+                    parts[j] = found;
+                }
+                const vec found = sums(parts);
+                if (count == W) store(scores + q * width + begin, found);
+                else std::memcpy(scores + q * width + begin, &found, count * sizeof(float));
+            }
+        }
+    });
+}
+
+// out[q] += sum over a run of chances[q][j] value j, for N queries.
+template <int ND, int N>
+static inline void mix_run(const float* value, int64_t stride, int64_t count, const float* chances,
+                           int64_t width, float* out) {
+    const int64_t d = ND * W;
+    vec acc[N][ND];
+    for (int q = 0; q < N; q++)
+        for (int v = 0; v < ND; v++) acc[q][v] = load(out + q * d + v * W);
+    for (int64_t j = 0; j < count; j++) {
+        vec x[ND];
+        for (int v = 0; v < ND; v++) x[v] = load(value + j * stride + v * W);
+        for (int q = 0; q < N; q++) {
+            const vec chance = splat(chances[q * width + j]);
+            for (int v = 0; v < ND; v++) acc[q][v] += chance * x[v];
+        }
+    }
+    for (int q = 0; q < N; q++)
+        for (int v = 0; v < ND; v++) store(out + q * d + v * W, acc[q][v]);
+}
+
+template <int ND>
+static void mix_rows(const Pages& pages, const Item& item, int64_t layer, const float* chances,
+                     int64_t per_head, int64_t reach, int64_t width, float* out) {
+    const int64_t d = ND * W, stride = pages.kv_heads * d;
+    runs(pages, pages.values, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
+        for (int64_t head = item.head; head < item.last; head++) {
+            const float* value = pages.values + slot * stride + head * d;
+            for (int64_t i = 0; i < per_head;) {
+                const int64_t q = (head - item.head) * per_head + i, left = per_head - i;
+                const float* own = chances + q * width + begin;
+                float* to = out + q * d;
+                if (left >= 4) mix_run<ND, 4>(value, stride, count, own, width, to), i += 4;
+                else if (left == 3) mix_run<ND, 3>(value, stride, count, own, width, to), i += 3;
+                else if (left == 2) mix_run<ND, 2>(value, stride, count, own, width, to), i += 2;
+                else mix_run<ND, 1>(value, stride, count, own, width, to), i += 1;
+            }
+        }
+    });
+}
+
+// Scores of one query become chances; places behind `seen` get none.
+static void soften(float* scores, int64_t seen, int64_t width, float scale) {
+    for (int64_t j = seen; j < width; j++) scores[j] = -INFINITY;
+    vec most = splat(-INFINITY);
+    for (int64_t j = 0; j < width; j += W) {
+        const vec s = load(scores + j);
+        most = s > most ? s : most;
+    }
+    float top = -INFINITY;
+    for (int64_t i = 0; i < W; i++) top = std::max(top, most[i]);
+    vec weight = {};
+    for (int64_t j = 0; j < width; j += W) {
+        const vec chance = vexp((load(scores + j) - top) * scale);
+        store(scores + j, chance);
+        weight += chance;
+    }
+    const float share = 1.0f / sum(weight);
+    for (int64_t j = 0; j < width; j += W) store(scores + j, load(scores + j) * share);
+}
+
+template <int ND>
+static void attend_item(const Pages& pages, const Item& item, int64_t layer, const float* query,
+                        const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
+    const int64_t d = ND * W, group = heads / pages.kv_heads;
+    const int64_t per_head = item.count * group, count = per_head * (item.last - item.head);
+    const int64_t reach = slots[item.first + item.count - 1] + 1;
+    const int64_t width = (reach + W - 1) / W * W;
+    if ((int64_t)room.size() < count * (width + 2 * d)) room.resize(count * (width + 2 * d));
+    float *scores = room.data(), *own = scores + count * width, *found = own + count * d;
+    const auto place = [&](int64_t t, int64_t head) {
+        return ((item.first + t) * heads + (item.head + head) * group) * d;
+    };
+    for (int64_t head = 0; head < item.last - item.head; head++)
+        for (int64_t t = 0; t < item.count; t++)
+            std::memcpy(own + (head * per_head + t * group) * d, query + place(t, head),
+                        group * d * sizeof(float));
+    score_rows<ND>(pages, item, layer, own, per_head, reach, width, scores);
+    const float scale = 1.0f / std::sqrt((float)d);
+    for (int64_t q = 0; q < count; q++)
+        soften(scores + q * width, slots[item.first + q % per_head / group] + 1, width, scale);
+    std::memset(found, 0, count * d * sizeof(float));
+    mix_rows<ND>(pages, item, layer, scores, per_head, reach, width, found);
+    for (int64_t head = 0; head < item.last - item.head; head++)
+        for (int64_t t = 0; t < item.count; t++)
+            std::memcpy(out + place(t, head), found + (head * per_head + t * group) * d,
+                        group * d * sizeof(float));
+}
+
+static void attend_any(const Pages& pages, const Item& item, int64_t layer, const float* query,
+                       const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
+    switch (pages.head_dim / W) {
+        case 1: return attend_item<1>(pages, item, layer, query, slots, heads, out, room);
+        case 2: return attend_item<2>(pages, item, layer, query, slots, heads, out, room);
+        case 4: return attend_item<4>(pages, item, layer, query, slots, heads, out, room);
+        case 5: return attend_item<5>(pages, item, layer, query, slots, heads, out, room);
+        case 6: return attend_item<6>(pages, item, layer, query, slots, heads, out, room);
+        default: return attend_item<8>(pages, item, layer, query, slots, heads, out, room);
+    }
+}
+
+// Keys and values of the first `writes` tokens, `stride` floats apart, into their places.
+static void write_entries(const Pages& pages, int64_t layer, const float* key, const float* value,
+                          int64_t stride, const int64_t* rows, const int64_t* places,
+                          int64_t writes, int64_t me, int64_t all) {
+    const int64_t width = pages.kv_heads * pages.head_dim, bytes = width * sizeof(float);
+    Share share(writes, me, all);
+    for (int64_t t = share.begin; t < share.end; t++) {
+        const int64_t slot = pages.slot(rows[t], layer, places[t]);
+        std::memcpy(pages.keys + slot * width, key + t * stride, bytes);
+        std::memcpy(pages.values + slot * width, value + t * stride, bytes);
+    }
+}
+
+// What is to be done for a batch, for all layers alike.
+static std::vector<Item> items_of(const Ragged& batch, int64_t threads) {
+    std::vector<Item> items;
+    // All heads of a row at once read its pages in order; where rows are few, heads are shared out.
+    const int64_t heads = batch.pages.kv_heads, together = batch.pieces >= 2 * threads ? heads : 1;
+    int64_t token = 0;
+    for (int64_t s = 0; s < batch.pieces; s++)
+        for (int64_t end = token + batch.counts[s]; token < end;) {
+            const int64_t count = std::min(QUERIES, end - token);
+            for (int64_t head = 0; head < heads; head += together)
+                items.push_back({batch.rows[s], token, count, head, head + together});
+            token += count;
+        }
+    return items;
+}
+
+// Write the entries of the first `writes` tokens, then attend: query [N, heads, d] -> out.
+static void attend(const Ragged& batch, const std::vector<Item>& items, int64_t layer,
+                   int64_t heads, const float* query, const float* key, const float* value,
+                   int64_t stride, int64_t writes, float* out, int64_t me, int64_t all) {
+    static thread_local std::vector<float> room;
+    if (writes) {
+        write_entries(batch.pages, layer, key, value, stride, batch.own_rows, batch.written, writes,
+                      me, all);
+#pragma omp barrier
+    }
+    const int64_t many = (int64_t)items.size();
+#pragma omp for schedule(dynamic)
+    for (int64_t i = 0; i < many; i++)
+        attend_any(batch.pages, items[i], layer, query, batch.slots, heads, out, room);
+}
+
+}  // namespace mor

@@ -1,0 +1,108 @@
+"""Compile the kernels once per machine, and load them.
+
+Plain C functions over pointers, called through ctypes: PyTorch's headers would make two seconds of
+compiling forty, and tie the result to one build of PyTorch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+import warnings
+from functools import cache
+from pathlib import Path
+
+import torch  # noqa: F401  (its OpenMP runtime has to be the one that is in the process)
+
+_SOURCES = ("native.cpp", "layer.h", "attention.h", "gemm8.h", "gemm.h", "vec.h")
+_FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-Wno-psabi")
+
+
+def _compiler() -> str | None:
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(name):
+            return name
+    return None
+
+
+def _processor() -> str:
+    """What ``-march=native`` depends on: a cache may be on a disk that several machines share."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "mor" / "native"
+
+
+def _build(compiler: str) -> Path:
+    """The compiled library; made if it is not there.
+
+    Raises:
+        RuntimeError: what the compiler said.
+    """
+    here = Path(__file__).parent
+    machine = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    command = [compiler, *_FLAGS, machine, str(here / _SOURCES[0])]
+    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    key = hashlib.sha256("\0".join([*_FLAGS, machine, told.stdout, _processor()]).encode())
+    for name in _SOURCES:
+        key.update((here / name).read_bytes())
+    folder = _cache()
+    target = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    if target.is_file():
+        return target
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:  # a read-only home
+        folder = Path(tempfile.mkdtemp(prefix="mor-native-"))
+        target = folder / target.name
+    # Under a name of its own first: two processes may be at it.
+    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as file:
+        made = Path(file.name)
+    done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        made.unlink(missing_ok=True)
+        raise RuntimeError(done.stderr.strip()[-2000:])
+    os.replace(made, target)
+    return target
+
+
+@cache
+def _load() -> tuple[ctypes.CDLL | None, str]:
+    if os.environ.get("MOR_NATIVE", "1") == "0":
+        return None, "MOR_NATIVE=0 turns them off"
+    if sys.platform == "win32":
+        return None, "they need GCC or Clang with OpenMP; Windows has plain forms only"
+    compiler = _compiler()
+    if compiler is None:
+        return None, "no C++ compiler found (g++, clang++, or CXX)"
+    try:
+        return ctypes.CDLL(str(_build(compiler))), ""
+    except (OSError, RuntimeError) as error:
+        why = f"{compiler} could not build them: {error}"
+        warnings.warn(
+            f"the CPU runs plain PyTorch, several times slower; {why}", RuntimeWarning, stacklevel=2
+        )
+        return None, why
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where there are none."""
+    return _load()[0]
+
+
+def missing() -> str:
+    """Why there are none; empty where there are."""
+    return _load()[1]

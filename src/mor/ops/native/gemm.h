@@ -1,0 +1,190 @@
+// Products of a few rows with a large matrix that is packed into panels of PANEL columns.
+//
+// A panel lies in memory as [inputs][PANEL]; the rows as tiles [inputs][TILE]. Every output is one
+// chain of fused multiply-adds over the inputs in order, whatever the number of rows: a row's
+// result does not depend on the rows beside it, to the last bit.
+//
+// Reading the weights is what bounds a batch of tens of rows, so that while the tiles meet one
+// panel, the next panel is fetched into the second-level cache, a share by each tile.
+#pragma once
+#include <algorithm>
+
+#include "vec.h"
+
+namespace mor {
+
+// Number of panels for `n` columns.
+static inline int64_t panels(int64_t n) { return (n + PANEL - 1) / PANEL; }
+static inline int64_t tiles(int64_t m) { return (m + TILE - 1) / TILE; }
+
+// A share [begin, end) of `count` items for worker `me` of `all`.
+struct Share {
+    int64_t begin, end;
+    Share(int64_t count, int64_t me, int64_t all)
+        : begin(count * me / all), end(count * (me + 1) / all) {}
+};
+
+// Pack weight [n, k] (as a Linear has it) into panels; columns beyond n are zero.
+static void pack(const float* weight, int64_t n, int64_t k, float* out) {
+    for (int64_t p = 0; p < panels(n); p++)
+        for (int64_t i = 0; i < k; i++)
+            for (int64_t c = 0; c < PANEL; c++) {
+                int64_t column = p * PANEL + c;
+                *out++ = column < n ? weight[column * k + i] : 0.0f;
+            }
+}
+
+// Row `row` [k] into its place among tiles of rows.
+static inline void put_row(const float* from, int64_t row, int64_t k, float* rows) {
+    float* to = rows + row / TILE * TILE * k + row % TILE;
+    for (int64_t i = 0; i < k; i++) to[i * TILE] = from[i];
+}
+
+// A Linear, packed.
+struct Linear {
+    const float* weight;   // panels, or null for those of bytes
+    const float* bias;     // [panels * PANEL], or null
+    int64_t n, k;          // outputs, inputs
+    const int8_t* weight8;  // see gemm8.h
+    const float* scale;
+    const int32_t* start;
+};
+
+static int64_t tile_bytes(int64_t k);
+static void quantise(const float* rows, int64_t m, int64_t k, uint8_t* bytes, int64_t me,
+                     int64_t all);
+static void meet8(const Linear& linear, int64_t p, const uint8_t* tile, int64_t count,
+                  int64_t share, int64_t shares, vec (*acc)[NV]);
+
+// ROWS rows of a tile meet one panel: acc += rows^T panel. `LINES` cache lines of what comes next
+// are fetched beside each step.
+template <int ROWS, int LINES>
+static inline __attribute__((always_inline)) void micro(const float* __restrict rows,
+                                                        const float* __restrict panel, int64_t k,
+                                                        const char* next, vec (*acc)[NV]) {
+    vec a[ROWS][NV];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) a[r][v] = acc[r][v];
+    for (int64_t i = 0; i < k; i++) {
+        for (int line = 0; line < LINES; line++)
+            __builtin_prefetch(next + (i * LINES + line) * 64, 0, 2);
+        vec b[NV];
+        for (int v = 0; v < NV; v++) b[v] = load(panel + i * PANEL + v * W);
+        for (int r = 0; r < ROWS; r++) {
+            vec x = splat(rows[i * TILE + r]);
+            for (int v = 0; v < NV; v++) a[r][v] += x * b[v];
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
+}
+
+template <int ROWS>
+static void micro_at(int64_t lines, const float* rows, const float* panel, int64_t k, const char* next,
+                     vec (*acc)[NV]) {
+    if (lines == 0) micro<ROWS, 0>(rows, panel, k, next, acc);
+    else if (lines == 1) micro<ROWS, 1>(rows, panel, k, next, acc);
+    else if (lines == 2) micro<ROWS, 2>(rows, panel, k, next, acc);
+    else micro<ROWS, NV>(rows, panel, k, next, acc);
+}
+
+static void micro_any(int64_t count, int64_t lines, const float* rows, const float* panel, int64_t k,
+                      const char* next, vec (*acc)[NV]) {
+    switch (count) {
+        case 1: return micro_at<1>(lines, rows, panel, k, next, acc);
+        case 2: return micro_at<2>(lines, rows, panel, k, next, acc);
+        case 3: return micro_at<3>(lines, rows, panel, k, next, acc);
+        case 4: return micro_at<4>(lines, rows, panel, k, next, acc);
+        case 5: return micro_at<5>(lines, rows, panel, k, next, acc);
+        case 6: return micro_at<6>(lines, rows, panel, k, next, acc);
+#if defined(__AVX512F__)
+        case 7: return micro_at<7>(lines, rows, panel, k, next, acc);
+        default: return micro_at<8>(lines, rows, panel, k, next, acc);
+#endif
+    }
+}
+
+// Tiles that meet one panel before the next: as many rows as stay in the second-level cache.
+static inline int64_t tiles_at_once(int64_t k) {
+    int64_t fit = (768 << 10) / (k * TILE * (int64_t)sizeof(float));
+    return fit < 4 ? 4 : fit;
+}
+
+// This worker's share of rows x panels; UNIT neighbouring panels stay together.
+// `sink(panel, tile, rows, acc)` takes each finished tile. Behind the rows there is room for them
+// as bytes, where the weights are bytes; `ready` is where they are already.
+template <int UNIT = 1, class Sink>
+static void product(const Linear& linear, const float* rows, int64_t m, int64_t me, int64_t all,
+                    Sink sink, const uint8_t* ready = nullptr) {
+    const uint8_t* bytes = ready;
+    if (linear.weight8 && !ready) {
+        uint8_t* made = (uint8_t*)(rows + tiles(m) * TILE * linear.k);
+        quantise(rows, m, linear.k, made, me, all);
+        bytes = made;
+#pragma omp barrier
+    }
+    const int64_t k = linear.k, width = k * PANEL, high = tiles(m);
+    const int64_t count = panels(linear.n), units = count / UNIT;
+    const int64_t most = tiles_at_once(k);
+    int64_t groups = (high + most - 1) / most;
+    // Too few panels for the workers: groups of rows are shared out beside them.
+    const bool wide = units >= 2 * all || high == 1;
+    while (!wide && units * groups < 2 * all && groups < high) groups++;
+    Share share(wide ? units : units * groups, me, all);
+    for (int64_t pass = 0; pass < (wide ? groups : 1); pass++)
+        for (int64_t item = share.begin; item < share.end; item++) {
+            const int64_t unit = wide ? item : item / groups, group = wide ? pass : item % groups;
+            const int64_t first = high * group / groups, last = high * (group + 1) / groups;
+            for (int64_t p = unit * UNIT; p < (unit + 1) * UNIT; p++) {
+                const float* panel = linear.weight + p * width;
+                const float* next = p + 1 < count ? panel + width : panel;
+                int64_t fetched = 0;
+                for (int64_t tile = first; tile < last; tile++) {
+                    const int64_t left = last - tile;
+                    const int64_t lines = (NV - fetched + left - 1) / left;
+                    const int64_t high_rows = std::min(TILE, m - tile * TILE);
+                    vec acc[TILE][NV];
+                    if (bytes) {
+                        meet8(linear, p, bytes + tile * tile_bytes(k), high_rows, tile - first,
+                              last - first, acc);
+                        sink(p, tile, high_rows, acc);
+                        continue;
+                    }
+                    for (int64_t r = 0; r < high_rows; r++)
+                        for (int64_t v = 0; v < NV; v++)
+                            acc[r][v] = linear.bias ? load(linear.bias + p * PANEL + v * W) : (vec){};
+                    micro_any(high_rows, lines, rows + tile * TILE * k, panel, k,
+                              (const char*)(next + fetched * k * W), acc);
+                    fetched += lines;
+                    sink(p, tile, high_rows, acc);
+                }
+            }
+        }
+}
+
+// Write finished tiles to out [m, n], added to `base` where there is one.
+struct Write {
+    float* out;
+    const float* base;
+    int64_t n;
+    void operator()(int64_t p, int64_t tile, int64_t count, vec (*acc)[NV]) const {
+        for (int64_t r = 0; r < count; r++) {
+            const int64_t row = tile * TILE + r;
+            for (int64_t v = 0; v < NV; v++) {
+                const int64_t column = p * PANEL + v * W, left = n - column;
+                if (left <= 0) break;
+                float* to = out + row * n + column;
+                if (left >= W) {
+                    store(to, base ? load(base + row * n + column) + acc[r][v] : acc[r][v]);
+                } else {
+                    float f[W];
+                    store(f, acc[r][v]);
+                    for (int64_t c = 0; c < left; c++)
+                        to[c] = base ? base[row * n + column + c] + f[c] : f[c];
+                }
+            }
+        }
+    }
+};
+
+}  // namespace mor

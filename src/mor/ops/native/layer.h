@@ -1,0 +1,149 @@
+// The two halves of a decoder layer, and the head. The plain forms are DecoderLayer.enter,
+// DecoderLayer.leave and MoRModel.head.
+#pragma once
+#include <omp.h>
+
+#include "gemm8.h"
+
+namespace mor {
+
+// One layer; a norm has one weight, or one per use of the layer.
+struct Layer {
+    Linear query, key_value, out, gate_up, down;
+    const float *input_norm, *post_norm, *query_norm, *key_norm;
+    int64_t norms;  // 1: one weight for all uses
+    int64_t width, heads, kv_heads, head_dim, inner;
+    float eps;
+};
+
+// 1 / rms of x [k].
+static inline float scale_of(const float* x, int64_t k, float eps) {
+    vec squares = {};
+    for (int64_t i = 0; i < k; i += W) squares += load(x + i) * load(x + i);
+    return 1.0f / std::sqrt(sum(squares) / (float)k + eps);
+}
+
+static inline const float* norm_of(const float* norm, int64_t norms, const int64_t* use,
+                                   int64_t row, int64_t k) {
+    return norms == 1 || !use ? norm : norm + use[row] * k;
+}
+
+// Normalise this worker's share of x [m, k] into tiles.
+static void norm_rows(const float* x, const float* norm, int64_t norms, const int64_t* use,
+                      float eps, int64_t m, int64_t k, float* rows, int64_t me, int64_t all) {
+    Share share(m, me, all);
+    for (int64_t row = share.begin; row < share.end; row++) {
+        const float* from = x + row * k;
+        const float* weight = norm_of(norm, norms, use, row, k);
+        const float scale = scale_of(from, k, eps);
+        float* to = rows + row / TILE * TILE * k + row % TILE;
+        for (int64_t i = 0; i < k; i++) to[i * TILE] = weight[i] * (from[i] * scale);
+    }
+}
+
+// Turn heads [count, d] of one token by cos and sin [d]; normalised first where there is a norm.
+static void turn(float* heads, int64_t count, int64_t d, const float* cos, const float* sin,
+                 const float* norm, float eps) {
+    const int64_t half = d / 2;
+    for (int64_t h = 0; h < count; h++) {
+        float* x = heads + h * d;
+        if (norm) {
+            const float scale = scale_of(x, d, eps);
+            for (int64_t i = 0; i < d; i++) x[i] = norm[i] * (x[i] * scale);
+        }
+        for (int64_t i = 0; i < half; i++) {
+            const float a = x[i], b = x[half + i];
+            x[i] = a * cos[i] - b * sin[i];
+            x[half + i] = b * cos[half + i] + a * sin[half + i];
+        }
+    }
+}
+
+// query [m, heads, d], key and value side by side [with_kv, 2, kv_heads, d] of x [m, width].
+static void enter(const Layer& layer, const float* x, const float* cos, const float* sin,
+                  const int64_t* use, int64_t m, int64_t with_kv, float* query, float* key_value,
+                  float* rows, int64_t me, int64_t all) {
+    const int64_t d = layer.head_dim, keys = layer.kv_heads * d;
+    norm_rows(x, layer.input_norm, layer.norms, use, layer.eps, m, layer.width, rows, me, all);
+#pragma omp barrier
+    product(layer.query, rows, m, me, all, Write{query, nullptr, layer.heads * d});
+    const bool small = layer.key_value.weight8;
+    const uint8_t* bytes = small ? (uint8_t*)(rows + tiles(m) * TILE * layer.width) : nullptr;
+    if (with_kv)
+        product(layer.key_value, rows, with_kv, me, all, Write{key_value, nullptr, 2 * keys}, bytes);
+#pragma omp barrier
+    Share share(m, me, all);
+    for (int64_t row = share.begin; row < share.end; row++) {
+        const float *c = cos + row * d, *s = sin + row * d;
+        const float* norm = layer.query_norm ? norm_of(layer.query_norm, layer.norms, use, row, d) : nullptr;
+        turn(query + row * layer.heads * d, layer.heads, d, c, s, norm, layer.eps);
+        if (row < with_kv) {
+            norm = layer.key_norm ? norm_of(layer.key_norm, layer.norms, use, row, d) : nullptr;
+            turn(key_value + row * 2 * keys, layer.kv_heads, d, c, s, norm, layer.eps);
+        }
+    }
+}
+
+// Takes the panels of gate and up in turn; silu(gate) * up goes into the rows of what follows.
+struct Gated {
+    float* rows;
+    float* kept;  // this worker's gate tiles: [tiles][TILE][NV][W]
+    int64_t inner;
+    void operator()(int64_t p, int64_t tile, int64_t count, vec (*acc)[NV]) const {
+        float* gate = kept + tile * TILE * PANEL;
+        if (p % 2 == 0) {
+            std::memcpy(gate, acc, count * PANEL * sizeof(float));
+            return;
+        }
+        for (int64_t r = 0; r < count; r++) {
+            float* to = rows + tile * TILE * inner + r;
+            float found[PANEL];
+            for (int64_t v = 0; v < NV; v++)
+                store(found + v * W, silu(load(gate + r * PANEL + v * W)) * acc[r][v]);
+            const int64_t first = p / 2 * PANEL, left = inner - first < PANEL ? inner - first : PANEL;
+            for (int64_t c = 0; c < left; c++) to[(first + c) * TILE] = found[c];
+        }
+    }
+};
+
+// out [m, width] from the stream x and what attention mixed [m, heads * d].
+static void leave(const Layer& layer, const float* x, const float* mixed, const int64_t* use,
+                  int64_t m, float* out, float* rows, float* inner_rows, float* kept, int64_t me,
+                  int64_t all) {
+    const int64_t k = layer.heads * layer.head_dim;
+    Share share(m, me, all);
+    for (int64_t row = share.begin; row < share.end; row++) put_row(mixed + row * k, row, k, rows);
+#pragma omp barrier
+    product(layer.out, rows, m, me, all, Write{out, x, layer.width});
+#pragma omp barrier
+    norm_rows(out, layer.post_norm, layer.norms, use, layer.eps, m, layer.width, rows, me, all);
+#pragma omp barrier
+    product<2>(layer.gate_up, rows, m, me, all, Gated{inner_rows, kept, layer.inner});
+#pragma omp barrier
+    product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width});
+}
+
+static float dot(const float* x, const float* y, int64_t n) {
+    int64_t i = 0;
+    vec products = {};
+    for (; i + W <= n; i += W) products += load(x + i) * load(y + i);
+    float rest = 0;
+    for (; i < n; i++) rest += x[i] * y[i];
+    return sum(products) + rest;
+}
+
+static int64_t argmax(const float* x, int64_t n) {
+    int64_t best = 0, i = 0;
+    vec most = splat(-INFINITY);
+    for (; i + W <= n; i += W) {
+        const vec found = load(x + i);
+        most = found > most ? found : most;
+    }
+    float top = -INFINITY;
+    for (int64_t lane = 0; lane < W; lane++) top = std::max(top, most[lane]);
+    for (; i < n; i++) top = std::max(top, x[i]);
+    while (best < n && x[best] != top) best++;
+    return best < n ? best : 0;
+}
+
+}  // namespace mor

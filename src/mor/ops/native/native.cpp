@@ -1,0 +1,106 @@
+// The functions that mor.ops.native calls. All of them share work out over `threads` OpenMP threads;
+// the pool of threads is PyTorch's own.
+#include "attention.h"
+#include "layer.h"
+
+using namespace mor;
+
+extern "C" {
+
+// What the caller has to know to allocate: columns of a panel, rows of a tile.
+void mor_shape(int64_t* panel, int64_t* tile) { *panel = PANEL, *tile = TILE; }
+
+void mor_pack(const float* weight, int64_t n, int64_t k, float* out) { pack(weight, n, k, out); }
+
+void mor_pack8(const float* weight, int64_t n, int64_t k, int8_t* out, float* scale,
+               int32_t* start) {
+    pack8(weight, n, k, out, scale, start);
+}
+
+void mor_linear(const Linear* linear, const float* x, int64_t m, float* out, float* rows,
+                int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        Share share(m, me, all);
+        for (int64_t row = share.begin; row < share.end; row++)
+            put_row(x + row * linear->k, row, linear->k, rows);
+#pragma omp barrier
+        product(*linear, rows, m, me, all, Write{out, nullptr, linear->n});
+    }
+}
+
+void mor_head(const Linear* linear, const float* norm, float eps, const float* x, int64_t m,
+              float* out, float* rows, int threads) {
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        norm_rows(x, norm, 1, nullptr, eps, m, linear->k, rows, me, all);
+#pragma omp barrier
+        product(*linear, rows, m, me, all, Write{out, nullptr, linear->n});
+    }
+}
+
+void mor_enter(const Layer* layer, const float* x, const float* cos, const float* sin,
+               const int64_t* use, int64_t m, int64_t with_kv, float* query, float* key_value,
+               float* rows, int threads) {
+#pragma omp parallel num_threads(threads)
+    enter(*layer, x, cos, sin, use, m, with_kv, query, key_value, rows, omp_get_thread_num(),
+          omp_get_num_threads());
+}
+
+void mor_leave(const Layer* layer, const float* x, const float* mixed, const int64_t* use,
+               int64_t m, float* out, float* rows, float* inner_rows, float* kept, int threads) {
+    const int64_t room = tiles(m) * TILE * PANEL;
+#pragma omp parallel num_threads(threads)
+    leave(*layer, x, mixed, use, m, out, rows, inner_rows, kept + omp_get_thread_num() * room,
+          omp_get_thread_num(), omp_get_num_threads());
+}
+
+void mor_attend(const Ragged* batch, int64_t layer, int64_t heads, const float* query,
+                const float* key, const float* value, int64_t stride, int64_t writes, float* out,
+                int threads) {
+    const std::vector<Item> items = items_of(*batch, threads);
+#pragma omp parallel num_threads(threads)
+    attend(*batch, items, layer, heads, query, key, value, stride, writes, out, omp_get_thread_num(),
+           omp_get_num_threads());
+}
+
+// Layers in a row over x [m, width], in place; layer i has the table's layer `first` + i.
+void mor_stack(const Layer* const* layers, int64_t count, const Ragged* batch, int64_t first,
+               float* x, const float* cos, const float* sin, const int64_t* use, int64_t m,
+               int64_t with_kv, float* query, float* key_value, float* mixed, float* rows,
+               float* inner_rows, float* kept, int threads) {
+    const std::vector<Item> items = items_of(*batch, threads);
+    const int64_t room = tiles(m) * TILE * PANEL;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t i = 0; i < count; i++) {
+            const Layer& layer = *layers[i];
+            const int64_t keys = layer.kv_heads * layer.head_dim;
+            enter(layer, x, cos, sin, use, m, with_kv, query, key_value, rows, me, all);
+#pragma omp barrier
+            attend(*batch, items, first + i, layer.heads, query, key_value, key_value + keys,
+                   2 * keys, with_kv, mixed, me, all);
+            leave(layer, x, mixed, use, m, x, rows, inner_rows, kept + me * room, me, all);
+#pragma omp barrier
+        }
+    }
+}
+
+// out [m, outputs]: row i of x [m, k] with its own of the matrices [sets, outputs, k].
+void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, int64_t outputs,
+                    const int64_t* index, float* out) {
+    for (int64_t row = 0; row < m; row++)
+        for (int64_t o = 0; o < outputs; o++)
+            out[row * outputs + o] = dot(x + row * k, weight + (index[row] * outputs + o) * k, k);
+}
+
+// Place of the largest of each row of x [m, n]; the first of equals.
+void mor_argmax(const float* x, int64_t m, int64_t n, int64_t* out, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int64_t row = 0; row < m; row++) out[row] = argmax(x + row * n, n);
+}
+
+}  // extern "C"

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from mor.bench import check, serve
+from mor.bench.serve import Results, Settings, run_serve
+from mor.bench.specs import default_systems, parse_spec
+from mor.bench.tables import COLUMNS, limit_lines, markdown, notes, rich_tables
+from mor.bench.workload import Lengths, make_workload
+from mor.cli.app import app
+from mor.errors import MorError
+
+SYSTEMS = ("vanilla", "mor3", "mor3:no_refill", "mor3:full_depth", "recursive2", "fake", "openvino")
+LENGTHS = Lengths(mean=6.0, deviation=2.0)
+
+
+def settings(systems: tuple[str, ...] = SYSTEMS, **fields: Any) -> Settings:
+    workload = make_workload("paper", 5, 3, 320, LENGTHS)
+    specs = tuple(parse_spec(name) for name in systems)
+    return replace(Settings("tiny", specs, (workload,), rounds=2), **fields)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    out = tmp_path_factory.mktemp("bench") / "serve.jsonl"
+    found = run_serve(settings(out=out))
+    lines = [json.loads(line) for line in out.read_text().splitlines()]
+    assert len(lines) == len(found.rows) + 1  # and one for what was left out
+    for line in lines:
+        assert {"commit", "machine", "versions", "command", "load_average"} <= set(line)
+    assert "openvino" in lines[-1]["left_out"]
+    return found
+
+
+def row(results: Results, name: str) -> dict[str, Any]:
+    return next(row for row in results.rows if row["system"] == name)
+
+
+def test_every_system_has_a_row_with_its_numbers(results: Results) -> None:
+    assert [row["system"] for row in results.rows] == list(SYSTEMS[:-1])
+    for one in results.rows:
+        assert one["tokens_per_s_low"] <= one["tokens_per_s"] <= one["tokens_per_s_high"]
+        assert one["rounds"] == 2
+        assert one["bound"] > 0
+        assert one["kv_bytes"] > 0
+        assert one["reached"] == pytest.approx(one["tokens_per_s"] / one["bound"])
+    assert set(results.left_out) == {"openvino"}
+
+
+def test_depths_and_ratios(results: Results) -> None:
+    assert row(results, "mor3")["forced_exits"]
+    assert 1 < row(results, "mor3")["mean_depth"] < 3
+    assert row(results, "mor3:no_refill")["mean_depth"] == row(results, "mor3")["mean_depth"]
+    assert row(results, "mor3:full_depth")["mean_depth"] == 3
+    assert row(results, "recursive2")["mean_depth"] == 2
+    assert row(results, "mor3")["against"] == "vanilla"
+    assert row(results, "mor3")["flops_ratio"] > 1
+    assert row(results, "mor3:full_depth")["flops_ratio"] == pytest.approx(1, abs=0.02)
+    assert row(results, "vanilla")["ratio"] == 1
+
+
+def test_ours_are_checked_and_a_peer_that_differs_is_told(results: Results) -> None:
+    by_name = {found.system: found for found in results.checks}
+    for name in SYSTEMS[:5]:
+        assert by_name[name].wrong == 0
+        assert by_name[name].tokens > 0
+    assert by_name["fake"].wrong == 3
+    assert any("fake differs" in line for line in notes(results))
+    assert any("Could not run: openvino: no environment" in line for line in notes(results))
+
+
+def test_tables(results: Results) -> None:
+    (table,) = rich_tables(results)
+    assert table.row_count == len(COLUMNS) - 1
+    header = {"commit": "c", "machine": "m", "versions": {"torch": "2"}, "command": "mor bench"}
+    text = markdown(results, header, limit=10.0)
+    assert text.count("\n| ") == len(results.rows) + 2  # header and rule
+    assert "| mor3 * |" in text
+    assert "`mor bench` at commit c, m; torch 2; average load" in text
+    assert limit_lines(results, 1e-9)[2] == "- vanilla: none is"
+
+
+def test_a_wrong_answer_of_ours_stops_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    right = check.references
+
+    def wrong(*arguments: Any) -> list[list[int]]:
+        # Never the best token: no tie of the two best explains it.
+        return [[(token + 1) % 320 for token in row] for row in right(*arguments)]
+
+    monkeypatch.setattr(check, "references", wrong)
+    with pytest.raises(MorError, match=r"DIFFER .* nothing is timed"):
+        run_serve(settings(("mor3",)))
+
+
+def test_a_peer_that_dies_in_the_middle_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = serve._rates
+
+    def kill(ours: Any, asked: Settings) -> Any:
+        victims[0]._process.kill()
+        return measure(ours, asked)
+
+    victims: list[Any] = []
+    monkeypatch.setattr(serve, "_rates", kill)
+    monkeypatch.setattr(serve, "check_peer", collect(victims))
+    found = run_serve(settings(("vanilla", "fake")))
+    assert [row["system"] for row in found.rows] == ["vanilla"]
+    assert "the worker died" in found.left_out["fake"]
+
+
+def collect(into: list[Any]) -> Callable[..., check.Checked]:
+    def noted(peer: Any, *arguments: Any) -> check.Checked:
+        into.append(peer)
+        return check.check_peer(peer, *arguments)
+
+    return noted
+
+
+def test_nothing_to_do_is_refused() -> None:
+    with pytest.raises(MorError, match="at least one of each"):
+        run_serve(settings(()))
+
+
+@pytest.mark.parametrize(
+    ("word", "match"),
+    [
+        ("mor", None),
+        ("vanilla@10", None),
+        ("mor1", "vanilla has one recursion"),
+        ("nowhere", "is not known; write vanilla"),
+        ("mor3:slow", "option 'slow'"),
+    ],
+)
+def test_words_for_systems(word: str, match: str | None) -> None:
+    if match is None:
+        assert parse_spec(word).kind == "shape"
+        return
+    with pytest.raises(MorError, match=match):
+        parse_spec(word)
+
+
+def test_options_reach_the_engine() -> None:
+    spec = parse_spec("mor3:no_refill,min_gather=16,memory_fraction=0.25")
+    wanted = {"policy": "no_refill", "min_gather": 16, "memory_fraction": 0.25}
+    assert dict(spec.options) == wanted
+
+
+def test_the_default_systems_have_a_vanilla_of_every_depth() -> None:
+    assert default_systems("360m", (3, 4))[:4] == ["vanilla", "vanilla@34", "mor3", "mor4"]
+    assert default_systems("135m", (3,))[:2] == ["vanilla", "mor3"]
+
+
+def test_the_command(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    words = ["bench", "serve", "--preset", "tiny", "--system", "vanilla", "--system", "mor2"]
+    words += ["--requests", "4", "--scale", "0.02", "--concurrency", "1,2,4", "--rounds", "1"]
+    words += ["--threads", "1", "--p95", "1000", "--markdown", str(table)]
+    words += ["--workload", "paper,protocol", "--out", str(tmp_path / "out.jsonl")]
+    done = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert "clients" in done.output
+    assert "Most tokens/s with p95 between tokens within 1000 ms" in done.output
+    text = table.read_text()
+    for name in ("paper c1", "paper c4", "protocol c32", "protocol c32 relative"):
+        assert f"**{name}**" in text
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 10
+
+
+def test_the_command_refuses_what_is_wrong() -> None:
+    for words, match in (
+        (["--concurrency", "0"], "concurrency='0'"),
+        (["--workload", "papers"], "workload='papers'"),
+        (["--system", "transformers"], "one of our own models"),
+    ):
+        with pytest.raises(MorError, match=match):
+            CliRunner().invoke(
+                app, ["bench", "serve", "--preset", "tiny", *words], catch_exceptions=False
+            )
+
+
+def test_the_engine_that_is_warmed_is_the_one_that_is_timed() -> None:
+    workload = make_workload("paper", 4, 2, 320, LENGTHS)
+    system = serve.make_ours(parse_spec("mor3"), settings())
+    short = check.sample_of(workload, 1, 2)
+    assert short.output_tokens == 2
+    system.run(short)
+    warmed = system.engine_for(short)[1]
+    assert system.engine_for(workload)[1] is warmed
+    capped = make_workload("paper", 4, 3, 320, LENGTHS)
+    assert system.engine_for(capped)[1] is not warmed

@@ -1,0 +1,96 @@
+"""A serving view is the same network, and leaves the model it was made from as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from mor.engine import Engine
+from mor.model.serving import PackedHalves, ServingStack, serving_view
+from mor.ops import native
+from tests.engine.oracle import Oracle, greedy
+from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_config
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason=native.missing())
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"share_norms": False, "use_qk_norm": True},
+        {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
+        {"intermediate_size": 176, "num_key_value_heads": 1, "head_dim": 32},
+    ],
+)
+@pytest.mark.parametrize("with_kv", [True, 0, 3])
+def test_halves_of_a_layer(fields: dict[str, Any], with_kv: bool | int) -> None:
+    model = make_model(small_config("threshold", **{"head_dim": 16} | fields)).model
+    layer, view = model.block[0], serving_view(model).block[0]
+    assert isinstance(view.packed, PackedHalves)
+    hidden, use = torch.randn(1, 11, 32), torch.randint(3, (1, 11))
+    rope = model.rope(torch.randint(50, (1, 11)), torch.float32)
+    with torch.no_grad():
+        wanted = layer.enter(hidden, rope, use, with_kv)
+        found = view.packed.enter(hidden, rope, use, with_kv)
+        for one, other in zip(found, wanted, strict=True):
+            assert (one is None) is (other is None)
+            if one is not None and other is not None:
+                assert_close(one, other, atol=1e-5, rtol=1e-5)
+        mixed = torch.randn_like(wanted[0])
+        assert_close(
+            view.packed.leave(hidden, mixed, use), layer.leave(hidden, mixed, use),
+            atol=2e-5, rtol=2e-5,
+        )  # fmt: skip
+
+
+def test_the_model_stays_as_it_was() -> None:
+    model = make_model(small_config("threshold", head_dim=16)).model
+    view = serving_view(model)
+    assert isinstance(view.block, ServingStack)
+    assert model.block[0].packed is None
+    assert model.packed_head is None
+    assert list(view.state_dict()) == list(model.state_dict())
+    for name, parameter in model.named_parameters():
+        assert view.get_parameter(name) is parameter
+
+
+@pytest.mark.parametrize("fields", [{"head_dim": 6}, {"relaxation": "lora", "head_dim": 16}])
+def test_layers_that_the_kernels_do_not_know_stay_plain(fields: dict[str, Any]) -> None:
+    view = serving_view(make_model(small_config("threshold", **fields)).model)
+    assert view.block[0].packed is None
+    assert not isinstance(view.block, ServingStack)
+
+
+def test_other_dtypes_have_no_view() -> None:
+    model = make_model(small_config("threshold", head_dim=16), dtype=torch.float64).model
+    assert serving_view(model) is model
+
+
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
+@pytest.mark.parametrize("router", ROUTERS)
+def test_the_engine_on_kernels_equals_generate(router: str, kv_sharing: str) -> None:
+    model = make_model(small_config(router, kv_sharing, head_dim=16))
+    oracle, engine = Oracle(model), Engine(model, page_size=3, max_model_len=64, prefill_chunk=5)
+    prompts = [random_ids(i, 2 + 3 * i).tolist() for i in range(6)]
+    for output in engine.generate(prompts, greedy()):
+        oracle.check(output, 8)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_batched_equals_alone_to_the_last_bit(router: str) -> None:
+    """Not only tokens: the log-probabilities too, whatever is in the batch."""
+    model = make_model(small_config(router, head_dim=16))
+    prompts = [random_ids(i, 2 + 5 * i).tolist() for i in range(7)]
+    asked = greedy(12, logprobs=3)
+    together = Engine(model, max_num_seqs=5, prefill_chunk=6, min_gather=3).generate(prompts, asked)
+    alone = Engine(model, max_num_seqs=1, prefill_chunk=64)
+    for prompt, output in zip(prompts, together, strict=True):
+        (single,) = alone.generate([prompt], asked)
+        one, other = single.completions[0], output.completions[0]
+        assert one.token_ids == other.token_ids
+        assert one.depths == other.depths
+        assert one.logprobs == other.logprobs

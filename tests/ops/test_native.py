@@ -1,0 +1,188 @@
+"""The kernels equal the plain forms, and a row's result does not hang on the rows beside it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+
+from mor.ops import native
+from mor.ops.native import PackedLinear, Ragged, Workspace, paged_attention
+from mor.ops.norm import rms_norm
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """PyTorch's number of threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.missing())
+
+
+@needs_kernels
+@given(
+    rows=st.integers(1, 40),
+    inputs=st.integers(1, 70),
+    outputs=st.lists(st.integers(1, 60), min_size=1, max_size=3),
+    bias=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_a_packed_product_is_the_linear_map(
+    rows: int, inputs: int, outputs: list[int], bias: bool, threads: int
+) -> None:
+    weights = [torch.randn(n, inputs) for n in outputs]
+    biases = [torch.randn(n) if bias else None for n in outputs]
+    packed, work = PackedLinear(weights, biases), Workspace()
+    x = torch.randn(rows, inputs)
+    with _threads(threads):
+        found = packed(x, work)
+        alone = torch.cat([packed(row[None], work) for row in x])
+    wanted = [
+        F.linear(x.double(), w.double(), None if b is None else b.double())
+        for w, b in zip(weights, biases, strict=True)
+    ]
+    assert_close(found, torch.cat(wanted, -1).float(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found, alone)
+
+
+@needs_kernels
+@pytest.mark.parametrize("rows", [1, 7, 33, 400])
+def test_a_norm_before_the_product(rows: int) -> None:
+    """400 rows of this width do not meet a panel at once."""
+    weight, norm = torch.randn(50, 1024) / 32, torch.randn(1024)
+    packed, x = PackedLinear([weight], [None]), torch.randn(rows, 1024)
+    found = packed.after_norm(x, norm, 1e-5, Workspace())
+    wanted = F.linear(rms_norm(x.double(), norm.double(), 1e-5), weight.double())
+    assert_close(found, wanted.float(), atol=1e-4, rtol=1e-4)
+    assert torch.equal(found[:1], packed.after_norm(x[:1], norm, 1e-5, Workspace()))
+
+
+@needs_kernels
+@given(
+    pieces=st.lists(st.tuples(st.integers(1, 20), st.integers(0, 40)), min_size=1, max_size=6),
+    page_size=st.sampled_from([1, 3, 16, 24]),
+    heads=st.sampled_from([(2, 2), (6, 2), (5, 1)]),
+    head_dim=st.sampled_from(native.HEAD_DIMS),
+    threads=st.integers(1, 2),
+)
+def test_paged_attention(
+    pieces: list[tuple[int, int]],
+    page_size: int,
+    heads: tuple[int, int],
+    head_dim: int,
+    threads: int,
+) -> None:
+    """Pages are scattered; what nobody owns is not a number; the new entries are written first."""
+    queries, keys_of, rows = [], heads[1], len(pieces)
+    columns = -(-60 // page_size)
+    table = torch.randperm(rows * 2 * columns).view(rows, 2, columns)
+    keys = torch.full((table.numel() * page_size, keys_of, head_dim), torch.nan)
+    values = torch.full_like(keys, torch.nan)
+    slots, new_keys, new_values, wanted = [], [], [], []
+    for row, (count, before) in enumerate(pieces):
+        own = torch.randn(2, before + count, keys_of, head_dim)
+        place = torch.arange(before + count)
+        at = table[row, 1, place // page_size] * page_size + place % page_size
+        keys[at[:before]], values[at[:before]] = own[:, :before]
+        new_keys.append(own[0, before:])
+        new_values.append(own[1, before:])
+        queries.append(torch.randn(count, heads[0], head_dim))
+        slots.append(place[before:])
+        visible = torch.arange(before + count) <= place[before:, None]
+        one = (t.transpose(0, 1)[None].double() for t in (queries[-1], *own))
+        mixed = F.scaled_dot_product_attention(*one, attn_mask=visible, enable_gqa=True)
+        wanted.append(mixed[0].transpose(0, 1).float())
+    counts = torch.tensor([count for count, _ in pieces])
+    each = torch.arange(rows)
+    together = torch.cat(slots)
+    batch = Ragged(
+        keys, values, table, page_size, each.repeat_interleave(counts), together, together, each,
+        counts,
+    )  # fmt: skip
+    both = torch.stack((torch.cat(new_keys), torch.cat(new_values)), 1)  # as a layer leaves them
+    with _threads(threads):
+        found = paged_attention(torch.cat(queries), both[:, 0], both[:, 1], batch, 1)
+    assert_close(found, torch.cat(wanted), atol=2e-5, rtol=2e-5)
+    # Each query alone, in a call of its own, to the last bit.
+    token = 0
+    for row, (count, _) in enumerate(pieces):
+        for i in range(count):
+            place = slots[row][i : i + 1]
+            own_row, one = torch.tensor([row]), torch.ones(1, dtype=torch.long)
+            alone = Ragged(keys, values, table, page_size, own_row, place, place, own_row, one)
+            query = torch.cat(queries)[token : token + 1]
+            assert torch.equal(paged_attention(query, None, None, alone, 1)[0], found[token])
+            token += 1
+
+
+@needs_kernels
+@given(x=st.lists(st.sampled_from([0.0, 1.0, -2.0, 3.0, 3.0]), min_size=1, max_size=40))
+def test_argmax_takes_the_first_of_equals(x: list[float]) -> None:
+    rows = torch.tensor([x, x[::-1]])
+    assert native.argmax(rows).tolist() == [r.index(max(r)) for r in rows.tolist()]
+
+
+def test_gradients_and_other_dtypes_are_not_for_the_kernels() -> None:
+    x = torch.randn(2, 4)
+    assert not native.fits(x)
+    with torch.no_grad():
+        assert native.fits(x) is (native.library() is not None)
+        assert not native.fits(x.double())
+        assert not native.fits(x, x.bfloat16())
+
+
+def _loaded(cache: Path, **environment: str) -> tuple[str, str]:
+    """What a fresh process says about the kernels, and its warnings."""
+    script = "from mor.ops import native; print(native.library() is not None, native.missing())"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True,
+        env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment,
+    )  # fmt: skip
+    return done.stdout.strip(), done.stderr
+
+
+@pytest.mark.slow
+def test_they_can_be_turned_off_and_do_without_a_compiler(tmp_path: Path) -> None:
+    assert _loaded(tmp_path, MOR_NATIVE="0") == ("False MOR_NATIVE=0 turns them off", "")
+    told, _ = _loaded(tmp_path, PATH="/nowhere", CXX="")
+    assert told.startswith("False no C++ compiler found")
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho 'no such flag' >&2; exit 1\n")
+    broken.chmod(0o755)
+    told, warned = _loaded(tmp_path, CXX=str(broken))
+    assert "could not build them: no such flag" in told
+    assert "RuntimeWarning" in warned
+    assert not list(tmp_path.rglob("*.so"))
+
+
+@pytest.mark.slow
+@needs_kernels
+def test_they_are_built_once(tmp_path: Path) -> None:
+    assert _loaded(tmp_path)[0] == "True"
+    (made,) = tmp_path.rglob("*.so")
+    before = made.stat().st_mtime_ns
+    assert _loaded(tmp_path)[0] == "True"
+    assert [p.stat().st_mtime_ns for p in tmp_path.rglob("*.so")] == [before]
+
+
+@needs_kernels
+@given(rows=st.integers(1, 9), inputs=st.integers(1, 70), outputs=st.integers(1, 3))
+def test_a_matrix_of_its_own_for_each_row(rows: int, inputs: int, outputs: int) -> None:
+    x, weight = torch.randn(rows, inputs), torch.randn(4, outputs, inputs)
+    index = torch.randint(4, (rows,))
+    wanted = (weight[index].double() @ x[..., None].double())[..., 0]
+    assert_close(native.own_linear(x, weight, index), wanted.float(), atol=1e-4, rtol=1e-4)
