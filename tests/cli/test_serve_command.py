@@ -77,6 +77,7 @@ def test_it_serves_and_drains(folder: Path, tmp_path: Path) -> None:
         (["--log-level", "loud"], "log_level='loud'"),
         (["--chat-template", "nowhere.jinja"], "nowhere.jinja"),
         (["--max-depth", "9"], "max_depth=9"),
+        (["--quantization", "int3"], "quantization='int3'"),
         (["--api-key", ""], "empty key"),
     ],
 )
