@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mor.cli.app import app
+from mor.cli.serve import folder_name
 from mor.data.tokenizer import train_tokenizer
 from mor.errors import MorError
 from tests.strategies import make_model, small_config
@@ -85,6 +86,11 @@ def test_what_is_refused(folder: Path, options: list[str], told: str) -> None:
     done = CliRunner().invoke(app, ["serve", str(folder), *options])
     assert isinstance(done.exception, MorError), done.output
     assert told in str(done.exception)
+
+
+def test_names() -> None:
+    assert folder_name(Path("runs/demo/threshold")) == "threshold"
+    assert folder_name(Path("runs/demo/threshold/model")) == "threshold"
 
 
 def test_no_model(tmp_path: Path) -> None:
