@@ -15,6 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mor.cli.app import app
+from mor.cli.serve import folder_name
 from mor.data.tokenizer import train_tokenizer
 from mor.errors import MorError
 from tests.strategies import make_model, small_config
@@ -77,6 +78,7 @@ def test_it_serves_and_drains(folder: Path, tmp_path: Path) -> None:
         (["--log-level", "loud"], "log_level='loud'"),
         (["--chat-template", "nowhere.jinja"], "nowhere.jinja"),
         (["--max-depth", "9"], "max_depth=9"),
+        (["--quantization", "int3"], "quantization='int3'"),
         (["--api-key", ""], "empty key"),
     ],
 )
@@ -84,6 +86,11 @@ def test_what_is_refused(folder: Path, options: list[str], told: str) -> None:
     done = CliRunner().invoke(app, ["serve", str(folder), *options])
     assert isinstance(done.exception, MorError), done.output
     assert told in str(done.exception)
+
+
+def test_names() -> None:
+    assert folder_name(Path("runs/demo/threshold")) == "threshold"
+    assert folder_name(Path("runs/demo/threshold/model")) == "threshold"
 
 
 def test_no_model(tmp_path: Path) -> None:

@@ -48,8 +48,8 @@ def random_requests(draw: random.Random) -> list[Asked]:
     """Of few kinds, so that the single-request answers are soon made."""
     kinds = [
         Asked(
-            prompt=tuple(draw.randrange(2, len(tokenizer())) for _ in range(draw.randint(1, 24))),
-            max_tokens=draw.randint(1, 14),
+            prompt=tuple(draw.randrange(2, len(tokenizer())) for _ in range(draw.randint(1, 20))),
+            max_tokens=draw.randint(1, 11),
             seed=number,
             greedy=draw.random() < 0.5,
             depth_cap=draw.choice([1, 2, 3, 3]),
@@ -123,7 +123,7 @@ def test_two_thousand_requests() -> None:
         done = output.completions[0]
         wanted[key] = (list(done.token_ids), list(done.depths))
     # So few pages that requests have to give way to others, and so little room that some wait.
-    engine = make_engine(max_num_seqs=16, num_pages=180, page_size=4)
+    engine = make_engine(max_num_seqs=16, num_pages=150, page_size=4)
     with serving(engine, max_waiting=8) as live:
         answers = asyncio.run(load(live, every))
         live.wait_idle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import openai
@@ -73,6 +74,18 @@ def test_a_stream_has_one_chunk_for_each_token(live: Live) -> None:
         live.openai().completions.create(prompt="the", max_tokens=9, stream=True, **GREEDY)
     )
     assert [len(chunk.choices[0].depths) for chunk in chunks] == [1] * 9  # type: ignore
+
+
+def test_no_character_of_a_text_ends_a_line_of_a_stream(live: Live) -> None:
+    """Clients split lines as they please, at U+2028 and U+0085 too."""
+    strange = "a\u2028b\x85c\x0bd\x1ce\r\nf 東"
+    body = {"model": NAME, "prompt": strange, "max_tokens": 3, "echo": True, "stream": True}
+    with live.http() as client:
+        answer = client.post("/v1/completions", json=body).text
+    lines = [line for line in answer.splitlines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    texts = [json.loads(line[6:])["choices"][0]["text"] for line in lines[:-1]]
+    assert texts[0] == strange
 
 
 def test_prompts_of_all_forms(live: Live) -> None:

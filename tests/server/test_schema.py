@@ -49,6 +49,7 @@ def test_no_path_is_left_out(api: Any) -> None:
     assert {operation.ok().path for operation in api.get_all_operations()} == set(PATHS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
 @pytest.mark.parametrize("path", PATHS)
 def test_the_server_keeps_to_its_schema(api: Any, path: str, mode: GenerationMode) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -53,7 +53,7 @@ def serve(
         float, typer.Option(help="share of the free memory that the pool may take")
     ] = 0.5,
     quantization: Annotated[
-        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU")
+        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
@@ -89,11 +89,11 @@ def serve(
         memory_fraction=memory_fraction,
         max_model_len=max_model_len,
         max_depth=max_depth,
-        quantization=quantization,  # type: ignore[arg-type]
+        quantization=cast("Any", quantization),  # the engine checks it
     )
     application = create_app(
         engine,
-        served_model_name or model.resolve().name,
+        served_model_name or folder_name(model),
         api_keys=api_key or (),
         max_waiting=max_waiting,
         max_body=max_body_bytes,
@@ -102,6 +102,12 @@ def serve(
         with_playground=playground,
     )
     make_server(application, host, port, drain_seconds=drain_seconds, log_level=log_level).run()
+
+
+def folder_name(model: Path) -> str:
+    """What a model is called: its folder, or the run's where the folder is its ``model``."""
+    folder = model.resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def _read(path: Path) -> str:

@@ -220,10 +220,18 @@ class EngineLoop:
         self._commands.put(lambda: self._drop(job, None))
 
     async def call(self, function: Callable[[Engine], Any]) -> Any:
-        """Run ``function(engine)`` between two ticks."""
+        """Run ``function(engine)`` between two ticks.
+
+        Raises:
+            ApiError: the thread has ended.
+        """
+        if not self._thread.is_alive():
+            raise ApiError(503, "The engine has ended", code="not_ready")
         answer: Future[Any] = Future()
 
         def ask() -> None:
+            if not answer.set_running_or_notify_cancel():
+                return  # whoever asked has gone
             try:
                 answer.set_result(function(self.engine))
             except BaseException as error:
@@ -244,18 +252,20 @@ class EngineLoop:
     # In the engine's thread ----------------------------------------------------------------------
 
     def _run(self) -> None:
-        try:
-            while not self._stopped:
-                working = self.failure is None and self.engine.unfinished
-                command = self._next(wait=not working)
+        while not self._stopped:
+            command = self._next(wait=not self._working)
+            try:
                 while command is not None:
                     command()
                     command = self._next(wait=False)
-                if self.failure is None and self.engine.unfinished:
+                if self._working:
                     self._tick()
-        except BaseException as error:  # our own mistake; still nobody may wait for ever
-            self._fail(error)
-            raise
+            except Exception as error:
+                self._fail(error)
+
+    @property
+    def _working(self) -> bool:
+        return self.failure is None and self.engine.unfinished > 0 and not self._stopped
 
     def _next(self, wait: bool) -> _Command | None:
         try:
@@ -270,11 +280,7 @@ class EngineLoop:
         self._drop_all(ApiError(500, f"The engine failed: {self.failure}", code="engine_failed"))
 
     def _tick(self) -> None:
-        try:
-            outputs = self.engine.step()
-        except Exception as error:
-            self._fail(error)
-            return
+        outputs = self.engine.step()
         told: list[tuple[Job, Update | ApiError | None]] = []
         for output in outputs:
             job, first = self._jobs[output.request_id]

@@ -60,7 +60,8 @@ def sse(content: Any) -> bytes:
 
 
 def _json(content: Any) -> str:
-    return json.dumps(content, ensure_ascii=False, separators=(",", ":"))
+    # Escaped: U+2028, U+0085 and their like would end a line for clients that split as Python does.
+    return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 
 
 class EventStream(Response):

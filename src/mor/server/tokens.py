@@ -31,7 +31,8 @@ class Tokens:
         self.tokenizer, self.config = copy.deepcopy(tokenizer), config
         self.template = chat_template or getattr(tokenizer, "chat_template", None)
         self._thread = ThreadPoolExecutor(1, "mor-tokens")
-        rules = str(tokenizer.backend_tokenizer.to_str())
+        backend = getattr(tokenizer, "backend_tokenizer", None)  # only fast ones have it
+        rules = "" if backend is None else str(backend.to_str())
         self._byte_of = _byte_alphabet() if '"ByteLevel"' in rules else None
         self._added = {str(t) for t in tokenizer.get_added_vocab()}
         self.piece = lru_cache(1 << 16)(self._piece)
