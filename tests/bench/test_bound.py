@@ -93,3 +93,14 @@ def test_rates_are_measured_for_every_shape_and_row_count() -> None:
     assert rates.read_bytes_per_s > 1e8
     told = rates.record()
     assert "128x320" in told["linear_gflop_per_s"]  # type: ignore[operator]
+
+
+def test_rates_of_8_bits_and_the_better_of_two_measurements() -> None:
+    config = bench_config("tiny")
+    rates = measure_rates([config], [1], int8=True, seconds=1e-4, rotated_bytes=1 << 20)
+    assert set(rates.seconds) == {*layer_shapes(config), head_shape(config)}
+    one, other = (flat_rates(config, {1: first, 4: 2.0}) for first in (1.0, 0.5))
+    other.forms[head_shape(config)][1] = "own"
+    best = one.better(other)
+    assert best.seconds == other.seconds
+    assert best.forms[head_shape(config)] == {1: "own", 4: "plain"}

@@ -3,19 +3,18 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
 from mor.bench import check, serve
-from mor.bench.serve import Results, Settings, run_serve
-from mor.bench.specs import default_systems, parse_spec
+from mor.bench.records import Results
+from mor.bench.serve import Settings, run_serve
+from mor.bench.specs import parse_spec
 from mor.bench.tables import COLUMNS, limit_lines, markdown, notes, rich_tables
 from mor.bench.workload import Lengths, make_workload
-from mor.cli.app import app
 from mor.errors import MorError
+from mor.ops import native
 
 SYSTEMS = ("vanilla", "mor3", "mor3:no_refill", "mor3:full_depth", "recursive2", "fake", "openvino")
 LENGTHS = Lengths(mean=6.0, deviation=2.0)
@@ -100,14 +99,14 @@ def test_a_wrong_answer_of_ours_stops_everything(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_peer_that_dies_in_the_middle_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = serve._rates
+    measure = serve.measure
 
-    def kill(ours: Any, asked: Settings) -> Any:
+    def kill(*arguments: Any) -> Any:
         victims[0]._process.kill()
-        return measure(ours, asked)
+        return measure(*arguments)
 
     victims: list[Any] = []
-    monkeypatch.setattr(serve, "_rates", kill)
+    monkeypatch.setattr(serve, "measure", kill)
     monkeypatch.setattr(serve, "check_peer", collect(victims))
     found = run_serve(settings(("vanilla", "fake")))
     assert [row["system"] for row in found.rows] == ["vanilla"]
@@ -127,63 +126,6 @@ def test_nothing_to_do_is_refused() -> None:
         run_serve(settings(()))
 
 
-@pytest.mark.parametrize(
-    ("word", "match"),
-    [
-        ("mor", None),
-        ("vanilla@10", None),
-        ("mor1", "vanilla has one recursion"),
-        ("nowhere", "is not known; write vanilla"),
-        ("mor3:slow", "option 'slow'"),
-    ],
-)
-def test_words_for_systems(word: str, match: str | None) -> None:
-    if match is None:
-        assert parse_spec(word).kind == "shape"
-        return
-    with pytest.raises(MorError, match=match):
-        parse_spec(word)
-
-
-def test_options_reach_the_engine() -> None:
-    spec = parse_spec("mor3:no_refill,min_gather=16,memory_fraction=0.25")
-    wanted = {"policy": "no_refill", "min_gather": 16, "memory_fraction": 0.25}
-    assert dict(spec.options) == wanted
-
-
-def test_the_default_systems_have_a_vanilla_of_every_depth() -> None:
-    assert default_systems("360m", (3, 4))[:4] == ["vanilla", "vanilla@34", "mor3", "mor4"]
-    assert default_systems("135m", (3,))[:2] == ["vanilla", "mor3"]
-
-
-def test_the_command(tmp_path: Path) -> None:
-    table = tmp_path / "table.md"
-    words = ["bench", "serve", "--preset", "tiny", "--system", "vanilla", "--system", "mor2"]
-    words += ["--requests", "4", "--scale", "0.02", "--concurrency", "1,2,4", "--rounds", "1"]
-    words += ["--threads", "1", "--p95", "1000", "--markdown", str(table)]
-    words += ["--workload", "paper,protocol", "--out", str(tmp_path / "out.jsonl")]
-    done = CliRunner().invoke(app, words, catch_exceptions=False)
-    assert done.exit_code == 0
-    assert "clients" in done.output
-    assert "Most tokens/s with p95 between tokens within 1000 ms" in done.output
-    text = table.read_text()
-    for name in ("paper c1", "paper c4", "protocol c32", "protocol c32 relative"):
-        assert f"**{name}**" in text
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 10
-
-
-def test_the_command_refuses_what_is_wrong() -> None:
-    for words, match in (
-        (["--concurrency", "0"], "concurrency='0'"),
-        (["--workload", "papers"], "workload='papers'"),
-        (["--system", "transformers"], "one of our own models"),
-    ):
-        with pytest.raises(MorError, match=match):
-            CliRunner().invoke(
-                app, ["bench", "serve", "--preset", "tiny", *words], catch_exceptions=False
-            )
-
-
 def test_the_engine_that_is_warmed_is_the_one_that_is_timed() -> None:
     workload = make_workload("paper", 4, 2, 320, LENGTHS)
     system = serve.make_ours(parse_spec("mor3"), settings())
@@ -194,3 +136,18 @@ def test_the_engine_that_is_warmed_is_the_one_that_is_timed() -> None:
     assert system.engine_for(workload)[1] is warmed
     capped = make_workload("paper", 4, 3, 320, LENGTHS)
     assert system.engine_for(capped)[1] is not warmed
+
+
+@pytest.mark.skipif(native.library() is None, reason="needs the kernels")
+def test_weights_of_8_bits_are_compared_with_their_like() -> None:
+    found = run_serve(settings(("vanilla", "vanilla:int8", "mor2:int8"), rounds=1))
+    assert row(found, "mor2:int8")["against"] == "vanilla:int8"
+    assert [one.wrong for one in found.checks] == [0, 0, 0]
+    assert set(found.rates) == {"float32", "int8"}
+
+
+def test_without_kernels_8_bits_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "library", lambda: None)
+    found = run_serve(settings(("vanilla", "vanilla:int8"), rounds=1))
+    assert [one["system"] for one in found.rows] == ["vanilla"]
+    assert "no kernels" in found.left_out["vanilla:int8"]

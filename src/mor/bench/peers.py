@@ -74,6 +74,11 @@ class Peer:
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
 
+    @property
+    def int8(self) -> bool:
+        """Whether its weights have 8 bits."""
+        return self.variant.startswith("int8")
+
     def load(self, max_num_seqs: int, max_model_len: int, threads: int) -> None:
         """Load the model for the largest load that will come.
 

@@ -2,23 +2,28 @@
 
 A linear layer is timed at the shapes of the models and at the row counts that passes have, over
 copies of its weight that together are larger than the caches, as a model's layers are. The best of
-the forms that torch has counts: plain, packed for MKL, packed for oneDNN (what the compiler's
-freezing emits). So the rate is one that somebody could reach, not the one that we do.
+all forms there are counts: torch's plain one, packed for MKL, packed for oneDNN (what the
+compiler's freezing emits), and our own kernel; for weights of 8 bits torch's dynamic ones and ours.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
+from mor.errors import MorError
+from mor.ops import native
 
 Shape = tuple[int, int]  # inputs, outputs
 ROTATED_BYTES = 200 << 20
@@ -57,6 +62,23 @@ class Rates:
                 return before + (after - before) * (rows - low) / (high - low)
         return known[-1][1] * rows / known[-1][0]
 
+    def better(self, other: Rates) -> Rates:
+        """The best of both: what was disturbed in one measurement may not be in the other."""
+        seconds: dict[Shape, dict[int, float]] = {}
+        forms: dict[Shape, dict[int, str]] = {}
+        for shape, by_rows in self.seconds.items():
+            best = {
+                rows: min(
+                    (by_rows[rows], self.forms[shape][rows]),
+                    (other.seconds[shape][rows], other.forms[shape][rows]),
+                )
+                for rows in by_rows
+            }
+            seconds[shape] = {rows: took for rows, (took, _) in best.items()}
+            forms[shape] = {rows: form for rows, (_, form) in best.items()}
+        read = max(self.read_bytes_per_s, other.read_bytes_per_s)
+        return Rates(seconds, forms, read, self.threads)
+
     def record(self) -> dict[str, object]:
         """GFLOP/s and form by shape and rows, as it goes into a record."""
         return {
@@ -93,6 +115,8 @@ def measure_rates(
     rows: Iterable[int],
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
+    *,
+    int8: bool = False,
     seconds: float = 0.05,
     rotated_bytes: int = ROTATED_BYTES,
 ) -> Rates:
@@ -102,50 +126,95 @@ def measure_rates(
         configs: whose shapes.
         rows: row counts.
         device, dtype: of the models.
+        int8: time weights of 8 bits instead, on the CPU.
         seconds: least time of one measurement; three are taken, and the best counts.
-        rotated_bytes: of weights that are gone through before one comes again.
+        rotated_bytes: of float32 weights that are gone through before one comes again.
+
+    Raises:
+        MorError: weights of 8 bits, and nothing here that multiplies them.
     """
     device = torch.device(device)
     shapes = {s for c in configs for s in (*layer_shapes(c), head_shape(c))}
+    counts = sorted(set(rows))
     times: dict[Shape, dict[int, float]] = {}
     forms: dict[Shape, dict[int, str]] = {}
     with torch.inference_mode():
         for shape in sorted(shapes):
-            times[shape], forms[shape] = {}, {}
-            for count in sorted(set(rows)):
-                best = min(
-                    (_time(call, copies, device, seconds), name)
-                    for name, call, copies in _forms(shape, count, device, dtype, rotated_bytes)
-                )
-                times[shape][count], forms[shape][count] = best
+            inputs, outputs = shape
+            size = inputs * outputs * dtype.itemsize
+            copies = min(MOST_COPIES, max(1, math.ceil(rotated_bytes / size)))
+            weights = [torch.randn(outputs, inputs, device=device).to(dtype) for _ in range(copies)]
+            found: dict[int, list[tuple[float, str]]] = {count: [] for count in counts}
+            for name, layer in _forms(weights, int8):
+                for count in counts:
+                    x = torch.randn(count, inputs, device=device, dtype=dtype)
+                    found[count].append((_time(layer(x), copies, device, seconds), name))
+            if not found[counts[0]]:
+                raise MorError("there is no form of linear layers with 8-bit weights here")
+            times[shape] = {count: min(found[count])[0] for count in counts}
+            forms[shape] = {count: min(found[count])[1] for count in counts}
         read = _read_rate(device, 2 * rotated_bytes)
     return Rates(times, forms, read, torch.get_num_threads())
 
 
-Form = tuple[str, Callable[[int], Tensor], int]
+# From the rows to a call with the number of a copy.
+Layer = Callable[[Tensor], Callable[[int], Tensor]]
 
 
-def _forms(
-    shape: Shape, rows: int, device: torch.device, dtype: torch.dtype, rotated_bytes: int
-) -> Iterable[Form]:
-    """Each way to run the layer: its name, a call with the number of a copy, how many copies."""
-    inputs, outputs = shape
-    size = inputs * outputs * dtype.itemsize
-    copies = min(MOST_COPIES, max(1, math.ceil(rotated_bytes / size)))
-    weights = [torch.randn(outputs, inputs, device=device, dtype=dtype) for _ in range(copies)]
-    x = torch.randn(rows, inputs, device=device, dtype=dtype)
-    yield "plain", lambda i: F.linear(x, weights[i]), copies
-    if device.type != "cpu" or dtype != torch.float32:
+def _forms(weights: list[Tensor], int8: bool) -> Iterator[tuple[str, Layer]]:
+    """Each way to run the layer there is here, by name."""
+    cpu = weights[0].device.type == "cpu" and weights[0].dtype == torch.float32
+    if cpu and native.library() is not None:
+        work = native.Workspace()
+        own = [native.PackedLinear([w], [None], int8=int8) for w in weights]
+        yield "own", lambda x: lambda i: own[i](x, work)
+        del own
+    if int8:
+        if cpu:
+            yield from _dynamic_forms(weights)
         return
-    if torch.backends.mkl.is_available():
-        ops = torch.ops.mkl
-        mkl = [ops._mkl_reorder_linear_weight(w, rows) for w in weights]
-        yield "mkl", lambda i: ops._mkl_linear(x, mkl[i], weights[i], None, rows), copies
-        del mkl
-    if torch.backends.mkldnn.is_available():
-        dnn = torch.ops.mkldnn
-        packed = [dnn._reorder_linear_weight(w, rows) for w in weights]
-        yield "onednn", lambda i: dnn._linear_pointwise(x, packed[i], None, "none", [], ""), copies
+    yield "plain", lambda x: lambda i: F.linear(x, weights[i])
+    if cpu and torch.backends.mkl.is_available():
+        yield "mkl", lambda x: _packed_for_mkl(weights, x)
+    if cpu and torch.backends.mkldnn.is_available():
+        yield "onednn", lambda x: _packed_for_onednn(weights, x)
+
+
+def _packed_for_mkl(weights: list[Tensor], x: Tensor) -> Callable[[int], Tensor]:
+    ops = torch.ops.mkl
+    packed = [ops._mkl_reorder_linear_weight(w, len(x)) for w in weights]
+    return lambda i: ops._mkl_linear(x, packed[i], weights[i], None, len(x))
+
+
+def _packed_for_onednn(weights: list[Tensor], x: Tensor) -> Callable[[int], Tensor]:
+    ops = torch.ops.mkldnn
+    packed = [ops._reorder_linear_weight(w, len(x)) for w in weights]
+    return lambda i: ops._linear_pointwise(x, packed[i], None, "none", [], "")
+
+
+def _dynamic_forms(weights: list[Tensor]) -> Iterator[tuple[str, Layer]]:
+    """torch's: a scale per output for the weights, one for all inputs, found at each call."""
+    before = torch.backends.quantized.engine
+    ops = torch.ops.quantized
+    for engine in ("onednn", "fbgemm"):
+        if engine not in torch.backends.quantized.supported_engines:
+            continue
+        torch.backends.quantized.engine = engine
+        packed = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated in favour of what has no kernel yet
+            for weight in weights:
+                scale = (weight.abs().amax(1) / 127).double()
+                zero = torch.zeros(len(weight), dtype=torch.long)
+                quantized = torch.quantize_per_channel(weight, scale, zero, 0, torch.qint8)
+                packed.append(ops.linear_prepack(quantized, None))
+        torch.backends.quantized.engine = before
+        yield engine, partial(_dynamic, packed)
+
+
+def _dynamic(packed: list[Any], x: Tensor) -> Callable[[int], Tensor]:
+    run = torch.ops.quantized.linear_dynamic
+    return lambda i: run(x, packed[i], reduce_range=False)
 
 
 def _time(

@@ -12,22 +12,21 @@ from typing import Any
 
 import torch
 
-from mor.bench.bound import PROMPT_ROWS, bounds
-from mor.bench.check import Checked, check_ours, check_peer, references, sample_of
+from mor.bench.bound import PROMPT_ROWS
+from mor.bench.check import check_ours, check_peer, references, sample_of
 from mor.bench.export import export_llama
 from mor.bench.forced import bench_config, bench_model
 from mor.bench.peers import Peer, PeerError, python_of
 from mor.bench.rates import Rates, measure_rates
+from mor.bench.records import Results, Runs, System, record, write
 from mor.bench.specs import Spec
 from mor.bench.systems import EngineSystem
-from mor.bench.trace import Run, check_lengths, medians, numbers
+from mor.bench.trace import check_lengths
 from mor.bench.workload import Workload
 from mor.errors import MorError
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
-from mor.provenance import append_jsonl, provenance
-
-System = EngineSystem | Peer
+from mor.ops import native
 
 
 @dataclass(frozen=True)
@@ -62,25 +61,6 @@ class Settings:
     out: Path | None = None
 
 
-@dataclass
-class Results:
-    """What came out.
-
-    Attributes:
-        rows: one record per system and workload.
-        checks: one per system.
-        left_out: systems that could not run, and why.
-        rates: of the machine, as recorded.
-        load: average load at the beginning and at the end.
-    """
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    checks: list[Checked] = field(default_factory=list)
-    left_out: dict[str, str] = field(default_factory=dict)
-    rates: dict[str, object] = field(default_factory=dict)
-    load: list[float] = field(default_factory=list)
-
-
 def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None) -> Results:
     """Check and time all systems; one record per system and workload.
 
@@ -102,6 +82,10 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
         ours = [make_ours(spec, settings) for spec in settings.specs if spec.kind != "peer"]
+        for one in [s for s in ours if s.int8 and native.library() is None]:
+            ours.remove(one)
+            why = f"{one.name}: no kernels for weights of 8 bits: {native.missing()}"
+            results.left_out[one.name] = why
         base = next((s for s in ours if s.config.num_recursions == 1), None)
         peers = list(_peers(settings, base, folder, results, stack, say))
         order = [spec.name for spec in settings.specs]
@@ -111,11 +95,18 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
         with _frozen(peers):
             _check(systems, base, settings, results, say)
         say("measuring the machine's rates")
-        rates = _rates(ours, settings)
-        results.rates = rates.record() if rates else {}
+        kinds = sorted({system.int8 for system in systems}) if ours else []
+        rates = {int8: measure(ours, settings, int8) for int8 in kinds}
         runs = _time_all(systems, settings, results, say)
+        say("measuring the machine's rates again")
+        rates = {k: found.better(measure(ours, settings, k)) for k, found in rates.items()}
+        names = {False: "float32", True: "int8"}
+        results.rates = {names[int8]: found.record() for int8, found in rates.items()}
     results.load.append(os.getloadavg()[0])
-    _record(systems, runs, rates, settings, results)
+    common = {"shape": settings.shape, "threads": settings.threads}
+    record(systems, settings.workloads, runs, rates, results, common)
+    if settings.out is not None:
+        write(results, settings.out)
     return results
 
 
@@ -218,10 +209,8 @@ def _check(
         say(checked.sentence())
 
 
-def _rates(ours: list[EngineSystem], settings: Settings) -> Rates | None:
-    """At every row count that a pass or a gathering of these workloads can have."""
-    if not ours:
-        return None
+def measure(ours: list[EngineSystem], settings: Settings, int8: bool) -> Rates:
+    """Rates at every row count that a pass or a gathering of these workloads can have."""
     most = max(
         w.sizes(s.config.num_recursions, s.saves_depth)[0] for s in ours for w in settings.workloads
     )
@@ -232,14 +221,15 @@ def _rates(ours: list[EngineSystem], settings: Settings) -> Rates | None:
         {"seconds": 1e-3, "rotated_bytes": 2 << 20} if settings.shape == "tiny" else {}
     )
     model = ours[0].model
-    return measure_rates([s.config for s in ours], rows, model.device, model.dtype, **quick)
+    configs = [s.config for s in ours]
+    return measure_rates(configs, rows, model.device, model.dtype, int8=int8, **quick)
 
 
 def _time_all(
     systems: list[System], settings: Settings, results: Results, say: Callable[[str], None]
-) -> dict[tuple[str, str], list[Run]]:
+) -> Runs:
     """Every workload: warm all systems, then take turns; the first of a round moves on by one."""
-    runs: dict[tuple[str, str], list[Run]] = {}
+    runs: Runs = {}
     for workload in settings.workloads:
         warm = sample_of(workload, max(settings.warm, workload.concurrency), 8)
         for turn in range(settings.rounds + 1):
@@ -263,99 +253,3 @@ def _time_all(
                 speed = workload.output_tokens / (run.ended - run.began)
                 say(f"{workload.name}, round {turn}: {system.name} {speed:,.1f} tokens/s")
     return runs
-
-
-def _record(
-    systems: list[System],
-    runs: dict[tuple[str, str], list[Run]],
-    rates: Rates | None,
-    settings: Settings,
-    results: Results,
-) -> None:
-    """One row per workload and system, and the same with its origin as a line of JSON."""
-    header = provenance() | {"load_average": results.load}
-    checks = {check.system: check for check in results.checks}
-    ours = [s for s in systems if isinstance(s, EngineSystem)]
-    base = next((s for s in ours if s.config.num_recursions == 1), None)
-    for workload in settings.workloads:
-        for system in systems:
-            taken = runs.get((system.name, workload.name))
-            if not taken:
-                continue
-            row = _row(system, workload, taken, rates, base)
-            checked = checks[system.name]
-            row |= {"checked": checked.requests, "equal": checked.equal, "ties": checked.ties}
-            row |= {"shape": settings.shape, "rounds": len(taken), "threads": settings.threads}
-            results.rows.append(row)
-    _compare(results.rows, ours)
-    if settings.out is not None:
-        for row in results.rows:
-            append_jsonl(settings.out, {"benchmark": "serve"} | row | header | results.rates)
-        if results.left_out:
-            append_jsonl(
-                settings.out, {"benchmark": "serve", "left_out": results.left_out} | header
-            )
-
-
-def _row(
-    system: System,
-    workload: Workload,
-    taken: list[Run],
-    rates: Rates | None,
-    base: EngineSystem | None,
-) -> dict[str, Any]:
-    middle = medians([numbers(run) for run in taken])
-    clients = taken[0].concurrency
-    row: dict[str, Any] = workload.record() | {"system": system.name, "clients": clients} | middle
-    if isinstance(system, EngineSystem):
-        counters = [run.counters for run in taken]
-        for name in ("tokens_per_tick", "tokens_per_gathering"):
-            row[name] = medians([{name: c[name], "tokens_per_s": 0.0} for c in counters])[name]
-        row |= {"forced_exits": system.forced, "unrolled_layers": system.config.num_hidden_layers}
-        config, saves_depth = system.config, system.saves_depth
-    else:
-        row |= {"peer": system.kind, "peer_versions": system.versions}
-        row |= {"peer_details": system.details}
-        if base is None:
-            return row
-        config, saves_depth = base.config, False
-    quantised = isinstance(system, Peer) and not system.variant.startswith("float32")
-    if rates is not None and not quantised:
-        found = [bounds(config, workload, run, rates, saves_depth) for run in taken]
-        row |= {name: _middle([one[name] for one in found]) for name in found[0]}
-        row["reached"] = middle["tokens_per_s"] / row["bound"]
-        if "own_bound" in row:
-            row["own_reached"] = middle["tokens_per_s"] / row["own_bound"]
-    depth = middle["mean_depth"] or float(config.num_recursions)
-    executed: float = config.num_prelude_layers + config.num_coda_layers
-    executed += depth * config.num_recursion_layers
-    if middle["between_tokens_p50_s"] is not None:
-        row["per_layer_p50_s"] = middle["between_tokens_p50_s"] / executed
-    return row
-
-
-def _middle(values: list[float]) -> float:
-    middle = medians([{"value": value, "tokens_per_s": 0.0} for value in values])["value"]
-    assert middle is not None
-    return middle
-
-
-def _compare(rows: list[dict[str, Any]], ours: list[EngineSystem]) -> None:
-    """Beside each of our rows: the ratio to our vanilla, and the ratio of FLOPs.
-
-    The vanilla is the one of the same unrolled depth where it takes part, else the first.
-    """
-    vanilla = [s.name for s in ours if s.config.num_recursions == 1]
-    for row in rows:
-        if not vanilla or "unrolled_layers" not in row:
-            continue
-        there = {r["system"]: r for r in rows if r["workload"] == row["workload"]}
-        beside = [there[name] for name in vanilla if name in there]
-        alike = [r for r in beside if r["unrolled_layers"] == row["unrolled_layers"]]
-        against = (alike or beside)[0]
-        row["against"] = against["system"]
-        row["ratio"] = row["tokens_per_s"] / against["tokens_per_s"]
-        if row["steady_tokens_per_s"] and against["steady_tokens_per_s"]:
-            row["steady_ratio"] = row["steady_tokens_per_s"] / against["steady_tokens_per_s"]
-        if "flops_per_token" in row:
-            row["flops_ratio"] = against["flops_per_token"] / row["flops_per_token"]

@@ -1,6 +1,6 @@
 """Which systems take part, from the words of the command line.
 
-vanilla  vanilla@34  mor3  recursive3  mor3:no_refill  mor3:min_gather=16  DIR  name=DIR
+vanilla  vanilla@34  mor3  recursive3  mor3:no_refill  mor3:int8  mor3:min_gather=16  DIR  name=DIR
 transformers  openvino  openvino:int8  openvino:float32-f32cache  vllm
 """
 
@@ -15,6 +15,7 @@ from mor.bench.forced import bench_config
 from mor.config import MoRConfig
 from mor.engine.scheduler import Policy
 from mor.errors import MorError
+from mor.model.serving import Quantization
 
 PEERS = ("transformers", "openvino", "vllm", "fake")
 FAMILY = re.compile(r"(vanilla|recursive|mor)(\d+)?(?:@(\d+))?")
@@ -86,14 +87,16 @@ def config_of(spec: Spec, shape: str) -> MoRConfig:
 
 
 def _option(part: str) -> tuple[str, Any]:
-    """``no_refill`` or ``key=value``; numbers and truth values are read as such."""
+    """``no_refill``, ``int8`` or ``key=value``; numbers and truth values are read as such."""
     if part in get_args(Policy):
         return "policy", part
+    if part in get_args(Quantization):
+        return "quantization", part
     key, equals, value = part.partition("=")
+    words = (*get_args(Policy), *get_args(Quantization))
     if not equals or not key.isidentifier():
         raise MorError(
-            f"option {part!r} must be one of {', '.join(get_args(Policy))}, or KEY=VALUE for the "
-            "engine"
+            f"option {part!r} must be one of {', '.join(words)}, or KEY=VALUE for the engine"
         )
     if value in ("True", "False"):
         return key, value == "True"
@@ -105,8 +108,10 @@ def _option(part: str) -> tuple[str, Any]:
     return key, value
 
 
-def default_systems(shape: str, recursions: tuple[int, ...]) -> list[str]:
+def default_systems(shape: str, recursions: tuple[int, ...], int8: bool = False) -> list[str]:
     """Vanilla, MoR at each R, the peers; and a vanilla as deep as a MoR that had to be deeper.
+
+    ``int8`` adds the same with weights of 8 bits.
 
     The paper pads its 360M model to 34 layers at R = 4 and compares with a vanilla of 34.
     """
@@ -115,4 +120,5 @@ def default_systems(shape: str, recursions: tuple[int, ...]) -> list[str]:
     if shape == "360m":
         deep = {bench_config(shape, r).num_hidden_layers for r in recursions} - {plain}
         names[1:1] = [f"vanilla@{layers}" for layers in sorted(deep)]
-    return [*names, "transformers", "openvino", "openvino:int8", "vllm"]
+    names += [f"{name}:int8" for name in names] if int8 else []
+    return [*names, "transformers", "openvino", *(["openvino:int8"] if int8 else []), "vllm"]

@@ -42,6 +42,11 @@ class EngineSystem:
         return config
 
     @property
+    def int8(self) -> bool:
+        """Whether its weights have 8 bits."""
+        return self.options.get("quantization") == "int8"
+
+    @property
     def saves_depth(self) -> bool:
         """Whether tokens run unequal depths."""
         return self.config.num_recursions > 1 and self.config.router != "fixed"

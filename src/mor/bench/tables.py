@@ -8,7 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
-from mor.bench.serve import Results
+from mor.bench.records import Results
 from mor.bench.trace import best_within
 
 Show = Callable[[dict[str, Any]], str]

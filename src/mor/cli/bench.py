@@ -38,6 +38,9 @@ def serve(
         str, typer.Option(help="shape of the random models: 135m, 360m, ..., tiny")
     ] = "135m",
     recursions: Annotated[str, typer.Option(help="R of the default MoR systems")] = "2,3,4",
+    int8: Annotated[
+        bool, typer.Option("--int8", help="add the default systems with 8-bit weights")
+    ] = False,
     system: Annotated[
         list[str] | None,
         typer.Option(help="one system, repeatable, in place of the default ones; see the docs"),
@@ -88,7 +91,7 @@ def serve(
     Tokens are compared before anything is timed. What cannot run is named with the reason.
     """
     check_file(markdown_file)
-    words = system or default_systems(preset, tuple(_numbers("recursions", recursions)))
+    words = system or default_systems(preset, tuple(_numbers("recursions", recursions)), int8)
     specs = tuple(parse_spec(word) for word in words)
     lengths = Lengths(
         mean_tokens,

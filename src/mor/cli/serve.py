@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated
 
 import typer
 
@@ -32,7 +32,7 @@ def serve(
     chat_template: Annotated[
         Path | None, typer.Option(help="Jinja file in place of the tokenizer's chat template")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="new tokens in one pass")] = 16,
+    max_num_seqs: Annotated[int, typer.Option(min=1, help="new tokens in one pass")] = 32,
     max_residents: Annotated[
         int | None, typer.Option(min=1, help="completions with pages; default 2 x max-num-seqs")
     ] = None,
@@ -53,7 +53,7 @@ def serve(
         float, typer.Option(help="share of the free memory that the pool may take")
     ] = 0.5,
     quantization: Annotated[
-        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
+        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU")
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
@@ -89,7 +89,7 @@ def serve(
         memory_fraction=memory_fraction,
         max_model_len=max_model_len,
         max_depth=max_depth,
-        quantization=cast("Any", quantization),  # the engine checks it
+        quantization=quantization,  # type: ignore[arg-type]
     )
     application = create_app(
         engine,

@@ -66,7 +66,7 @@ class Engine:
         model: MoRForCausalLM | str | Path,
         tokenizer: Any = None,
         *,
-        max_num_seqs: int = 16,
+        max_num_seqs: int = 32,
         max_residents: int | None = None,
         min_gather: int | None = None,
         prefill_chunk: int = 64,
