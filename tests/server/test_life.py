@@ -99,7 +99,7 @@ def test_half_a_request(slow: Live) -> None:
 
 @pytest.mark.slow
 def test_overload_is_told_and_passes(slow: Live) -> None:
-    body = LONG | {"max_tokens": 12}
+    body = LONG | {"max_tokens": 40}
     with ThreadPoolExecutor(8) as pool, slow.http() as client:
         running = [pool.submit(client.post, "/v1/completions", json=body) for _ in range(6)]
         wait_for(lambda: slow.loop.under_way == 6)

@@ -63,6 +63,8 @@ def random_requests(draw: random.Random) -> list[Asked]:
         kind = draw.choice(kinds)
         leaves = draw.randint(0, kind.max_tokens - 1) if draw.random() < 0.2 else None
         fields = vars(kind) | {"stream": draw.random() < 0.5, "leaves": leaves}
+        if leaves is not None:  # long enough that it is not over before the client leaves
+            fields["max_tokens"] = 60
         asked.append(Asked(**fields))
     return asked
 
