@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -53,11 +53,7 @@ def serve(
         float, typer.Option(help="share of the free memory that the pool may take")
     ] = 0.5,
     quantization: Annotated[
-<<<<<<< HEAD
         str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
-=======
-        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU")
->>>>>>> server
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
@@ -93,11 +89,7 @@ def serve(
         memory_fraction=memory_fraction,
         max_model_len=max_model_len,
         max_depth=max_depth,
-<<<<<<< HEAD
         quantization=cast("Any", quantization),  # the engine checks it
-=======
-        quantization=quantization,  # type: ignore[arg-type]
->>>>>>> server
     )
     application = create_app(
         engine,
