@@ -18,6 +18,7 @@ from mor.data import load_tokenizer as tokenizer_of
 from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.evaluate import token_texts
+from mor.ops import native
 from tests.strategies import ROUTERS, make_model, small_config
 from tests.tiny import SEQ_LEN
 
@@ -205,3 +206,16 @@ def test_texts_of_tokens_add_up(tokenizer: Any, text: str) -> None:
     texts = token_texts(tokenizer, ids)
     assert len(texts) == len(ids)
     assert "".join(texts) == tokenizer.decode(ids)
+
+
+@pytest.mark.skipif(native.library() is None, reason=native.missing())
+def test_what_weights_of_bytes_cost(dataset: PackedDataset) -> None:
+    model = model_of("threshold", dataset, head_dim=16)
+    plain = evaluate(model, dataset, max_sequences=4)
+    both = evaluate(model, dataset, max_sequences=4, quantization="int8")
+    few = both["quantized"]
+    assert few["quantization"] == "int8"
+    assert few["loss"] == few["nll"] - both["causal"]["nll"]
+    assert 0 < abs(few["loss"]) < 0.05
+    assert both["causal"]["nll"] == plain["causal"]["nll"]
+    assert "quantized" not in plain

@@ -9,7 +9,9 @@ import torch
 from torch.testing import assert_close
 
 from mor.engine import Engine
-from mor.model.serving import PackedHalves, ServingStack, serving_view
+from mor.errors import MorError
+from mor.hf.serving import serving_copy
+from mor.model.serving import PackedHalves, ServingStack, packed_bytes, serving_view
 from mor.ops import native
 from tests.engine.oracle import Oracle, greedy
 from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_config
@@ -94,3 +96,46 @@ def test_batched_equals_alone_to_the_last_bit(router: str) -> None:
         assert one.token_ids == other.token_ids
         assert one.depths == other.depths
         assert one.logprobs == other.logprobs
+
+
+def test_halves_of_bytes_stay_near_and_take_no_gradients() -> None:
+    model = make_model(small_config("threshold", head_dim=16)).model
+    view = serving_view(model, "int8")
+    layer, packed = model.block[0], view.block[0].packed
+    assert packed is not None
+    hidden, rope = torch.randn(2, 9, 32), model.rope(torch.arange(9)[None], torch.float32)
+    with torch.no_grad():
+        wanted, found = layer.enter(hidden, rope, 0, True), packed.enter(hidden, rope, 0, True)
+        for one, other in zip(found, wanted, strict=True):
+            assert one is not None
+            assert other is not None
+            assert 0 < (one - other).norm() / other.norm() < 0.03
+        mixed = torch.randn_like(wanted[0])
+        one, other = packed.leave(hidden, mixed, 0), layer.leave(hidden, mixed, 0)
+        assert (one - other).norm() / other.norm() < 0.03
+    with pytest.raises(MorError, match="int8 weights take float32 on the CPU without gradients"):
+        packed.fits(hidden)
+    assert packed_bytes(view) < packed_bytes(serving_view(model)) / 2
+
+
+@pytest.mark.parametrize("fields", [{}, {"relaxation": "lora"}])
+def test_the_engine_serves_bytes_as_the_served_copy_does(fields: dict[str, Any]) -> None:
+    """Equal to generate on the same weights, prefill and decoding, alone and batched."""
+    model = make_model(small_config("threshold", head_dim=16, **fields))
+    served = serving_copy(model, "int8")
+    engine = Engine(model, quantization="int8", page_size=3, max_model_len=64, prefill_chunk=5)
+    oracle = Oracle(served)
+    for output in engine.generate([random_ids(i, 2 + 3 * i).tolist() for i in range(6)], greedy()):
+        oracle.check(output, 8)
+
+
+def test_what_cannot_be_quantised_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(small_config("threshold", head_dim=16))
+    with pytest.raises(MorError, match="quantization='int4' is not known; use 'int8', or none"):
+        Engine(model, quantization="int4")  # type: ignore[arg-type]
+    with pytest.raises(MorError, match="needs the CPU kernels and a float32 model"):
+        Engine(model.double(), quantization="int8")
+    monkeypatch.setattr(native, "library", lambda: None)
+    monkeypatch.setattr(native, "missing", lambda: "no C++ compiler found")
+    with pytest.raises(MorError, match="compiler found"):
+        Engine(model.float(), quantization="int8")

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.testing import assert_close
 
 from mor.ops import native
@@ -186,3 +187,37 @@ def test_a_matrix_of_its_own_for_each_row(rows: int, inputs: int, outputs: int) 
     index = torch.randint(4, (rows,))
     wanted = (weight[index].double() @ x[..., None].double())[..., 0]
     assert_close(native.own_linear(x, weight, index), wanted.float(), atol=1e-4, rtol=1e-4)
+
+
+def bytes_form(x: Tensor, weight: Tensor) -> Tensor:
+    """The plain form of a product of bytes: x [M, k] by weight [n, k], in float64."""
+    scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-30) / 127
+    quantised = (weight / scale).round().double() * scale.double()
+    groups = F.pad(x, (0, -x.shape[1] % native.GROUP)).unflatten(-1, (-1, native.GROUP))
+    scale = groups.abs().amax(-1, keepdim=True).clamp(min=1e-30) / 127
+    inputs = ((groups / scale).round().double() * scale.double()).flatten(1)[:, : x.shape[1]]
+    return inputs @ quantised.T
+
+
+@needs_kernels
+@given(
+    rows=st.integers(1, 20),
+    inputs=st.integers(1, 200),
+    outputs=st.integers(1, 120),
+    bias=st.booleans(),
+    threads=st.integers(1, 3),
+)
+def test_a_product_of_bytes(rows: int, inputs: int, outputs: int, bias: bool, threads: int) -> None:
+    weight, x = torch.randn(outputs, inputs), torch.randn(rows, inputs)
+    weight[0] = 0  # a column without a scale
+    x[0] = 0
+    added = torch.randn(outputs) if bias else None
+    packed, work = PackedLinear([weight], [added], int8=True), Workspace()
+    with _threads(threads):
+        found = packed(x, work)
+        alone = torch.cat([packed(row[None], work) for row in x])
+    assert torch.equal(found, alone)
+    wanted = bytes_form(x, weight) + (0 if added is None else added.double())
+    # A number halfway between two bytes may go either way: a step of one product at most.
+    assert_close(found, wanted.float(), atol=2e-3 * inputs**0.5, rtol=0)
+    assert (found - wanted).abs().median() < 1e-4

@@ -46,6 +46,9 @@ def evaluate(
         int | None, typer.Option(min=1, help="default: the whole split")
     ] = None,
     batch_size: BatchSize = 8,
+    quantization: Annotated[
+        str | None, typer.Option(help="int8: also with weights of 8 bits, as mor serve would")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
 ) -> None:
@@ -55,8 +58,9 @@ def evaluate(
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
     result = run_evaluation(
-        loaded, tokenizer, data, split, length, max_sequences, batch_size, quiet=as_json
-    )
+        loaded, tokenizer, data, split, length, max_sequences, batch_size,
+        quiet=as_json, quantization=quantization,
+    )  # fmt: skip
     if out is not None:
         write_json(out, result)
     if as_json:
@@ -88,6 +92,7 @@ def run_evaluation(
     batch_size: int,
     *,
     quiet: bool = False,
+    quantization: Any = None,
 ) -> dict[str, Any]:
     """Evaluate with a progress bar on standard error; the result carries its provenance."""
     dataset = PackedDataset(data, split, seq_len)
@@ -105,6 +110,7 @@ def run_evaluation(
             tokenizer,
             max_sequences=max_sequences,
             batch_size=batch_size,
+            quantization=quantization,
             progress=tell,
         )
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else None
@@ -117,6 +123,8 @@ def score_table(result: dict[str, Any]) -> Table:
     rows = [("causal", result["causal"])]
     if result["leaky"] is not None:
         rows.append(("leaky top-k (looks ahead, not causal)", result["leaky"]))
+    if few := result.get("quantized"):
+        rows.append((f"causal, {few['quantization']} weights ({few['loss']:+.4f})", few))
     for name, score in rows:
         table.add_row(
             name,

@@ -122,7 +122,7 @@ class Engine:
         )
         lanes = residents + 2 * prefill_chunk
         router = model.model.router
-        self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router.returns_to_origin)
+        self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router)
         if attention is None:
             attention = best_attention(device, config.head_dim)
         self.runner = Runner(

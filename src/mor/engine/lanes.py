@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mor.model.router_base import Scores
+from mor.model.router_base import Router, Scores
 
 
 class Lanes:
@@ -19,11 +19,11 @@ class Lanes:
     """
 
     def __init__(
-        self, count: int, width: int, dtype: torch.dtype, device: torch.device, origin: bool
+        self, count: int, width: int, dtype: torch.dtype, device: torch.device, router: Router
     ) -> None:
-        self.count, self.device = count, device
+        self.count, self.device, self.carried = count, device, router.carried
         self.hidden = torch.zeros((count, width), dtype=dtype, device=device)
-        self.origin = torch.zeros_like(self.hidden) if origin else self.hidden
+        self.origin = torch.zeros_like(self.hidden) if router.returns_to_origin else self.hidden
         self._scores: dict[str, Tensor] = {}
         self._free = list(range(count - 1, -1, -1))
 
@@ -43,8 +43,9 @@ class Lanes:
         self._free.extend(lanes)
 
     def put_scores(self, lanes: Tensor, scores: Scores) -> None:
-        """Keep the scores [1, N, ...] of the tokens in ``lanes`` [N]."""
-        for name, values in vars(scores).items():
+        """Keep what is needed of the scores [1, N, ...] of the tokens in ``lanes`` [N]."""
+        for name in self.carried:
+            values = getattr(scores, name)
             if values is None:
                 continue
             if name not in self._scores:

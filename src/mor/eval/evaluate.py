@@ -11,7 +11,9 @@ from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.eval.passes import check_sample, run_pass, token_nll
 from mor.hf.modeling import MoRForCausalLM
+from mor.hf.serving import serving_copy
 from mor.model.metrics import dead_positions, entropy, max_violation
+from mor.model.serving import Quantization
 
 
 def evaluate(
@@ -22,6 +24,7 @@ def evaluate(
     max_sequences: int | None = None,
     batch_size: int = 8,
     sample_tokens: int = 256,
+    quantization: Quantization | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Everything the report needs about one model on one split (``eval.json``).
@@ -38,6 +41,7 @@ def evaluate(
         max_sequences: None for the whole split.
         batch_size: sequences at a time.
         sample_tokens: length of the passage.
+        quantization: also measure the model as it is served with such weights (``quantized``).
         progress: called with (batches done, batches in all).
 
     Raises:
@@ -59,7 +63,7 @@ def evaluate(
     count = check_sample(dataset, max_sequences, batch_size)
     router = model.model.router
     leaky_too = config.is_routed and router.looks_ahead
-    passes = config.num_recursions + int(leaky_too)
+    passes = config.num_recursions + int(leaky_too) + int(quantization is not None)
     total, done = passes * -(-count // batch_size), 0
 
     def tick() -> None:
@@ -101,6 +105,11 @@ def evaluate(
                 "entropy": entropy(causal.shares),
             },
         }
+        if quantization is not None:
+            served = serving_copy(model, quantization)
+            few = run_pass(served, dataset, count, batch_size, "causal", None, tick)
+            result["quantized"] = {"quantization": quantization, "loss": few.nll - causal.nll}
+            result["quantized"] |= few.score(bytes_per_token)
         if tokenizer is not None:
             result["sample"] = passage(model, dataset, tokenizer, sample_tokens)
         return result

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ class RouterNet(nn.Module):
         if self.up is None and native.fits(hidden, self.weight):
             # A score must not hang on how many tokens are beside it, not even in its last bit.
             places = torch.as_tensor(index).expand(hidden.shape[:-1])
-            flat = (hidden / self.temperature).flatten(0, -2)
+            even = hidden if self.temperature == 1 else hidden / self.temperature
+            flat = even.flatten(0, -2)
             found = native.own_linear(flat, self.weight, places.flatten())
             return found.unflatten(0, hidden.shape[:-1])
         if isinstance(index, Tensor):
@@ -100,6 +102,7 @@ class Router(nn.Module):
         step: the trainer's optimiser step, set by the training callback; warm-ups are functions
             of it, so that resuming needs no counter of our own.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
+        carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
         observing: compute losses and boundary statistics outside training too (analysis).
@@ -109,6 +112,7 @@ class Router(nn.Module):
             the loss from hidden states needs it: see :mod:`mor.hf.backbone`.
     """
 
+    carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
     returns_to_origin = False
 
@@ -249,14 +253,14 @@ class Router(nn.Module):
         """``values[depth]``; for a depth per token in float32, as a number meets float32 scores."""
         if isinstance(depth, int):
             return values[depth]
-        return torch.tensor(values, dtype=torch.float32, device=depth.device)[depth]
+        return _table(tuple(values), torch.float32, depth.device)[depth]
 
     def lets_all_through(self, depth: int | Tensor) -> bool | Tensor:
         """Whether ``depth`` has a full capacity, so that ``decide`` need not look."""
         full = [capacity >= 1 for capacity in self.config.router_capacities]
         if isinstance(depth, int):
             return full[depth]
-        return torch.tensor(full, device=depth.device)[depth]
+        return _table(tuple(full), torch.bool, depth.device)[depth]
 
     def capacity(self, depth: int) -> float:
         """Fraction of all tokens that training lets run ``depth``, warm-up included."""
@@ -264,6 +268,13 @@ class Router(nn.Module):
         if not self.training:
             return final
         return warm_capacity(final, self.step, self.config.router_capacity_warmup_steps)
+
+
+@lru_cache(maxsize=64)
+def _table(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A constant that decoding looks up at every tick."""
+    with torch.inference_mode(False):  # whoever asks first, it is an ordinary tensor
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def active_router(module: nn.Module) -> Router:

@@ -19,6 +19,8 @@ _HASH = (0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D)
 class FixedRouter(Router):
     """Every token runs the same number of recursions; the block's output replaces the stream."""
 
+    carried = ()
+
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:

@@ -7,6 +7,7 @@ the plain PyTorch forms run, which the kernels are held equal to.
 
 from mor.ops.native.build import library, missing
 from mor.ops.native.kernels import (
+    GROUP,
     HEAD_DIMS,
     PackedLayer,
     PackedLinear,
@@ -20,6 +21,7 @@ from mor.ops.native.kernels import (
 )
 
 __all__ = [
+    "GROUP",
     "HEAD_DIMS",
     "PackedLayer",
     "PackedLinear",

@@ -1,0 +1,23 @@
+"""A model as it is served, for evaluation: what do weights of 8 bits cost in nats?"""
+
+from __future__ import annotations
+
+import copy
+
+from mor.hf.modeling import MoRForCausalLM
+from mor.model.serving import Quantization, serving_view
+
+
+def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None) -> MoRForCausalLM:
+    """``model`` over the weights that the engine serves it with; its parameters are shared.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        quantization: as of :func:`mor.model.serving.serving_view`.
+
+    Raises:
+        MorError: the quantization cannot run here.
+    """
+    served = copy.copy(model)
+    served._modules = dict(model._modules) | {"model": serving_view(model.model, quantization)}
+    return served
