@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,3 +152,19 @@ def test_without_kernels_8_bits_are_left_out(monkeypatch: pytest.MonkeyPatch) ->
     found = run_serve(settings(("vanilla", "vanilla:int8"), rounds=1))
     assert [one["system"] for one in found.rows] == ["vanilla"]
     assert "no kernels" in found.left_out["vanilla:int8"]
+
+
+def test_what_was_measured_before_an_interruption_is_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    seen: list[str] = []
+
+    def say(line: str) -> None:
+        seen.append(line)
+        if "round 2: vanilla" in line:
+            raise KeyboardInterrupt
+
+    found = run_serve(settings(("vanilla", "mor3"), out=tmp_path / "out.jsonl"), say)
+    assert {one["system"]: one["rounds"] for one in found.rows} == {"vanilla": 2, "mor3": 1}
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 2
+    assert "interrupted" in seen[-2]

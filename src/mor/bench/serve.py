@@ -97,7 +97,11 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
         say("measuring the machine's rates")
         kinds = sorted({system.int8 for system in systems}) if ours else []
         rates = {int8: measure(ours, settings, int8) for int8 in kinds}
-        runs = _time_all(systems, settings, results, say)
+        runs: Runs = {}
+        try:
+            _time_all(systems, settings, results, say, runs)
+        except KeyboardInterrupt:
+            say("interrupted: what was measured until now is recorded")
         say("measuring the machine's rates again")
         rates = {k: found.better(measure(ours, settings, k)) for k, found in rates.items()}
         names = {False: "float32", True: "int8"}
@@ -226,10 +230,13 @@ def measure(ours: list[EngineSystem], settings: Settings, int8: bool) -> Rates:
 
 
 def _time_all(
-    systems: list[System], settings: Settings, results: Results, say: Callable[[str], None]
-) -> Runs:
+    systems: list[System],
+    settings: Settings,
+    results: Results,
+    say: Callable[[str], None],
+    runs: Runs,
+) -> None:
     """Every workload: warm all systems, then take turns; the first of a round moves on by one."""
-    runs: Runs = {}
     for workload in settings.workloads:
         warm = sample_of(workload, max(settings.warm, workload.concurrency), 8)
         for turn in range(settings.rounds + 1):
@@ -252,4 +259,3 @@ def _time_all(
                 runs.setdefault((system.name, workload.name), []).append(run)
                 speed = workload.output_tokens / (run.ended - run.began)
                 say(f"{workload.name}, round {turn}: {system.name} {speed:,.1f} tokens/s")
-    return runs

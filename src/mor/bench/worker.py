@@ -189,10 +189,12 @@ class VLLM(Peer):
         if order["variant"] != "float32":
             raise ValueError(f"variant {order['variant']!r} is not known; use float32")
         if order.get("threads"):
-            # Left alone, vLLM keeps one core for its scheduler, of two that there may be.
+            # Left alone, vLLM keeps one core for its scheduler, of two that there may be; unbound,
+            # its threads wait for each other for long wherever something else runs.
+            cores = sorted(os.sched_getaffinity(0))[: order["threads"]]
             os.environ |= {
-                "OMP_NUM_THREADS": str(order["threads"]),
-                "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+                "OMP_NUM_THREADS": str(len(cores)),
+                "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
             }
         vllm = library("vllm")
         self.vllm = vllm
