@@ -179,18 +179,22 @@ def _batch(
         [slot for p in pieces for slot in p.slots],
         [slot for p in pieces for slot in p.written],
         [p.wave.lanes[place] for p in pieces for place in p.places],
+        [row or 0 for p, row in zip(pieces, own, strict=True) for _ in p.places],
     ]
+    counts = tuple(len(p.places) for p in pieces)
     by_row = [
         rows,
         [table.lengths[r or 0] for r in rows],
         own,
         [table.lengths[r or 0] for r in own],
+        counts,
     ]
     # Through numpy, which reads lists many times faster; one copy to the device for all of them.
     told = torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
     shapes = torch.from_numpy(np.array(by_row, dtype=np.int64)).to(device)
-    counts = tuple(len(p.places) for p in pieces)
     view = KVView(
         table, shapes[0], shapes[1], told[3], counts, writes, shapes[2], told[4], shapes[3], origins
     )
+    # Properties of the view, known here without a kernel of the device's.
+    vars(view).update(own_row_of=told[6], count_of=shapes[4])
     return ForwardBatch(tuple(pieces), told[5], told[0:1], told[1:2], told[2:3], view)

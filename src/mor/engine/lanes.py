@@ -51,8 +51,9 @@ class Lanes:
             if name not in self._scores:
                 shape = (self.count, *values.shape[2:])
                 self._scores[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
-            self._scores[name][lanes] = values[0]
+            self._scores[name].index_copy_(0, lanes, values[0])
 
     def scores(self, lanes: Tensor) -> Scores:
         """What was kept, [1, N, ...]."""
-        return Scores(**{name: values[lanes][None] for name, values in self._scores.items()})
+        kept = self._scores.items()
+        return Scores(**{name: values.index_select(0, lanes)[None] for name, values in kept})

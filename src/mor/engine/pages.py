@@ -88,6 +88,7 @@ class PageTables:
         table: [rows, layers, columns] page numbers, int64, on the pool's device.
         lengths: tokens written, by row.
         columns: pages per layer owned, by row.
+        room: tokens that fit into these, by row.
     """
 
     def __init__(self, pool: PagePool, rows: int, layers: int, max_tokens: int) -> None:
@@ -97,18 +98,21 @@ class PageTables:
         self.table = torch.zeros((rows, layers, width), dtype=torch.long, device=device)
         self.lengths = [0] * rows
         self.columns = [0] * rows
+        self.room = [0] * rows
 
     def missing(self, row: int, length: int) -> int:
         """Pages that ``row`` has to take before it can hold ``length`` tokens."""
-        return self.layers * max(0, -(-length // self.pool.page_size) - self.columns[row])
+        if length <= self.room[row]:  # nearly always
+            return 0
+        return self.layers * (-(-length // self.pool.page_size) - self.columns[row])
 
     def extend(self, row: int, length: int) -> None:
         """Take the missing pages and count ``length`` tokens as written."""
-        old, new = self.columns[row], -(-length // self.pool.page_size)
-        if new > old:
+        if length > self.room[row]:
+            old, new = self.columns[row], -(-length // self.pool.page_size)
             pages = torch.tensor(self.pool.take(self.missing(row, length)), dtype=torch.long)
             self.table[row, :, old:new] = pages.view(self.layers, new - old).to(self.table.device)
-            self.columns[row] = new
+            self.columns[row], self.room[row] = new, new * self.pool.page_size
         self.lengths[row] = length
 
     def owned(self, row: int) -> list[int]:
@@ -119,7 +123,7 @@ class PageTables:
         """Give back what ``row`` owns."""
         if self.columns[row]:
             self.pool.give(self.owned(row))
-        self.columns[row] = self.lengths[row] = 0
+        self.columns[row] = self.lengths[row] = self.room[row] = 0
 
     def slots(self, rows: Tensor, places: Tensor) -> Tensor:
         """Pool slots [N, layers] of token number ``places`` [N] of ``rows`` [N]."""

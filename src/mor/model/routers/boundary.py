@@ -51,7 +51,8 @@ class BoundaryRouter(Router):
 
         ``router_gate_bias`` is added first; boundaries know nothing of it.
         """
-        kind, logits = self.config.router_activation, logits + self.config.router_gate_bias
+        kind, bias = self.config.router_activation, self.config.router_gate_bias
+        logits = logits + bias if bias else logits
         if kind == "none":
             return logits
         squashed = torch.sigmoid(logits) if kind == "sigmoid" else torch.tanh(logits)
