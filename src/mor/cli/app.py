@@ -11,7 +11,19 @@ from rich.text import Text
 from transformers.utils import logging
 
 import mor
-from mor.cli import card, convert, data, demo, evaluate, fold, generate, merge, report, training
+from mor.cli import (
+    card,
+    convert,
+    data,
+    demo,
+    evaluate,
+    fold,
+    generate,
+    merge,
+    report,
+    training,
+    uptrain,
+)
 from mor.errors import MorError
 from mor.train import Interrupted
 
@@ -24,7 +36,7 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
-for module in (training, fold, evaluate, generate, merge, report, card, demo):
+for module in (training, uptrain, fold, evaluate, generate, merge, report, card, demo):
     module.add_to(app)
 
 
