@@ -54,9 +54,7 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
         for recursions in (2,)
         for init in INITS
     ]
-    runs += [
-        {"group": "rank", "fold": fold(2, best, rank), "tokens": SHORT} for rank in (16, 64)
-    ]
+    runs += [{"group": "rank", "fold": fold(2, best, rank), "tokens": SHORT} for rank in (16, 64)]
     runs.append(
         {
             "name": f"{name_of(fold(2, best))}-undistilled",
@@ -78,9 +76,7 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
         "rates": {"routers": 10.0},
     }
     runs.append(mor)
-    runs += [
-        {"group": "start", "fold": fold(3, init), "tokens": SHORT} for init in INITS
-    ]
+    runs += [{"group": "start", "fold": fold(3, init), "tokens": SHORT} for init in INITS]
     runs.append({"name": "dropped", "group": "baseline", "drop": True, "tokens": MIDDLE})
     runs.append({"name": "scratch", "group": "baseline", "scratch": True, "tokens": FULL})
     return runs
@@ -281,7 +277,8 @@ class Evidence:
         if start is None:  # the same network as the routed run's, nothing learnt
             config = load_model(self.folder / "runs" / "mor").config.to_dict()
             known = parse_recipe(
-                json.loads(json.dumps(self.shape(config))) | {k: raw[k] for k in ("name", "data")}
+                json.loads(json.dumps(self.shape(config)))
+                | {k: raw[k] for k in ("name", "data")}
                 | {"train": raw["train"] | {"learning_rate": 1e-3}, "output": raw["output"]}
             )
             return known

@@ -35,9 +35,9 @@ from mor.train.guards import clear_stops
 from mor.train.recipe import Recipe
 from mor.train.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
-from mor.train.uptrain import check_origin, check_uptrain, keep_map, settled, start_model
+from mor.train.uptrain import check_origin, keep_map, settled
 from mor.train.uptrain_section import UptrainSection
-from mor.train.uptrainer import uptrainer
+from mor.train.uptrainer import Uptraining
 
 
 class Interrupted(MorError):
@@ -134,9 +134,10 @@ def _train(
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
     facts = {"sequences_per_step": per_step, "data": data_digest(run_data.stream.parts)}
-    up = recipe.uptrain
-    if up is not None:
-        facts |= check_uptrain(recipe, index)
+    # All that can be refused is, before the folder is taken.
+    uptraining = None if recipe.uptrain is None else Uptraining(recipe, config, index, facts)
+    if uptraining is not None:
+        facts |= uptraining.facts
     arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
     arguments.per_device_eval_batch_size = eval_batch_size(
         len(run_data.validation), section.batch_size
@@ -153,16 +154,15 @@ def _train(
     log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
     stack.enter_context(clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0))
     set_seed(section.seed)
-    model = MoRForCausalLM(config) if up is None else start_model(up, config)
+    model = MoRForCausalLM(config) if uptraining is None else uptraining.model
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
     if section.parallel == "fsdp":
         shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
     make: Any = MoRTrainer
     stream = run_data.stream.take(plan.steps * per_step)
-    if up is not None:
-        arguments.remove_unused_columns = False  # what a cached teacher adds is no argument
-        make, stream = uptrainer(recipe, config, stream, facts, arguments)
+    if uptraining is not None:
+        make, stream = uptraining.trainer(stream, arguments)
     trainer = make(
         model=model,
         args=arguments,
@@ -185,7 +185,7 @@ def _train(
             f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
             f"{arguments.output_dir}; go on with the same command and --resume"
         )
-    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL, up)
+    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL, recipe.uptrain)
     if trainer.is_world_process_zero():
         record = summary(recipe, plan, trainer)
         write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")

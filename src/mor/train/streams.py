@@ -12,12 +12,16 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
 from mor.model.layers import DecoderLayer
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
+
+_BEND = 0.1
+"""Where the error turns from square to linear."""
 
 
 def network(model: nn.Module) -> MoRModel:
@@ -90,10 +94,11 @@ def stream_error(
     teacher: dict[int, Tensor],
     runners: Sequence[Tensor] | None,
 ) -> Tensor:
-    """Squared error relative to the teacher's square: mean over the tokens of a layer, then layers.
+    """Smooth L1 of the streams, in units of the teacher's root mean square at each token.
 
-    Relative per token, so that the few tokens whose stream is a hundred times larger (the first of
-    a sequence) do not count for all.
+    Mean over channels and tokens of a layer, then over layers. Relative per token and linear beyond
+    a tenth, so that neither the few tokens nor the few channels whose stream is a hundred times
+    larger count for all.
 
     Args:
         config: of the student.
@@ -109,6 +114,6 @@ def stream_error(
         if runners is not None and number in shared:
             theirs = theirs[runners[(number - first) // config.num_recursion_layers]]
         ours, theirs = ours.float(), theirs.float()
-        square = theirs.square().mean(-1).clamp(min=1e-12)
-        terms.append(((ours - theirs).square().mean(-1) / square).mean())
+        scale = theirs.square().mean(-1, keepdim=True).clamp(min=1e-12).rsqrt()
+        terms.append(F.smooth_l1_loss(ours * scale, theirs * scale, beta=_BEND))
     return torch.stack(terms).mean()

@@ -15,6 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import GenerationConfig
 
 from mor.config import MoRConfig
@@ -119,21 +120,23 @@ def load_tokenizer_of(index: DataIndex) -> dict[str, int]:
     return load(index.tokenizer_dir).get_vocab()
 
 
-def start_model(section: UptrainSection, config: MoRConfig) -> MoRForCausalLM:
+def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
     """The model that training starts from, under ``config``; a router that is new starts open.
 
     Raises:
         MorError: the folder cannot be read, or a group to freeze is none.
     """
     source = load_model(section.start)
-    model = MoRForCausalLM(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = MoRForCausalLM(config)
+        if config.router != source.config.router:
+            open_router(model.model.router, _ROUTER_STD)
     result = model.load_state_dict(source.state_dict(), strict=False)
     new = [name for name in result.missing_keys if not name.startswith("model.router.")]
     if new or result.unexpected_keys:
         name = (new or result.unexpected_keys)[0]
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
-    if result.missing_keys:
-        open_router(model.model.router, _ROUTER_STD)
     if isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
     freeze(model, section.freeze)

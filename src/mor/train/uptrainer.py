@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from mor.config import MoRConfig
-from mor.data import TrainingStream
+from mor.data import DataIndex, TrainingStream
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.loss import combine_losses, next_token_targets
 from mor.ops.cross_entropy import IGNORE
@@ -23,7 +23,7 @@ from mor.train.recipe import Recipe
 from mor.train.streams import network, stream_error, streams, who_ran
 from mor.train.teacher import Lesson, TaughtStream, Teacher, TeacherCache, say_progress
 from mor.train.trainer import MoRTrainer
-from mor.train.uptrain import open_teacher
+from mor.train.uptrain import check_uptrain, open_teacher, start_model
 from mor.train.uptrain_section import UptrainSection
 
 
@@ -52,8 +52,6 @@ class UpTrainer(MoRTrainer):
         super().__init__(*args, **kwargs)
         self.section, self.teacher, self.cache = section, teacher, cache
         self._cpu_before: float | None = None
-        if teacher is not None and cache is None:
-            teacher.model.to(self.args.device)  # type: ignore[arg-type]
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The usual groups, split by the recipe's learning rates; frozen weights are in none."""
@@ -164,35 +162,60 @@ class UpTrainer(MoRTrainer):
         self._parts.setdefault(name, []).append(term.detach() * shares)
 
 
-def uptrainer(
-    recipe: Recipe,
-    config: MoRConfig,
-    stream: TrainingStream,
-    facts: dict[str, Any],
-    arguments: TrainingArguments,
-) -> tuple[Callable[..., UpTrainer], TrainingStream]:
-    """The trainer of a recipe with an ``uptrain`` section, and the samples it reads.
+class Uptraining:
+    """What a recipe's ``uptrain`` section comes to, everything checked and nothing written yet.
 
-    A cache is filled first, by the first process of a node; the others wait.
+    Args:
+        recipe: with an ``uptrain`` section.
+        config: of the student.
+        index: of the data.
+        facts: what the manifests of this run say so far.
+
+    Attributes:
+        model: the student as it starts.
+        facts: what its manifests say beside.
 
     Raises:
-        MorError: the teacher or its cache does not fit.
+        MorError: start, teacher, cache, groups or data do not fit.
     """
-    section = recipe.uptrain
-    assert section is not None
-    teacher, cache = open_teacher(section, config), None
-    if teacher is not None:
-        assert section.distill is not None
-        if section.distill.cache is not None:
-            made_from = {
-                "teacher": facts["teacher"],
-                "data": facts["data"],
-                "seq_len": recipe.data.seq_len,
-            }
-            folder = section.distill.cache.expanduser()
+
+    def __init__(
+        self, recipe: Recipe, config: MoRConfig, index: DataIndex, facts: dict[str, Any]
+    ) -> None:
+        assert recipe.uptrain is not None
+        self.recipe, self.section = recipe, recipe.uptrain
+        self.facts = check_uptrain(recipe, index)
+        self.made_from = {"data": facts["data"], "seq_len": recipe.data.seq_len} | self.facts
+        self.teacher = open_teacher(self.section, config)
+        self._cache()
+        self.model = start_model(self.section, config, recipe.train.seed)
+        rate_factors(self.model, self.section.rates)
+
+    def _cache(self) -> TeacherCache | None:
+        distill = self.section.distill
+        if self.teacher is None or distill is None or distill.cache is None:
+            return None
+        return TeacherCache(distill.cache.expanduser(), self.teacher, self.made_from)
+
+    def trainer(
+        self, stream: TrainingStream, arguments: TrainingArguments
+    ) -> tuple[Callable[..., UpTrainer], TrainingStream]:
+        """The trainer, and the samples it reads.
+
+        A cache is filled first, by the first process of a node; the others wait.
+
+        Raises:
+            MorError: the cache cannot be written.
+        """
+        cache = None
+        if self.teacher is not None:
+            self.teacher.model.to(arguments.device)  # type: ignore[arg-type]
             with arguments.main_process_first(local=True, desc="teacher's cache"):
-                teacher.model.to(arguments.device)  # type: ignore[arg-type]
-                cache = TeacherCache(folder, teacher, made_from)
-                cache.fill(stream, recipe.train.batch_size, say_progress)
+                cache = self._cache()
+                if cache is not None:
+                    cache.fill(stream, self.recipe.train.batch_size, say_progress)
+        if cache is not None:
             stream = TaughtStream(stream, cache)
-    return partial(UpTrainer, section=section, teacher=teacher, cache=cache), stream
+            arguments.remove_unused_columns = False  # what it adds is no argument of the model
+        make = partial(UpTrainer, section=self.section, teacher=self.teacher, cache=cache)
+        return make, stream
