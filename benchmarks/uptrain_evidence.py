@@ -64,6 +64,15 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
             "distil": False,
         }
     )
+    runs.append(
+        {
+            "name": f"{name_of(fold(2, best))}-logits",
+            "group": "distilled",
+            "fold": fold(2, best),
+            "tokens": SHORT,
+            "hidden": 0.0,
+        }
+    )
     long = {"name": "recursive", "group": "long", "fold": fold(2, longest), "tokens": FULL}
     runs.append(long)
     mor = {
@@ -91,7 +100,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1, help="sequences per step")
     parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--hidden", type=float, default=1.0, help="weight of the stream's error")
+    parser.add_argument("--hidden", type=float, default=3.0, help="weight of the stream's error")
     parser.add_argument("--best", default="stepwise", help="start of the ablations")
     parser.add_argument("--longest", default="stepwise", help="start of the long run")
     parser.add_argument("--only", nargs="*", default=None)
@@ -282,7 +291,7 @@ class Evidence:
                 | {"train": raw["train"] | {"learning_rate": 1e-3}, "output": raw["output"]}
             )
             return known
-        distill = {"teacher": str(self.folder / "source"), "hidden": args.hidden}
+        distill = {"teacher": str(self.folder / "source"), "hidden": run.get("hidden", args.hidden)}
         raw["uptrain"] = {
             "start": str(start),
             "freeze": ["embeddings"],
