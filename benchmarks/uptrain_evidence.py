@@ -23,9 +23,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-FULL = 120_000
+FULL = 100_000
 """Tokens of the longest run; those below are for this."""
-SHORT, MIDDLE = 6_144, 20_480
+SHORT = 6_144
 INITS = ("stepwise", "average", "lower", "upper", "random")
 RESULTS = Path(__file__).parent / "results" / "uptrain.jsonl"
 
@@ -49,46 +49,30 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
         best: the start that the ablations use.
         longest: the start of the long run.
     """
-    runs = [
-        {"group": "start", "fold": fold(recursions, init), "tokens": SHORT}
-        for recursions in (2,)
-        for init in INITS
+    start = [{"group": "start", "fold": fold(2, init), "tokens": SHORT} for init in INITS]
+    long = [
+        {"name": "recursive", "group": "long", "fold": fold(2, longest), "tokens": FULL},
+        {
+            "name": "mor",
+            "group": "long",
+            "start": "recursive",
+            "tokens": FULL // 2,
+            "rate": 5e-4,
+            "model": {"router": "threshold"},
+            "rates": {"routers": 10.0},
+        },
+        {"name": "scratch", "group": "baseline", "scratch": True, "tokens": FULL // 2},
     ]
-    runs += [{"group": "rank", "fold": fold(2, best, rank), "tokens": SHORT} for rank in (16, 64)]
-    runs.append(
-        {
-            "name": f"{name_of(fold(2, best))}-undistilled",
-            "group": "distilled",
-            "fold": fold(2, best),
-            "tokens": SHORT,
-            "distil": False,
-        }
-    )
-    runs.append(
-        {
-            "name": f"{name_of(fold(2, best))}-logits",
-            "group": "distilled",
-            "fold": fold(2, best),
-            "tokens": SHORT,
-            "hidden": 0.0,
-        }
-    )
-    long = {"name": "recursive", "group": "long", "fold": fold(2, longest), "tokens": FULL}
-    runs.append(long)
-    mor = {
-        "name": "mor",
-        "group": "long",
-        "start": "recursive",
-        "tokens": FULL // 2,
-        "rate": 5e-4,
-        "model": {"router": "threshold"},
-        "rates": {"routers": 10.0},
-    }
-    runs.append(mor)
-    runs += [{"group": "start", "fold": fold(3, init), "tokens": SHORT} for init in INITS]
-    runs.append({"name": "dropped", "group": "baseline", "drop": True, "tokens": MIDDLE})
-    runs.append({"name": "scratch", "group": "baseline", "scratch": True, "tokens": FULL})
-    return runs
+    base = {"fold": fold(2, best), "tokens": SHORT}
+    ablations = [
+        {"group": "rank", "fold": fold(2, best, 16), "tokens": SHORT},
+        {"group": "rank", "fold": fold(2, best, 64), "tokens": SHORT},
+        {"name": f"r2-{best}-undistilled", "group": "distilled", "distil": False, **base},
+        {"name": f"r2-{best}-logits", "group": "distilled", "hidden": 0.0, **base},
+        {"name": "dropped", "group": "baseline", "drop": True, "tokens": SHORT},
+    ]
+    deeper = [{"group": "start", "fold": fold(3, init), "tokens": SHORT} for init in INITS]
+    return start + long + ablations + deeper
 
 
 def main() -> None:

@@ -417,6 +417,7 @@ def other_model(folder: Path, **changes: Any) -> Path:
         ({"model": {"router": "random"}}, r"model.router='random' weighs tokens by chance"),
         ({"distill": {"top_k": 300}}, r"top_k=300 must be below the vocabulary's 300"),
         ({"train": {"parallel": "fsdp"}}, r"fsdp"),
+        ({"train": {"branches": [{"steps": 2}]}}, r"branch_from do not go with uptrain"),
     ],
 )
 def test_refusals(run: Any, changes: dict[str, Any], words: str) -> None:

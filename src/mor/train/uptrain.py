@@ -66,6 +66,11 @@ def settled(recipe: Recipe) -> Recipe:
     section = recipe.uptrain
     if section is None:
         return recipe
+    if recipe.train.branches or recipe.train.branch_from is not None:
+        raise RecipeError(
+            "train.branches and train.branch_from do not go with uptrain; start another run from "
+            "this one's folder (uptrain.start)"
+        )
     start = MoRConfig.from_pretrained(model_folder(section.start))
     fields = {name: getattr(start, name) for name in _names() if hasattr(start, name)}
     fields = {name: value for name, value in fields.items() if value is not None}
