@@ -23,7 +23,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-FULL = 100_000
+FULL = 61_440
 """Tokens of the longest run; those below are for this."""
 SHORT = 6_144
 INITS = ("stepwise", "average", "lower", "upper", "random")
@@ -72,7 +72,7 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
         {"name": "dropped", "group": "baseline", "drop": True, "tokens": SHORT},
     ]
     deeper = [{"group": "start", "fold": fold(3, init), "tokens": SHORT} for init in INITS]
-    return start + long + ablations + deeper
+    return start[:2] + long + start[2:] + ablations + deeper
 
 
 def main() -> None:
@@ -241,7 +241,7 @@ class Evidence:
 
         args = self.args
         steps = max(1, round(run["tokens"] * self.scale / (args.batch * args.seq_len)))
-        every = max(1, min(steps // 2, round(10_240 * self.scale / (args.batch * args.seq_len))))
+        every = max(1, min(steps // 2, round(SHORT * self.scale / (args.batch * args.seq_len))))
         raw: dict[str, Any] = {
             "name": run["name"],
             "data": {
@@ -259,7 +259,7 @@ class Evidence:
                 "logging_steps": max(1, min(10, steps // 4)),
                 "eval_steps": every,
                 "eval_sequences": 16,
-                "save_steps": max(every, steps // 4),
+                "save_steps": max(every, steps // 4) if steps > 100 else None,
                 "save_total_limit": 1,
                 "report_to": [],
             },

@@ -225,6 +225,16 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
             "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
         }
     )
+    up = recipe.uptrain
+    uptrained = (
+        {}
+        if up is None
+        else {
+            "started_from": str(up.start),
+            "teacher": None if up.distill is None else str(up.distill.teacher),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+    )
     return {
         "name": recipe.name,
         "family": config.family,
@@ -246,6 +256,7 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "dtype": recipe.train.dtype,
         "threads": torch.get_num_threads(),
         **branched,
+        **uptrained,
     } | provenance(device)
 
 
