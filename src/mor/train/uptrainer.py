@@ -21,7 +21,8 @@ from mor.ops.distillation import linear_distillation
 from mor.train.groups import rate_factors, split_groups
 from mor.train.recipe import Recipe
 from mor.train.streams import network, stream_error, streams, who_ran
-from mor.train.teacher import Lesson, TaughtStream, Teacher, TeacherCache, say_progress
+from mor.train.teacher import Lesson, Teacher
+from mor.train.teacher_cache import TaughtStream, TeacherCache, say_progress
 from mor.train.trainer import MoRTrainer
 from mor.train.uptrain import check_uptrain, open_teacher, start_model
 from mor.train.uptrain_section import UptrainSection
