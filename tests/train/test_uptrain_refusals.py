@@ -50,6 +50,18 @@ def test_teachers_that_do_not_fit(uptrain: Any, tmp_path: Path, folded: Path) ->
         uptrain(distill={"teacher": str(tmp_path / "nowhere")})
 
 
+def test_starts_that_are_none(uptrain: Any, tmp_path: Path) -> None:
+    with pytest.raises(MorError, match="nor that of a finished run: config.json is missing"):
+        uptrain(start=tmp_path / "nowhere")
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(MorError, match="has model_type='llama', not 'mor'; convert it first"):
+        uptrain(start=tmp_path / "llama")
+    (tmp_path / "llama" / "config.json").write_text("{")
+    with pytest.raises(MorError, match="config.json is damaged"):
+        uptrain(start=tmp_path / "llama")
+
+
 def test_a_map_that_is_missing_or_wrong(uptrain: Any, tmp_path: Path, folded: Path) -> None:
     deep = other_model(tmp_path / "deep", **plain_depth(8))
     copied = tmp_path / "copied"

@@ -40,13 +40,26 @@ def model_folder(folder: Path) -> Path:
     """``folder``, or the model of a run folder.
 
     Raises:
-        MorError: there is none.
+        MorError: there is none, or it is not one of ours.
     """
     folder = folder.expanduser()
     for place in (folder, folder / "model"):
-        if (place / "config.json").is_file():
-            return place
-    raise MorError(f"{str(folder)!r} is no model or run folder: config.json is missing")
+        path = place / "config.json"
+        if not path.is_file():
+            continue
+        try:
+            kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
+        except (OSError, ValueError, KeyError, TypeError):
+            raise MorError(f"{path} is damaged: it names no model_type") from None
+        if kind != "mor":
+            raise MorError(
+                f"{path} has model_type={kind!r}, not 'mor'; convert it first: "
+                f"mor convert llama {place} --out DIR"
+            )
+        return place
+    raise MorError(
+        f"{str(folder)!r} is no model folder, nor that of a finished run: config.json is missing"
+    )
 
 
 def _names() -> list[str]:
