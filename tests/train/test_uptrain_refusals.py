@@ -51,14 +51,14 @@ def test_teachers_that_do_not_fit(uptrain: Any, tmp_path: Path, folded: Path) ->
 
 
 def test_starts_that_are_none(uptrain: Any, tmp_path: Path) -> None:
-    with pytest.raises(MorError, match="nor that of a finished run: config.json is missing"):
+    with pytest.raises(MorError, match="nor that of a finished run"):
         uptrain(start=tmp_path / "nowhere")
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(MorError, match="has model_type='llama', not 'mor'; convert it first"):
         uptrain(start=tmp_path / "llama")
     (tmp_path / "llama" / "config.json").write_text("{")
-    with pytest.raises(MorError, match="config.json is damaged"):
+    with pytest.raises(MorError, match="damaged: it names no model_type"):
         uptrain(start=tmp_path / "llama")
 
 
