@@ -37,6 +37,8 @@ def fields(**changes: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("name", builtin_recipes())
 def test_every_builtin_recipe_is_right(name: str) -> None:
     recipe = load_recipe(name)
+    if recipe.uptrain is not None:
+        return  # the network is that of the folder it starts from: tests/train/test_uptrain.py
     config = recipe.model_config_for(1000 if name.startswith("demo/") else 49152, 0)
     assert config.family in ("vanilla", "recursive", "mor")
 

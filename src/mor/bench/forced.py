@@ -32,8 +32,8 @@ STEP = 3.0
 # At the usual start attention is nearly uniform and writes little, so that what follows hangs on
 # the last token alone, and greedy text runs in a circle of a few tokens. Sharper queries and keys
 # and a larger output make nearly all of 64 tokens different at 135M: each request goes its own way.
-# Wider models of the same sharpness magnify the last bits of a sum until float32 is far from float64
-# in any engine (measured at 360M: 0.14 of the logits' deviation at 8, 0.0003 at 5).
+# Wider models of the same sharpness magnify the last bits of a sum until float32 is far from
+# float64 in any engine (measured at 360M: 0.14 of the logits' deviation at 8, 0.0003 at 5).
 SHARPER, SHARPER_WIDE, LOUDER = 8.0, 5.0, 10.0
 WIDE = 768
 

@@ -24,6 +24,7 @@ from mor.cli import (
     report,
     serve,
     training,
+    uptrain,
 )
 from mor.errors import MorError
 from mor.train import Interrupted
@@ -38,7 +39,7 @@ app = typer.Typer(
 app.add_typer(data.app, name="data")
 app.add_typer(convert.app, name="convert")
 app.add_typer(bench.app, name="bench")
-for module in (training, fold, evaluate, generate, serve, merge, report, card, demo):
+for module in (training, uptrain, fold, evaluate, generate, serve, merge, report, card, demo):
     module.add_to(app)
 
 

@@ -163,17 +163,22 @@ def folded_config(config: MoRConfig, folding: Folding) -> MoRConfig:
         "router": folding.router,
     }
     if folding.router != "fixed":
-        fields |= {
-            "update_rule": "residual",
-            "router_activation": "sigmoid",
-            "router_gate_bias": GATE_BIAS,
-            "router_alpha": 1 + math.exp(-GATE_BIAS),
-            "router_capacity_warmup_steps": folding.capacity_warmup_steps,
-            "router_balance_warmup_steps": folding.capacity_warmup_steps,
-        }
+        fields |= open_router_fields(folding.capacity_warmup_steps)
         if folding.capacities is not None:
             fields["router_capacities"] = list(folding.capacities)
     return MoRConfig(**fields)
+
+
+def open_router_fields(warmup_steps: int) -> dict[str, Any]:
+    """The configuration of a router whose gate can start at 1, and full depth at the start."""
+    return {
+        "update_rule": "residual",
+        "router_activation": "sigmoid",
+        "router_gate_bias": GATE_BIAS,
+        "router_alpha": 1 + math.exp(-GATE_BIAS),
+        "router_capacity_warmup_steps": warmup_steps,
+        "router_balance_warmup_steps": warmup_steps,
+    }
 
 
 def _norms(folding: Folding) -> Norms:
@@ -219,7 +224,7 @@ def fold(
                 _own_norms(ours, theirs, use)
             if config.relaxation == "lora":
                 _low_rank(ours, theirs, use, torch.device(device), config.initializer_range)
-        _open_router(inner.router, folding.router_std)
+        open_router(inner.router, folding.router_std)
     return folded
 
 
@@ -273,7 +278,8 @@ def factor_residual(residual: Tensor, low_rank: LowRank, use: int, std: float) -
     low_rank.up[use].copy_(left * roots)
 
 
-def _open_router(router: nn.Module, std: float) -> None:
+@torch.no_grad()
+def open_router(router: nn.Module, std: float) -> None:
     """A gate of nearly 1 for every token, and every token through every depth."""
     for module in router.modules():
         if isinstance(module, RouterNet):

@@ -44,6 +44,8 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
                 DataIndex.load(folder).verify_all(progress)
     weights = [weight for _, weight in section.folders]
 
+    other = section.validation_path
+
     def parts(split: str, seed: int | None) -> list[PackedDataset]:
         return [
             PackedDataset(
@@ -61,7 +63,12 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
     seed = recipe.train.seed
     train = parts(section.train_split, seed)
     stream = TrainingStream(train, weights, per_step=per_step, seed=seed)
-    scored = TrainingStream(parts(section.validation_split, None), weights)
+    if other is not None:
+        elsewhere = PackedDataset(other, section.validation_split, section.seq_len)
+        elsewhere.index.check_same_tokenizer(train[0].index)
+        scored = TrainingStream([elsewhere])
+    else:
+        scored = TrainingStream(parts(section.validation_split, None), weights)
     count = min(recipe.train.eval_sequences, scored.num_fresh)
     return RunData(stream, Subset(scored, range(count)), train[0].index)
 

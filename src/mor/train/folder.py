@@ -30,7 +30,8 @@ CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
 _OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, "eval.json"}
 # What may differ between the parts of one run: it changes no weight.
 _FREE = {
-    "data": {"path", "verify"},
+    "data": {"path", "verify", "validation_path"},
+    "uptrain": {"start"},
     "train": {
         "logging_steps",
         "eval_steps",
@@ -225,11 +226,11 @@ def _same_batch(began: Recipe, now: Recipe, sequences_per_step: int | None) -> b
 def _decisive(recipe: Recipe) -> dict[str, Any]:
     """Fields that decide the weights, by dotted name."""
     flat = {}
-    free = {"model": set(), **_FREE}
+    free: dict[str, set[str]] = {"model": set(), **_FREE}
     if recipe.train.global_batch_size is not None:  # how a step's batch is cut up does not matter
         free["train"] = free["train"] | {"batch_size", "gradient_accumulation_steps"}
-    for section in ("model", "data", "train"):
-        content = recipe.model_dump(mode="json")[section]
+    for section in ("model", "data", "train", "uptrain"):
+        content = recipe.model_dump(mode="json")[section] or {}
         for name, value in content.items():
             if name == "mixture" and value:
                 value = [part["weight"] for part in value]  # folders may move, as data.path may

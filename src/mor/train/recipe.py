@@ -35,6 +35,7 @@ from mor.train.sections import (
     TrainSection,
     suggest,
 )
+from mor.train.uptrain_section import DistillSection, UptrainSection
 
 
 class Recipe(Section):
@@ -44,6 +45,7 @@ class Recipe(Section):
     model: dict[str, Any] = Field(default_factory=dict)
     data: DataSection
     train: TrainSection
+    uptrain: UptrainSection | None = Field(None, description="train on from a model that is there")
     output: Folder = Field(Path("runs"), description="parent of the run's folder")
 
     @property
@@ -112,6 +114,8 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     for part in location[:-1]:
         if part == "mixture":
             section = MixturePart
+        elif part in ("uptrain", "distill"):
+            section = UptrainSection if part == "uptrain" else DistillSection
         elif not isinstance(part, int):  # a number is a place in a list
             section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
     return list(section.model_fields)
@@ -159,6 +163,8 @@ def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
     if problems:
         raise RecipeError(f"{source}: " + "; ".join(problems))
     recipe = Recipe.model_validate(raw)
+    if recipe.uptrain is not None and "num_recursions" not in recipe.model:
+        return recipe  # the start's configuration is still to come: see `settled`
     try:
         # The data's vocabulary is not known yet; everything else about the network is.
         recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None)

@@ -35,6 +35,9 @@ from mor.train.guards import clear_stops
 from mor.train.recipe import Recipe
 from mor.train.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
+from mor.train.uptrain import check_origin, keep_map, settled
+from mor.train.uptrain_section import UptrainSection
+from mor.train.uptrainer import Uptraining
 
 
 class Interrupted(MorError):
@@ -69,6 +72,7 @@ def train(
             a number, the disk is full, memory ran out (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
+    recipe = settled(recipe)
     if not recipe.train.branches:
         with ExitStack() as stack:
             return _train(
@@ -97,6 +101,7 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     Raises:
         MorError: the data folder is wrong, or a branch does not fit into the run.
     """
+    recipe = settled(recipe)
     section = recipe.train
     if not section.branches:
         return [recipe]
@@ -129,6 +134,10 @@ def _train(
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
     facts = {"sequences_per_step": per_step, "data": data_digest(run_data.stream.parts)}
+    # All that can be refused is, before the folder is taken.
+    uptraining = None if recipe.uptrain is None else Uptraining(recipe, config, index, facts)
+    if uptraining is not None:
+        facts |= uptraining.facts
     arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
     arguments.per_device_eval_batch_size = eval_batch_size(
         len(run_data.validation), section.batch_size
@@ -140,19 +149,24 @@ def _train(
         )
     if checkpoint is not None:
         check_ranks(recipe, checkpoint)
+        check_origin(checkpoint, facts)
     trainer, end = None, EndOfRunCallback(section.saves_at)
     log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
     stack.enter_context(clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0))
     set_seed(section.seed)
-    model = MoRForCausalLM(config)
+    model = MoRForCausalLM(config) if uptraining is None else uptraining.model
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
     if section.parallel == "fsdp":
         shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
-    trainer = MoRTrainer(
+    make: Any = MoRTrainer
+    stream = run_data.stream.take(plan.steps * per_step)
+    if uptraining is not None:
+        make, stream = uptraining.trainer(stream, arguments)
+    trainer = make(
         model=model,
         args=arguments,
-        train_dataset=run_data.stream.take(plan.steps * per_step),
+        train_dataset=stream,
         eval_dataset=run_data.validation,
         seq_len=data.seq_len,
         auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
@@ -171,7 +185,7 @@ def _train(
             f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
             f"{arguments.output_dir}; go on with the same command and --resume"
         )
-    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL)
+    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL, recipe.uptrain)
     if trainer.is_world_process_zero():
         record = summary(recipe, plan, trainer)
         write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
@@ -211,6 +225,16 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
             "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
         }
     )
+    up = recipe.uptrain
+    uptrained = (
+        {}
+        if up is None
+        else {
+            "started_from": str(up.start),
+            "teacher": None if up.distill is None else str(up.distill.teacher),
+            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        }
+    )
     return {
         "name": recipe.name,
         "family": config.family,
@@ -232,6 +256,7 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
         "dtype": recipe.train.dtype,
         "threads": torch.get_num_threads(),
         **branched,
+        **uptrained,
     } | provenance(device)
 
 
@@ -243,7 +268,9 @@ def _changes(recipe: Recipe, origin: Path) -> dict[str, Any] | None:
     return {name: pair[1] for name, pair in retuned(read_recipe(path), recipe).items()}
 
 
-def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
+def _save_model(
+    trainer: MoRTrainer, tokenizer_dir: Path, out: Path, up: UptrainSection | None = None
+) -> None:
     """Write ``model/`` beside, then move it into place. All ranks call: they may hold shards."""
     fresh = out.with_name(out.name + ".partial")
     if trainer.is_world_process_zero():
@@ -254,6 +281,8 @@ def _save_model(trainer: MoRTrainer, tokenizer_dir: Path, out: Path) -> None:
     (fresh / "training_args.bin").unlink(missing_ok=True)
     if tokenizer_dir.is_dir():
         AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
+    if up is not None:
+        keep_map(up, fresh)
     checkpoints.flush(fresh)
     shutil.rmtree(out, ignore_errors=True)
     fresh.rename(out)

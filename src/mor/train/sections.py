@@ -69,6 +69,9 @@ class DataSection(Section):
     document_mask: bool = Field(False, description="no attention from one document to another")
     train_split: str = "train"
     validation_split: str = "validation"
+    validation_path: Folder | None = Field(
+        None, description="score on this folder's validation split in place of one's own"
+    )
     verify: bool = Field(False, description="check every byte of every shard before training")
 
     @model_validator(mode="after")
