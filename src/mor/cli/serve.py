@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 
@@ -53,7 +53,7 @@ def serve(
         float, typer.Option(help="share of the free memory that the pool may take")
     ] = 0.5,
     quantization: Annotated[
-        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU")
+        str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
@@ -89,7 +89,7 @@ def serve(
         memory_fraction=memory_fraction,
         max_model_len=max_model_len,
         max_depth=max_depth,
-        quantization=quantization,  # type: ignore[arg-type]
+        quantization=cast("Any", quantization),  # the engine checks it
     )
     application = create_app(
         engine,
