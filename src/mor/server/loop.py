@@ -8,98 +8,17 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from typing import Any
 
-from mor.engine import Completion, Engine, RequestOutput, SamplingParams, TokenLogprobs
+from mor.engine import Completion, Engine, RequestOutput, SamplingParams
 from mor.errors import MorError
 from mor.server.errors import ApiError, refused
+from mor.server.jobs import Job, Update
 from mor.server.metrics import ServerMetrics
 
 log = logging.getLogger("mor.server")
-
-
-@dataclass(frozen=True)
-class Update:
-    """What is new of one completion.
-
-    Attributes:
-        index: which completion of the job: those of the first prompt, of the second, and so on.
-        token_ids, depths, logprobs: of the new tokens; ``logprobs`` is empty where not asked for.
-        text: what the text grew by.
-        finish_reason: set in the last update of a completion.
-        stop_reason: stop id or stop text that ended it.
-    """
-
-    index: int
-    token_ids: tuple[int, ...]
-    text: str
-    depths: tuple[int, ...]
-    logprobs: tuple[TokenLogprobs, ...]
-    finish_reason: str | None
-    stop_reason: int | str | None
-
-
-@dataclass
-class _Cursor:
-    """How much of a completion has been told."""
-
-    tokens: int = 0
-    chars: int = 0
-    done: bool = False
-
-
-@dataclass(eq=False)
-class Job:
-    """One call of the API: some prompts with n completions each.
-
-    Attributes:
-        name: its id.
-        prompts: token ids.
-        params: of all prompts.
-        every_token: tell each token as it comes, not only whole completions.
-        inbox: updates, or the error that ends the job; belongs to asyncio's thread.
-    """
-
-    name: str
-    prompts: Sequence[Sequence[int]]
-    params: SamplingParams
-    every_token: bool
-    inbox: asyncio.Queue[Update | ApiError | None] = field(default_factory=asyncio.Queue)
-    cursors: list[_Cursor] = field(default_factory=list)
-    left: int = 0
-
-    def __post_init__(self) -> None:
-        """Nothing is told yet."""
-        self.left = len(self.prompts) * self.params.n
-        self.cursors = [_Cursor() for _ in range(self.left)]
-
-    async def accepted(self) -> None:
-        """Wait until the engine has taken it.
-
-        Raises:
-            ApiError: it was refused.
-        """
-        first = await self.inbox.get()
-        if isinstance(first, ApiError):
-            raise first
-
-    async def updates(self) -> AsyncIterator[Update]:
-        """All updates, until every completion is finished.
-
-        Raises:
-            ApiError: the engine failed, or the server was shut down.
-        """
-        left = len(self.prompts) * self.params.n
-        while left:
-            item = await self.inbox.get()
-            if isinstance(item, ApiError):
-                raise item
-            assert item is not None
-            yield item
-            left -= item.finish_reason is not None
 
 
 _Command = Callable[[], None]
