@@ -80,7 +80,7 @@ def test_tokens_are_compared_in_float32_and_timed_in_the_type_asked_for(
     lines: list[str] = []
     out = tmp_path / "out.jsonl"
     asked = settings(("vanilla", "mor3", "mor3:int8", "fake"), rounds=1)
-    wide = run_serve(asked)
+    wide = run_serve(settings(("vanilla",), rounds=1))
     seen.clear()
     found = run_serve(replace(asked, dtype=torch.bfloat16, out=out), lines.append)
     single, half = torch.float32, torch.bfloat16

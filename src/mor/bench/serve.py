@@ -45,7 +45,7 @@ class Settings:
         seed: of weights and exits.
         cache: folder for what is exported and converted; None for a temporary one.
         out: JSON lines; None for none.
-        device, dtype: of our models. Peers and weights of 8 bits want float32 on the CPU.
+        device, dtype: of our models; peers and 8-bit weights want float32 on the CPU.
     """
 
     shape: str
@@ -113,10 +113,8 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
         names = {False: dtype_name(settings.dtype), True: "int8"}
         results.rates = {names[int8]: found.record() for int8, found in rates.items()}
     results.load.append(os.getloadavg()[0])
-    common = {
-        "shape": settings.shape, "threads": settings.threads,
-        "device": settings.device.type, "dtype": dtype_name(settings.dtype),
-    }  # fmt: skip
+    place = {"device": settings.device.type, "dtype": dtype_name(settings.dtype)}
+    common = {"shape": settings.shape, "threads": settings.threads} | place
     record(systems, settings.workloads, runs, rates, results, common)
     if settings.out is not None:
         write(results, settings.out)
