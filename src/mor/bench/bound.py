@@ -109,7 +109,7 @@ def seconds_per_token(
         "block": block * layer(pass_rows),
         "prelude_coda": private * layer(gather_rows),
         "head": price(head_shape(config), gather_rows),
-        "attention": kv_bytes_read(config, work) / rates.read_bytes_per_s,
+        "attention": kv_bytes_read(config, work, rates.itemsize) / rates.read_bytes_per_s,
         "prompts": work.prompts * (block + private) * prompt_layer,
     }
 

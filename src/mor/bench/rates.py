@@ -9,7 +9,6 @@ compiler's freezing emits), and our own kernel; for weights of 8 bits torch's dy
 from __future__ import annotations
 
 import math
-import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mor.bench.device import settled_clock
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.ops import native
@@ -39,12 +39,14 @@ class Rates:
         forms: which form that was.
         read_bytes_per_s: how fast memory is read in one long stretch.
         threads: of torch.
+        itemsize: bytes of a number in the cache of keys and values.
     """
 
     seconds: dict[Shape, dict[int, float]]
     forms: dict[Shape, dict[int, str]]
     read_bytes_per_s: float
     threads: int
+    itemsize: int = 4
 
     def per_row(self, shape: Shape, most: int) -> float:
         """Seconds per row at the best of the measured row counts up to ``most``."""
@@ -77,7 +79,7 @@ class Rates:
             seconds[shape] = {rows: took for rows, (took, _) in best.items()}
             forms[shape] = {rows: form for rows, (_, form) in best.items()}
         read = max(self.read_bytes_per_s, other.read_bytes_per_s)
-        return Rates(seconds, forms, read, self.threads)
+        return Rates(seconds, forms, read, self.threads, self.itemsize)
 
     def record(self) -> dict[str, object]:
         """GFLOP/s and form by shape and rows, as it goes into a record."""
@@ -154,7 +156,7 @@ def measure_rates(
             times[shape] = {count: min(found[count])[0] for count in counts}
             forms[shape] = {count: min(found[count])[1] for count in counts}
         read = _read_rate(device, 2 * rotated_bytes)
-    return Rates(times, forms, read, torch.get_num_threads())
+    return Rates(times, forms, read, torch.get_num_threads(), dtype.itemsize)
 
 
 # From the rows to a call with the number of a copy.
@@ -224,14 +226,15 @@ def _time(
     for i in range(min(copies, 3)):
         call(i)
     best, turn = math.inf, 0
+    stretch = 64 if device.type == "cuda" else 8  # waiting for a GPU costs as much as calls do
     for _ in range(3):
-        count, began = 0, _clock(device)
+        count, began = 0, settled_clock(device)
         while True:
-            for _ in range(8):
+            for _ in range(stretch):
                 call(turn % copies)
                 turn += 1
-            count += 8
-            spent = _clock(device) - began
+            count += stretch
+            spent = settled_clock(device) - began
             if spent >= seconds:
                 break
         best = min(best, spent / count)
@@ -243,13 +246,7 @@ def _read_rate(device: torch.device, size: int) -> float:
     vector = torch.ones(size // 4, device=device)
     best = math.inf
     for _ in range(4):
-        began = _clock(device)
+        began = settled_clock(device)
         vector.sum()
-        best = min(best, _clock(device) - began)
+        best = min(best, settled_clock(device) - began)
     return size / best
-
-
-def _clock(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()

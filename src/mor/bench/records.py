@@ -30,6 +30,7 @@ class Results:
         left_out: systems that could not run, and why.
         rates: of the machine, as recorded.
         load: average load at the beginning and at the end.
+        device: name of the GPU; None for the CPU.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -37,6 +38,7 @@ class Results:
     left_out: dict[str, str] = field(default_factory=dict)
     rates: dict[str, object] = field(default_factory=dict)
     load: list[float] = field(default_factory=list)
+    device: str | None = None
 
 
 def record(
@@ -52,7 +54,7 @@ def record(
     Args:
         systems, workloads: what ran.
         runs: by names of system and workload.
-        rates: of the machine, of float32 and of 8-bit weights.
+        rates: of the machine, of whole and of 8-bit weights.
         results: with its checks.
         common: what every row says too.
     """
@@ -142,7 +144,7 @@ def _compare(rows: list[dict[str, Any]], ours: list[EngineSystem]) -> None:
 
 def write(results: Results, path: Path) -> None:
     """Append the rows to ``path`` as JSON lines, each with its origin; and what could not run."""
-    header = provenance() | {"load_average": results.load}
+    header = provenance(results.device) | {"load_average": results.load}
     for row in results.rows:
         append_jsonl(path, {"benchmark": "serve"} | row | header | {"rates": results.rates})
     if results.left_out:

@@ -14,6 +14,7 @@ import torch
 
 from mor.bench.bound import PROMPT_ROWS
 from mor.bench.check import check_ours, check_peer, references, sample_of
+from mor.bench.device import CPU, dtype_name, gpu_name, label, plain, why_no_int8
 from mor.bench.export import export_llama
 from mor.bench.forced import bench_config, bench_model
 from mor.bench.peers import Peer, PeerError, python_of
@@ -26,7 +27,6 @@ from mor.bench.workload import Workload
 from mor.errors import MorError
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
-from mor.ops import native
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Settings:
         seed: of weights and exits.
         cache: folder for what is exported and converted; None for a temporary one.
         out: JSON lines; None for none.
+        device, dtype: of our models; peers and 8-bit weights want float32 on the CPU.
     """
 
     shape: str
@@ -59,6 +60,13 @@ class Settings:
     seed: int = 0
     cache: Path | None = None
     out: Path | None = None
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def plain(self) -> bool:
+        """Whether our models are what the peers are: float32 on the CPU."""
+        return plain(self.device, self.dtype)
 
 
 def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None) -> Results:
@@ -74,18 +82,14 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
     if settings.rounds < 1 or not settings.workloads or not settings.specs:
         raise MorError("rounds, workloads and systems: there must be at least one of each")
     torch.set_num_threads(settings.threads)
-    results = Results(load=[os.getloadavg()[0]])
+    results = Results(load=[os.getloadavg()[0]], device=gpu_name(settings.device))
     with contextlib.ExitStack() as stack:
         folder = settings.cache
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mor-bench-")))
         folder = folder.absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        ours = [make_ours(spec, settings) for spec in settings.specs if spec.kind != "peer"]
-        for one in [s for s in ours if s.int8 and native.library() is None]:
-            ours.remove(one)
-            why = f"{one.name}: no kernels for weights of 8 bits: {native.missing()}"
-            results.left_out[one.name] = why
+        ours = list(_ours(settings, results))
         base = next((s for s in ours if s.config.num_recursions == 1), None)
         peers = list(_peers(settings, base, folder, results, stack, say))
         order = [spec.name for spec in settings.specs]
@@ -94,6 +98,8 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
             raise MorError(f"no system can run: {'; '.join(results.left_out.values())}")
         with _frozen(peers):
             _check(systems, base, settings, results, say)
+        for one in ours:
+            one.cast(settings.dtype)
         say("measuring the machine's rates")
         kinds = sorted({system.int8 for system in systems}) if ours else []
         rates = {int8: measure(ours, settings, int8) for int8 in kinds}
@@ -104,23 +110,42 @@ def run_serve(settings: Settings, say: Callable[[str], None] = lambda text: None
             say("interrupted: what was measured until now is recorded")
         say("measuring the machine's rates again")
         rates = {k: found.better(measure(ours, settings, k)) for k, found in rates.items()}
-        names = {False: "float32", True: "int8"}
+        names = {False: dtype_name(settings.dtype), True: "int8"}
         results.rates = {names[int8]: found.record() for int8, found in rates.items()}
     results.load.append(os.getloadavg()[0])
-    common = {"shape": settings.shape, "threads": settings.threads}
+    place = {"device": settings.device.type, "dtype": dtype_name(settings.dtype)}
+    common = {"shape": settings.shape, "threads": settings.threads} | place
     record(systems, settings.workloads, runs, rates, results, common)
     if settings.out is not None:
         write(results, settings.out)
     return results
 
 
+def _ours(settings: Settings, results: Results) -> Iterator[EngineSystem]:
+    """Make our systems; of those with weights of 8 bits that cannot run here, note the reason."""
+    for spec in settings.specs:
+        if spec.kind == "peer":
+            continue
+        int8 = dict(spec.options).get("quantization") == "int8"
+        if int8 and (why := why_no_int8(settings.device, settings.dtype)):
+            results.left_out[spec.name] = f"{spec.name}: {why}"
+            continue
+        yield make_ours(spec, settings)
+
+
 def make_ours(spec: Spec, settings: Settings) -> EngineSystem:
-    """One of our systems: random weights of a shape with forced exits, or a trained model."""
+    """One of our systems: random weights of a shape with forced exits, or a trained model.
+
+    In float32 at first, in which its tokens are compared, and on its device.
+    """
     options = dict(spec.options)
     if spec.folder is not None:
-        return EngineSystem(spec.name, load_model(spec.folder), forced=False, options=options)
+        trained: Any = load_model(spec.folder)
+        trained.to(settings.device)
+        return EngineSystem(spec.name, trained, forced=False, options=options)
     config = bench_config(settings.shape, spec.recursions, spec.layers, spec.family)
-    model = bench_model(config, settings.seed)
+    model: Any = bench_model(config, settings.seed)
+    model.to(settings.device)
     forced = spec.family == "mor" and options.get("policy") != "full_depth"
     return EngineSystem(spec.name, model, forced=forced, options=options)
 
@@ -146,6 +171,11 @@ def _peers(
     source: Path | None = None
     for spec in specs:
         try:
+            if not settings.plain:
+                raise PeerError(
+                    f"{spec.name}: peers run in float32 on the CPU, ours in "
+                    f"{dtype_name(settings.dtype)} on {settings.device.type}; nothing to compare"
+                )
             if base is None:
                 raise PeerError(f"{spec.name}: no vanilla model among the systems to give to it")
             python = python_of(spec.peer, settings.environments)
@@ -194,7 +224,15 @@ def _check(
 ) -> None:
     """Every system against its reference, on the first requests of the first workload."""
     sample = sample_of(settings.workloads[0], settings.check_requests, settings.check_tokens)
-    wanted = references(base.model, sample) if base else []
+    if settings.dtype != torch.float32:
+        # Random weights magnify what bfloat16 rounds until any two orders of a sum differ in
+        # tokens: there a difference means nothing, and neither does equality.
+        say(
+            f"tokens are compared in float32 on {gpu_name(settings.device) or 'the CPU'}; what is "
+            f"timed then is {label(settings.device, settings.dtype)}"
+        )
+    peers = any(isinstance(system, Peer) for system in systems)
+    wanted = references(base.model, sample) if base and peers else []
     for system in list(systems):
         if isinstance(system, Peer):
             assert base is not None

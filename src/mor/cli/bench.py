@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from mor.bench.device import label, parse_device, parse_dtype, refuse_int8
 from mor.bench.peers import parse_environments
 from mor.bench.serve import Settings, run_serve
 from mor.bench.specs import Spec, config_of, default_systems, parse_spec
@@ -79,6 +80,8 @@ def serve(
     cache: Annotated[
         Path | None, typer.Option(help="keep what is converted for peers in this folder")
     ] = None,
+    device: Annotated[str, typer.Option(help="of our systems: cpu, cuda, cuda:N")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="of our systems: float32, bfloat16")] = "float32",
     out: Annotated[Path | None, typer.Option(help="JSON lines to append to")] = Path(
         "benchmarks/results/serve.jsonl"
     ),
@@ -91,6 +94,9 @@ def serve(
     Tokens are compared before anything is timed. What cannot run is named with the reason.
     """
     check_file(markdown_file)
+    place, kind_of_number = parse_device(device), parse_dtype(dtype)
+    if int8:
+        refuse_int8(place, kind_of_number)
     words = system or default_systems(preset, tuple(_numbers("recursions", recursions)), int8)
     specs = tuple(parse_spec(word) for word in words)
     lengths = Lengths(
@@ -137,6 +143,8 @@ def serve(
         seed=seed,
         cache=cache,
         out=out,
+        device=place,
+        dtype=kind_of_number,
     )
     progress = Console(stderr=True, highlight=False, markup=False)
     results = run_serve(settings, lambda line: progress.print(line, style="dim"))
@@ -151,10 +159,13 @@ def serve(
     for line in [*lines, *notes(results)]:
         console.print(line, markup=False)
     load = results.load
+    console.print(f"ours: {label(place, kind_of_number)}", markup=False)
     console.print(f"average load {load[0]:.2f} before, {load[-1]:.2f} after", markup=False)
     if markdown_file is not None:
         limit = None if p95 is None else p95 / 1e3
-        markdown_file.write_text(markdown(results, provenance(), limit), encoding="utf-8")
+        markdown_file.write_text(
+            markdown(results, provenance(results.device), limit), encoding="utf-8"
+        )
 
 
 def _numbers(name: str, text: str) -> list[int]:

@@ -23,8 +23,8 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
     Returns:
         Token ids; log-probabilities for those that asked (with no ``top`` and 0.0 for the others).
     """
-    if native.fits(logits) and all(_plainly_greedy(request) for request in requests):
-        chosen = native.argmax(logits).tolist()
+    if all(_plainly_greedy(request) for request in requests):
+        chosen = (native.argmax(logits) if native.fits(logits) else logits.argmax(-1)).tolist()
         return chosen, [TokenLogprobs(token, 0.0, {}) for token in chosen]
     raw = logits.double()  # a temperature near zero must not overflow
     scores = _shifted(raw, requests)

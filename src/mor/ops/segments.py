@@ -147,4 +147,10 @@ class Segments:
 
     def unpad(self, rows: Tensor) -> Tensor:
         """[runs, longest, ...] -> [N, ...], the inverse of :meth:`pad`."""
-        return rows[self.table[1]]
+        return rows.flatten(0, 1).index_select(0, self._real)
+
+    @cached_property
+    def _real(self) -> Tensor:
+        """[N] place of each token in the padded rows. Found once: it asks the device, and layers
+        that each index with a mask would each wait for it."""
+        return self.table[1].flatten().nonzero()[:, 0]
