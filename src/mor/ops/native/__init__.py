@@ -6,19 +6,9 @@ the plain PyTorch forms run, which the kernels are held equal to.
 """
 
 from mor.ops.native.build import library, missing
-from mor.ops.native.kernels import (
-    GROUP,
-    HEAD_DIMS,
-    PackedLayer,
-    PackedLinear,
-    PackedStack,
-    Ragged,
-    Workspace,
-    argmax,
-    fits,
-    own_linear,
-    paged_attention,
-)
+from mor.ops.native.calls import GROUP, HEAD_DIMS, Workspace, argmax, fits, own_linear
+from mor.ops.native.packed import PackedLayer, PackedLinear
+from mor.ops.native.paged import PackedStack, Ragged, paged_attention
 
 __all__ = [
     "GROUP",

@@ -1,0 +1,144 @@
+"""How the kernels are called: structures, addresses, room to work in; and the small ones.
+
+float32, on the CPU, without gradients.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import POINTER, byref, c_float, c_int, c_int64, c_void_p
+from functools import cache
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from mor.ops.native.build import library
+
+HEAD_DIMS = (16, 32, 64, 80, 96, 128)
+"""Head widths that attention is compiled for."""
+
+GROUP = 64
+"""Inputs that share a scale where they are bytes."""
+
+
+class LinearStruct(ctypes.Structure):
+    """``Linear`` of gemm.h."""
+
+    _fields_: ClassVar[Any] = [
+        ("weight", c_void_p),
+        ("bias", c_void_p),
+        ("n", c_int64),
+        ("k", c_int64),
+        *((name, c_void_p) for name in ("weight8", "scale", "start")),
+    ]
+
+
+class LayerStruct(ctypes.Structure):
+    """``Layer`` of layer.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, LinearStruct) for name in ("query", "key_value", "out", "gate_up", "down")),
+        *((name, c_void_p) for name in ("input_norm", "post_norm", "query_norm", "key_norm")),
+        *((name, c_int64) for name in ("norms", "width", "heads", "kv_heads", "head_dim", "inner")),
+        ("eps", c_float),
+    ]
+
+
+class PagesStruct(ctypes.Structure):
+    """``Pages`` of attention.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, c_void_p) for name in ("keys", "values", "table")),
+        *((n, c_int64) for n in ("page_size", "kv_heads", "head_dim", "layers", "columns")),
+    ]
+
+
+class RaggedStruct(ctypes.Structure):
+    """``Ragged`` of attention.h."""
+
+    _fields_: ClassVar[Any] = [
+        ("pages", PagesStruct),
+        *((name, c_void_p) for name in ("own_rows", "written", "slots", "rows", "counts")),
+        ("pieces", c_int64),
+    ]
+
+
+@cache
+def kernels() -> Any:
+    """The compiled functions, their arguments declared. Only where :func:`library` is there."""
+    found = library()
+    assert found is not None
+    address: Any = c_void_p
+    number: Any = c_int64
+    found.mor_shape.argtypes = [POINTER(number)] * 2
+    found.mor_pack.argtypes = [address, number, number, address]
+    found.mor_pack8.argtypes = [address, number, number, address, address, address]
+    found.mor_linear.argtypes = [address, address, number, address, address, c_int]
+    found.mor_head.argtypes = [address, address, c_float, address, number, address, address, c_int]
+    found.mor_enter.argtypes = [address] * 5 + [number] * 2 + [address] * 3 + [c_int]
+    found.mor_leave.argtypes = [address] * 4 + [number] + [address] * 4 + [c_int]
+    found.mor_attend.argtypes = (
+        [address, number, number] + [address] * 3 + [number] * 2 + [address, c_int]
+    )
+    found.mor_stack.argtypes = (
+        [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
+    )
+    found.mor_own_linear.argtypes = [address, number, number, address, number, address, address]
+    found.mor_argmax.argtypes = [address, number, number, address, c_int]
+    return found
+
+
+@cache
+def shape() -> tuple[int, int]:
+    """Columns of a panel, rows of a tile."""
+    panel, tile = c_int64(), c_int64()
+    kernels().mor_shape(byref(panel), byref(tile))
+    return panel.value, tile.value
+
+
+def fits(*tensors: Tensor) -> bool:
+    """Whether the kernels can work on these: float32 on the CPU, and no gradient is wanted."""
+    if library() is None or torch.is_grad_enabled():
+        return False
+    return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def at(tensor: Tensor | None) -> int | None:
+    """Address of a tensor's numbers; null for None."""
+    return None if tensor is None else tensor.data_ptr()
+
+
+class Workspace:
+    """Room for what stands between the steps of a kernel; grows to what was asked for most."""
+
+    def __init__(self) -> None:
+        self._parts: dict[str, Tensor] = {}
+
+    def room(self, name: str, size: int) -> int:
+        """Address of at least ``size`` floats."""
+        part = self._parts.get(name)
+        if part is None or part.numel() < size:
+            part = self._parts[name] = torch.empty(size)
+        return part.data_ptr()
+
+    def rows(self, name: str, count: int, width: int) -> int:
+        """Address of room for ``count`` rows in tiles, and behind them for the same as bytes."""
+        tile = shape()[1]
+        return self.room(name, -(-count // tile) * tile * (width + (width + GROUP) // 2))
+
+
+def own_linear(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
+    """[M, outputs]: row i of x [M, k] by the matrix ``weight[index[i]]`` of [sets, outputs, k]."""
+    x, weight, index = x.contiguous(), weight.detach().contiguous(), index.contiguous()
+    out = x.new_empty(len(x), weight.shape[1])
+    kernels().mor_own_linear(at(x), *x.shape, at(weight), weight.shape[1], at(index), at(out))
+    return out
+
+
+def argmax(x: Tensor) -> Tensor:
+    """[M] place of the largest of each row of x [M, n]; the first of equals."""
+    x = x.contiguous()
+    out = torch.empty(len(x), dtype=torch.long)
+    kernels().mor_argmax(at(x), *x.shape, at(out), torch.get_num_threads())
+    return out
