@@ -62,6 +62,7 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
             "rates": {"routers": 10.0},
         },
         {"name": "scratch", "group": "baseline", "scratch": True, "tokens": FULL // 4},
+        {"name": "tenth", "group": "long", "fold": fold(2, longest), "tokens": FULL // 40},
     ]
     base = {"fold": fold(2, best), "tokens": SHORT}
     ablations = [
