@@ -2,7 +2,7 @@
 
     python benchmarks/uptrain_text.py runs/evidence
     python benchmarks/uptrain_evidence.py runs/evidence                              # one CPU core
-    python benchmarks/uptrain_evidence.py runs/evidence-gpu --device cuda --tokens 2e7 --batch 16
+    python benchmarks/uptrain_evidence.py runs/evidence-gpu --device cuda --tokens 6e6 --batch 16
 
 Runs the list below in order, each a run folder below FOLDER/runs, and appends to
 ``benchmarks/results/uptrain.jsonl``: a line per evaluation (NLL of the Brown corpus in sequences as
@@ -26,7 +26,7 @@ from typing import Any
 FULL = 61_440
 """Tokens of the longest run; those below are for this."""
 SHORT = 6_144
-INITS = ("stepwise", "average", "lower", "upper", "random")
+INITS = ("stepwise", "average", "upper", "random", "lower")
 RESULTS = Path(__file__).parent / "results" / "uptrain.jsonl"
 
 
@@ -61,15 +61,16 @@ def listed(best: str, longest: str) -> list[dict[str, Any]]:
             "model": {"router": "threshold"},
             "rates": {"routers": 10.0},
         },
-        {"name": "scratch", "group": "baseline", "scratch": True, "tokens": FULL // 2},
+        {"name": "scratch", "group": "baseline", "scratch": True, "tokens": FULL // 4},
+        {"name": "tenth", "group": "long", "fold": fold(2, longest), "tokens": FULL // 40},
     ]
     base = {"fold": fold(2, best), "tokens": SHORT}
     ablations = [
-        {"group": "rank", "fold": fold(2, best, 16), "tokens": SHORT},
-        {"group": "rank", "fold": fold(2, best, 64), "tokens": SHORT},
         {"name": f"r2-{best}-undistilled", "group": "distilled", "distil": False, **base},
-        {"name": f"r2-{best}-logits", "group": "distilled", "hidden": 0.0, **base},
+        {"group": "rank", "fold": fold(2, best, 16), "tokens": SHORT},
         {"name": "dropped", "group": "baseline", "drop": True, "tokens": SHORT},
+        {"name": f"r2-{best}-logits", "group": "distilled", "hidden": 0.0, **base},
+        {"group": "rank", "fold": fold(2, best, 64), "tokens": SHORT},
     ]
     deeper = [{"group": "start", "fold": fold(3, init), "tokens": SHORT} for init in INITS]
     return start[:2] + long + start[2:] + ablations + deeper
@@ -110,6 +111,8 @@ class Evidence:
             run.setdefault("name", name_of(run["fold"]) if "fold" in run else None)
             if self.args.only is None or run["name"] in self.args.only:
                 self.one(run)
+                if run.get("model", {}).get("router"):
+                    self.calibrate(run["name"])
 
     def rows(self) -> list[dict[str, Any]]:
         """What was written so far."""
@@ -138,6 +141,45 @@ class Evidence:
         rows = text_sequences(self.folder / "brown.txt", tokenizer, seq_len, tokens)
         with torch.no_grad():
             return run_pass(model, rows, len(rows), max(1, 1024 // seq_len), "causal").nll
+
+    def calibrated(self, folder: Path, capacities: list[float]) -> dict[str, float]:
+        """A routed model with boundaries set anew from training text: NLL, depth, and written out.
+
+        The running mean that training keeps lags behind scores that move; a finished model's
+        boundaries are better taken from the model itself (``mor calibrate``).
+        """
+        from mor.data import PackedDataset
+        from mor.eval import calibrate
+        from mor.eval.folds import text_sequences
+        from mor.eval.passes import run_pass
+        from mor.hf.load import load_model, load_tokenizer
+        from mor.hf.write import write_model
+
+        model: Any = load_model(folder)
+        data = PackedDataset(self.folder / "data", "train", 512, order_seed=1)
+        calibrate(model, data, max_sequences=16, batch_size=2, capacities=capacities)
+        tokenizer = load_tokenizer(self.folder / "source")
+        found = {"capacity": capacities[-1]}
+        for length, tokens in ((512, 4096), (self.args.seq_len, 2048)):
+            rows = text_sequences(self.folder / "brown.txt", tokenizer, length, tokens)
+            score = run_pass(model, rows, len(rows), max(1, 1024 // length), "causal")
+            name = "nll_512" if length == 512 else "nll"
+            found |= {name: score.nll, f"{name}_depth": score.score(1.0)["mean_depth"]}
+        out = self.folder / f"calibrated-{folder.name}-{capacities[-1]}"
+        if not out.is_dir():
+            write_model(model, folder / "model", out)
+        return found
+
+    def calibrate(self, name: str) -> None:
+        """Rows for a routed run at several capacities."""
+        folder = self.folder / "runs" / name
+        if not (folder / "summary.json").is_file():
+            return
+        for capacity in (0.5, 0.75):
+            run = f"{name}-calibrated-{capacity}"
+            if not any(row["run"] == run for row in self.rows()):
+                found = self.calibrated(folder, [1.0, capacity])
+                self.write({"run": run, "group": "calibrated", "kind": "final", **found})
 
     def final_row(self, run: dict[str, Any], **fields: Any) -> None:
         """A line for a finished run."""

@@ -95,7 +95,14 @@ def tables(curves: dict[str, Any], finals: dict[str, Any]) -> None:
         if name == "source":
             print(f"| source | 134.5M | | | | {row['nll']:.3f} | {row['nll_512']:.3f} | |")
             continue
+        if row["group"] == "calibrated":
+            depth = f"mean depth {row['nll_512_depth']:.2f}"
+            print(f"| {name} | | | | {depth} | {row['nll']:.3f} | {row['nll_512']:.3f} | |")
+            continue
         started = row.get("start_nll_512")
+        if name == "mor":
+            started = finals["recursive"]["start_nll_512"]  # of the fold, two stages ago
+            row = row | {"start_nll_512": started}
         share = "" if started is None else recovered(row, source)
         began = "" if started is None else f"{started:.2f}"
         seconds, size = row.get("cpu_s", row["elapsed_s"]), row["parameters"] / 1e6
