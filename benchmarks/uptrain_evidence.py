@@ -210,7 +210,8 @@ class Evidence:
         fold_s = time.process_time() - began
         started = {} if start is None else {"start_nll_512": self.nll(start, 512)}
         recipe = self.recipe(run, start)
-        train(recipe, resume=recipe.run_dir.exists())
+        if not (recipe.run_dir / "summary.json").is_file():  # killed between training and scoring
+            train(recipe, resume=recipe.run_dir.exists())
         logged = [json.loads(line) for line in (recipe.run_dir / "log.jsonl").open()]
         keys = ("tokens", "elapsed_s", "cpu_s", "flops", "kd/hidden", "kd/logits")
         keys += ("router/mean_depth", "tokens_per_s")
