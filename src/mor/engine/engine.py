@@ -107,6 +107,8 @@ class Engine:
         self.max_depth = min(fixed or deepest, max_depth)
         self.tokenizer = tokenizer
         device, dtype = model.device, model.dtype
+        # Its packed weights first: pages take a share of the memory that is left.
+        network = serving_view(model.model, quantization)
         if num_pages is None:
             num_pages = pages_that_fit(
                 config, self.max_depth, page_size, residents * self.max_model_len,
@@ -126,12 +128,7 @@ class Engine:
         if attention is None:
             attention = best_attention(device, config.head_dim)
         self.runner = Runner(
-            serving_view(model.model, quantization),
-            self.store,
-            self.lanes,
-            attention,
-            self.max_depth,
-            policy == "full_depth",
+            network, self.store, self.lanes, attention, self.max_depth, policy == "full_depth"
         )
         self.stats = EngineStats(config.num_recursions)
         self.scheduler = Scheduler(
