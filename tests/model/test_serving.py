@@ -139,3 +139,11 @@ def test_what_cannot_be_quantised_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(native, "missing", lambda: "no C++ compiler found")
     with pytest.raises(MorError, match="compiler found"):
         Engine(model.float(), quantization="int8")
+
+
+def test_prompts_of_many_chunks() -> None:
+    model = make_model(small_config("threshold", head_dim=16))
+    engine, oracle = Engine(model, max_model_len=240), Oracle(model)
+    prompts = [random_ids(i, length).tolist() for i, length in enumerate((150, 64, 65, 200))]
+    for output in engine.generate(prompts, greedy()):
+        oracle.check(output, 8)
