@@ -31,9 +31,9 @@ CHANNEL = 0
 STEP = 3.0
 # At the usual start attention is nearly uniform and writes little, so that what follows hangs on
 # the last token alone, and greedy text runs in a circle of a few tokens. Sharper queries and keys
-# and a larger output make half of 64 tokens different: each request goes its own way. Sharper still,
-# and the network magnifies the last bits of a sum: at 8, float32 is 0.18 of the logits' deviation
-# off float64 after 150 tokens at 135M, in PyTorch's plain products as in ours; at 5, 0.0002.
+# and a larger output make half of 64 tokens different: each request goes its own way. Sharper
+# still, and the network magnifies the last bits of a sum: at 8, float32 is 0.18 of the logits'
+# deviation off float64 after 150 tokens at 135M, in PyTorch's own products too; at 5, 0.0002.
 SHARPER, LOUDER = 5.0, 10.0
 
 
