@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ class KVView:
     @cached_property
     def reach(self) -> list[int]:
         """How many tokens of its row each piece sees: queries ascend, so its last one decides."""
-        ends = torch.tensor(self.counts, device=self.rows.device).cumsum(0) - 1
+        ends = self.count_of.cumsum(0) - 1
         return (self.slots[ends] + 1).tolist()
 
     @cached_property
@@ -163,6 +164,11 @@ def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     return _batch(ordered, store.block, rows, own, writes, store.origins)
 
 
+def longs(numbers: Sequence[Any], device: torch.device) -> Tensor:
+    """A list, or a list of lists, as int64 in one copy; numpy reads lists many times faster."""
+    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
+
+
 def _batch(
     pieces: Sequence[Piece],
     table: PageTables,
@@ -189,9 +195,7 @@ def _batch(
         [table.lengths[r or 0] for r in own],
         counts,
     ]
-    # Through numpy, which reads lists many times faster; one copy to the device for all of them.
-    told = torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
-    shapes = torch.from_numpy(np.array(by_row, dtype=np.int64)).to(device)
+    told, shapes = longs(numbers, device), longs(by_row, device)
     view = KVView(
         table, shapes[0], shapes[1], told[3], counts, writes, shapes[2], told[4], shapes[3], origins
     )

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mor.engine.attend import PagedAttend, PagedAttention
-from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
+from mor.engine.batch import ForwardBatch, Piece, block_batch, longs, private_batch
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.request import Wave
@@ -55,7 +54,7 @@ class Runner:
         batch = private_batch(waves, self.store)
         self.boundaries.enter(waves, batch.lanes.device)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
-        hidden = self.model.embed(_longs(ids, batch.lanes.device)[None])
+        hidden = self.model.embed(longs(ids, batch.lanes.device)[None])
         attend = PagedAttend(self.config, batch.view, self.attention)
         hidden = self.model.prelude(hidden, self._rope(batch), attend)
         self.lanes.hidden.index_copy_(0, batch.lanes, hidden[0])
@@ -103,7 +102,7 @@ class Runner:
         last = [e for e, w in zip(ends, waves, strict=True) if w.end == len(w.request.tokens)]
         if not last:
             return None
-        return self.model.head(hidden[0].index_select(0, _longs(last, hidden.device)))
+        return self.model.head(hidden[0].index_select(0, longs(last, hidden.device)))
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""
@@ -132,15 +131,12 @@ class Runner:
         """Ask the router who runs ``depths`` [1, N] next, and keep the scores of the answer."""
         # Tokens at their cap are asked about too, at the last depth; the cap decides for them.
         asked = depths.clamp(max=self.router.num_recursions - 1)
-        started: Scores | None = self.lanes.scores(batch.lanes)
+        once = self.router.chooses_once
+        started: Scores | None = self.lanes.scores(batch.lanes) if once else None
         scores = self.router.score(hidden, asked, batch.positions, started)
         judged = self.boundaries.judge(scores, batch.lanes, asked)
         active = None if self.full_depth else self.router.decide(judged, asked)
-        self.lanes.put_scores(batch.lanes, scores)
+        if not once:  # what was said at the start is there already
+            self.lanes.put_scores(batch.lanes, scores)
         going = as_mask(active, depths, None) & (depths < batch.limits)
         return going[0].tolist()
-
-
-def _longs(numbers: list[int], device: torch.device) -> Tensor:
-    """A list as a tensor, through numpy, which reads lists many times faster."""
-    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)

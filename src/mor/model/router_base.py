@@ -102,6 +102,7 @@ class Router(nn.Module):
         step: the trainer's optimiser step, set by the training callback; warm-ups are functions
             of it, so that resuming needs no counter of our own.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
+        chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
@@ -112,6 +113,7 @@ class Router(nn.Module):
             the loss from hidden states needs it: see :mod:`mor.hf.backbone`.
     """
 
+    chooses_once = False
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
     returns_to_origin = False

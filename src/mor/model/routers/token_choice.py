@@ -18,6 +18,7 @@ class TokenChoiceRouter(Router):
     follows the load (arXiv 2408.15664), which never enters the gate.
     """
 
+    chooses_once = True
     carried = ("gate", "choice")
     returns_to_origin = True
     bias: Tensor
