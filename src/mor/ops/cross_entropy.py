@@ -30,15 +30,29 @@ def chunk_rows(vocab_size: int, device_type: str) -> int:
     return max(_MIN_ROWS, budget // vocab_size)
 
 
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """What autocast would multiply in; it does not look into functions of our own."""
+    kind = hidden.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def scaled_gradients(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of hidden states and weight that were made on the way forward, scaled."""
+    to_hidden, to_weight = ctx.saved_tensors
+    if to_hidden is not None:
+        to_hidden = to_hidden * direction.to(to_hidden.dtype)
+    if to_weight is not None:
+        to_weight = (to_weight * direction).to(ctx.weight_dtype)
+    return to_hidden, to_weight
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         """Sum over targets, float32, with the gradients of both factors where they are wanted."""
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         with torch.no_grad():
-            dtype = hidden.dtype
-            if torch.is_autocast_enabled(hidden.device.type):
-                dtype = torch.get_autocast_dtype(hidden.device.type)
+            dtype = product_dtype(hidden)
             factor = weight.to(dtype)
             wide = torch.promote_types(dtype, torch.float32)
             total = torch.zeros((), dtype=wide, device=hidden.device)
@@ -71,12 +85,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """The gradients made on the way forward, scaled."""
-        to_hidden, to_weight = ctx.saved_tensors
-        if to_hidden is not None:
-            to_hidden = to_hidden * direction.to(to_hidden.dtype)
-        if to_weight is not None:
-            to_weight = (to_weight * direction).to(ctx.weight_dtype)
-        return to_hidden, to_weight, None, None
+        return (*scaled_gradients(ctx, direction), None, None)
 
 
 def linear_cross_entropy(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from mor.ops.cross_entropy import IGNORE, chunk_rows
+from mor.ops.cross_entropy import IGNORE, chunk_rows, product_dtype, scaled_gradients
 
 
 class TeacherRows(Protocol):
@@ -102,9 +102,7 @@ class _LinearDistillation(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         for_hidden, for_weight = ctx.needs_input_grad[:2]
         with torch.no_grad():
-            dtype = hidden.dtype
-            if torch.is_autocast_enabled(hidden.device.type):
-                dtype = torch.get_autocast_dtype(hidden.device.type)
+            dtype = product_dtype(hidden)
             factor = weight.to(dtype)
             wide = torch.promote_types(dtype, torch.float32)
             sums = torch.zeros(2, dtype=wide, device=hidden.device)
@@ -141,12 +139,7 @@ class _LinearDistillation(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, direction: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
-        to_hidden, to_weight = ctx.saved_tensors
-        if to_hidden is not None:
-            to_hidden = to_hidden * direction.to(to_hidden.dtype)
-        if to_weight is not None:
-            to_weight = (to_weight * direction).to(ctx.weight_dtype)
-        return (to_hidden, to_weight, *(None,) * 6)
+        return (*scaled_gradients(ctx, direction), *(None,) * 6)
 
 
 def linear_distillation(
