@@ -24,6 +24,10 @@ log = logging.getLogger("mor.server")
 _Command = Callable[[], None]
 
 
+def _shutting_down(headers: dict[str, str] | None = None) -> ApiError:
+    return ApiError(503, "The server is shutting down", code="shutting_down", headers=headers)
+
+
 class EngineLoop:
     """Steps an engine for as long as there is work.
 
@@ -62,7 +66,7 @@ class EngineLoop:
         """Abort what is under way and end the thread. Any thread may call it."""
 
         def last() -> None:
-            self._drop_all(ApiError(503, "The server is shutting down", code="shutting_down"))
+            self._drop_all(_shutting_down())
             self._stopped = True
 
         self._commands.put(last)
@@ -111,12 +115,7 @@ class EngineLoop:
         if self.failure is not None:
             raise ApiError(503, f"The engine failed: {self.failure}", code="engine_failed")
         if not self.ready:
-            raise ApiError(
-                503,
-                "The server is shutting down",
-                code="shutting_down",
-                headers={"Retry-After": "5"},
-            )
+            raise _shutting_down({"Retry-After": "5"})
         with self._lock:
             if self._under_way + count > self.most:
                 self.metrics.rejected.inc()
@@ -165,8 +164,7 @@ class EngineLoop:
         end = time.monotonic() + seconds
         while self._under_way and time.monotonic() < end and self.failure is None:
             await asyncio.sleep(0.02)
-        error = ApiError(503, "The server is shutting down", code="shutting_down")
-        await self.call(lambda engine: self._drop_all(error))
+        await self.call(lambda engine: self._drop_all(_shutting_down()))
 
     # In the engine's thread ----------------------------------------------------------------------
 
