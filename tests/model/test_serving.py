@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from mor.engine import Engine
 from mor.errors import MorError
 from mor.hf.serving import serving_copy
-from mor.model.serving import PackedHalves, ServingStack, packed_bytes, serving_view
+from mor.model.model import MoRModel
+from mor.model.serving import PackedHalves, ServingStack, serving_view
 from mor.ops import native
 from tests.engine.oracle import Oracle, greedy
 from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_config
@@ -96,6 +97,15 @@ def test_batched_equals_alone_to_the_last_bit(router: str) -> None:
         assert one.token_ids == other.token_ids
         assert one.depths == other.depths
         assert one.logprobs == other.logprobs
+
+
+def packed_bytes(view: MoRModel) -> int:
+    """Bytes of weights that a pass through the layers and the head of a view reads."""
+    assert view.packed_head is not None
+    stacks = (view.prelude_layers, view.block, view.coda_layers)
+    halves = [layer.packed for stack in stacks for layer in stack]
+    linears = [linear for half in halves for linear in half.packed.linears]
+    return sum(linear.nbytes for linear in (*linears, view.packed_head[0]))
 
 
 def test_halves_of_bytes_stay_near_and_take_no_gradients() -> None:

@@ -9,7 +9,6 @@ have changed.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from typing import Literal, TypeVar, get_args
 
 import torch
@@ -153,29 +152,6 @@ def serving_view(model: MoRModel, quantization: Quantization | None = None) -> M
     if type(model.lm_head) is nn.Linear and model.config.hidden_size % 16 == 0:
         view.packed_head = (PackedLinear([model.lm_head.weight], [None], int8=int8), work)
     return view
-
-
-def packed_bytes(view: MoRModel) -> int:
-    """Bytes of weights that one forward pass through a view's layers and head reads."""
-    found = [linear for layer in _layers(view) for linear in _packed(layer)]
-    if view.packed_head is not None:
-        found.append(view.packed_head[0])
-    return sum(linear.nbytes for linear in found)
-
-
-def _layers(view: MoRModel) -> Iterator[DecoderLayer]:
-    for stack in (view.prelude_layers, view.block, view.coda_layers):
-        for layer in stack:
-            assert isinstance(layer, DecoderLayer)
-            yield layer
-
-
-def _packed(layer: DecoderLayer) -> Iterator[PackedLinear]:
-    if isinstance(layer.packed, PackedHalves):
-        yield from layer.packed.packed.linears
-    for module in layer.modules():
-        if isinstance(module, PackedMap):
-            yield module.packed
 
 
 def _fits(hidden: Tensor, int8: bool) -> bool:
