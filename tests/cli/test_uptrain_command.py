@@ -14,7 +14,7 @@ import yaml
 from mor import MoRConfig, MoRForCausalLM
 from mor.hf.llama import plain_depth
 from mor.hf.load import load_model
-from tests.cli.test_commands import Mor, mor_  # noqa: F401
+from tests.cli.test_commands import Mor, mor_, rows_of  # noqa: F401
 
 
 @pytest.fixture
@@ -48,9 +48,17 @@ def place(tmp_path: Path, data: Path, mor_: Mor) -> Path:  # noqa: F811
 
 def test_two_stages(place: Path, mor_: Mor) -> None:  # noqa: F811
     stages = (place / "recursive.yaml", place / "mor.yaml")
-    plan = mor_("uptrain", stages[0], "--dry-run")
+    plan = mor_("uptrain", *stages, "--dry-run")
     assert plan.code == 0, plan.err
-    assert "recursive, fixed" in plan.out
+    rows = rows_of(plan.out)
+    assert rows["family, router"] == "recursive, fixed"
+    embedding = 300 * 16
+    assert f"({embedding:,} frozen)" in rows["parameters trained"]
+    assert rows["teacher's FLOPs"].endswith("it runs along)")
+    assert "  teacher" in plan.out
+    assert plan.out.splitlines()[-1] == (
+        f"mor: its plan is known once {place / 'runs' / 'recursive'} is there"
+    )
     assert not (place / "runs").exists()
     done = mor_("uptrain", *stages)
     assert done.code == 0, done.err

@@ -14,6 +14,7 @@ from mor.train.distributed import world_size
 from mor.train.estimate import Memory, estimate_memory
 from mor.train.mfu import peak_flops
 from mor.train.speed import logged_speed, probe_speed
+from mor.train.uptrain_costs import UptrainCosts, uptrain_costs
 
 
 def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
@@ -32,6 +33,8 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     world = world_size()
     plan = plan_budget(section.budget, config, seq_len, recipe.sequences_per_step(world) * seq_len)
     total, inner = count_parameters(config)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    more = uptrain_costs(recipe, config, device) if recipe.uptrain is not None else None
     flops = flops_per_token(config, seq_len)
     table = Table("what", "value", title=recipe.name)
     table.add_row("family, router", f"{config.family}, {config.router}")
@@ -40,8 +43,17 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     table.add_row("steps", f"{plan.steps:,}")
     table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens_per_step:,} per step)")
     table.add_row("training FLOPs", f"{plan.flops:.4g} ({flops.training:.4g} per token)")
+    if more is not None:
+        table.add_row("parameters trained", f"{more.trained:,} ({total - more.trained:,} frozen)")
+    if more is not None and more.teacher_parameters:
+        spent = more.teacher_flops * plan.tokens
+        when = "at most, once per token: it is cached" if more.cached else "it runs along"
+        table.add_row("teacher's parameters", f"{more.teacher_parameters:,}")
+        table.add_row(
+            "teacher's FLOPs", f"{spent:.4g} ({more.teacher_flops:.4g} per token; {when})"
+        )
     table.add_row("passes over the data", passes(recipe.data, plan.tokens))
-    _add_memory(table, recipe, config)
+    _add_memory(table, recipe, config, device, more)
     speed = probe_speed(recipe, config) if measure else logged_speed(recipe)
     if speed is None:
         table.add_row("time", "not known: no log of the same recipe (--measure times a few steps)")
@@ -59,7 +71,9 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     Console().print(table)
 
 
-def _add_memory(table: Table, recipe: Recipe, config: MoRConfig) -> None:
+def _add_memory(
+    table: Table, recipe: Recipe, config: MoRConfig, device: str, more: UptrainCosts | None
+) -> None:
     section = recipe.train
 
     def estimate(checkpointing: bool) -> Memory:
@@ -69,7 +83,9 @@ def _add_memory(table: Table, recipe: Recipe, config: MoRConfig) -> None:
             recipe.data.seq_len,
             section.dtype,
             checkpointing,
-            "cuda" if torch.cuda.is_available() else "cpu",
+            device,
+            None if more is None else more.trained,
+            0.0 if more is None else more.teacher_bytes,
         )
 
     chosen = estimate(section.gradient_checkpointing)
@@ -80,6 +96,8 @@ def _add_memory(table: Table, recipe: Recipe, config: MoRConfig) -> None:
         f"{size(chosen.total)} {label} gradient checkpointing, {size(other.total)} {opposite}",
     )
     fixed = {"weights": chosen.weights, "gradients": chosen.gradients, "AdamW": chosen.optimiser}
+    if chosen.teacher:
+        fixed["teacher"] = chosen.teacher
     for name, amount in (fixed | chosen.activations | {"logits and loss": chosen.loss}).items():
         kind = "activations, " if name in chosen.activations else ""
         table.add_row(f"  {kind}{name}", size(amount))

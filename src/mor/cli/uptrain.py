@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from mor.cli.card import card_after_training
 from mor.cli.plan import show_plan
 from mor.errors import MorError
-from mor.train import load_recipe
+from mor.train import Recipe, load_recipe
 from mor.train import train as run_training
 from mor.train.run import with_branches
 
@@ -44,7 +45,10 @@ def uptrain(
     names = [recipe.run_dir for recipe in loaded]
     if len(set(names)) < len(names):
         raise MorError(f"stages share the run folder {names[0]}; give each a name of its own")
-    for recipe in loaded:
+    for number, recipe in enumerate(loaded):
+        if dry_run and (start := _made_later(recipe, loaded[:number])) is not None:
+            typer.echo(f"{recipe.name}: its plan is known once {start} is there")
+            continue
         if dry_run:
             show_plan(with_branches(recipe)[0])
             continue
@@ -56,3 +60,11 @@ def uptrain(
         )
         card_after_training(folder)
         typer.echo(f"trained: {folder}")
+
+
+def _made_later(recipe: Recipe, before: list[Recipe]) -> Path | None:
+    """The folder that the recipe starts from, if an earlier stage has yet to make it."""
+    assert recipe.uptrain is not None
+    start = recipe.uptrain.start.expanduser()
+    later = any(start == stage.run_dir for stage in before) and not (start / "model").exists()
+    return start if later else None

@@ -28,6 +28,7 @@ class Memory:
         optimiser: AdamW's two means, float32.
         activations: kept for the backward pass of one micro-batch, by stage.
         loss: logits and what the cross-entropy makes of them.
+        teacher: its weights, and the streams that it keeps for the student.
     """
 
     weights: float
@@ -35,11 +36,12 @@ class Memory:
     optimiser: float
     loss: float
     activations: dict[str, float] = field(default_factory=dict)
+    teacher: float = 0.0
 
     @property
     def total(self) -> float:
         """All of it at once."""
-        fixed = self.weights + self.gradients + self.optimiser
+        fixed = self.weights + self.gradients + self.optimiser + self.teacher
         return fixed + self.loss + sum(self.activations.values())
 
 
@@ -50,6 +52,8 @@ def estimate_memory(
     dtype: str = "float32",
     gradient_checkpointing: bool = False,
     device_type: str = "cpu",
+    trained: int | None = None,
+    teacher: float = 0.0,
 ) -> Memory:
     """Memory to train ``config`` on micro-batches [batch_size, seq_len].
 
@@ -59,16 +63,20 @@ def estimate_memory(
         dtype: ``float32``, or ``bfloat16`` for autocast over float32 weights.
         gradient_checkpointing: layers keep their input alone and run again.
         device_type: how many tokens get logits at a time depends on it.
+        trained: parameters that are not frozen; None for all.
+        teacher: bytes, see :func:`mor.train.uptrain_costs.uptrain_costs`.
     """
     half = dtype == "bfloat16"
     parameters = count_parameters(config)[0]
+    moving = parameters if trained is None else trained
     tokens = batch_size * seq_len
     return Memory(
         weights=parameters * (FLOAT + (HALF if half else 0)),
-        gradients=parameters * FLOAT,
-        optimiser=2 * parameters * FLOAT,
+        gradients=moving * FLOAT,
+        optimiser=2 * moving * FLOAT,
         loss=loss_bytes(config, tokens, chunk_rows(config.vocab_size, device_type)),
         activations=_activations(config, tokens, half, gradient_checkpointing),
+        teacher=teacher,
     )
 
 

@@ -36,6 +36,7 @@ from mor.train.recipe import Recipe
 from mor.train.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
 from mor.train.uptrain import check_origin, keep_map, settled
+from mor.train.uptrain_costs import uptrain_costs
 from mor.train.uptrain_section import UptrainSection
 from mor.train.uptrainer import Uptraining
 
@@ -225,16 +226,18 @@ def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
             "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
         }
     )
-    up = recipe.uptrain
-    uptrained = (
-        {}
-        if up is None
-        else {
+    uptrained: dict[str, Any] = {}
+    if (up := recipe.uptrain) is not None:
+        costs = uptrain_costs(recipe, config)
+        uptrained = {
             "started_from": str(up.start),
             "teacher": None if up.distill is None else str(up.distill.teacher),
-            "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+            "trained_parameters": costs.trained,
+            # Where it is cached another run may have paid, or will gain.
+            "teacher_flops": None
+            if costs.cached
+            else costs.teacher_flops * steps * plan.tokens_per_step,
         }
-    )
     return {
         "name": recipe.name,
         "family": config.family,

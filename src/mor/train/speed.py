@@ -70,8 +70,9 @@ class Speed:
 def logged_speed(recipe: Recipe) -> Speed | None:
     """The last speed in the newest log under ``recipe.output`` of a run with the same recipe.
 
-    The same is: model, data, and every field of ``train`` but those of the optimiser, of the
-    length and of bookkeeping. None where there is no such log.
+    The same is: model, data, what uptraining freezes and asks of a teacher, and every field of
+    ``train`` but those of the optimiser, of the length and of bookkeeping. None where there is no
+    such log.
     """
     wanted = _decides(recipe)
     found = []
@@ -97,7 +98,8 @@ def logged_speed(recipe: Recipe) -> Speed | None:
 def _decides(recipe: Recipe) -> dict[str, Any]:
     fields = recipe.model_dump(mode="json")
     train = {name: value for name, value in fields["train"].items() if name not in _NO_MATTER}
-    return {"model": fields["model"], "data": fields["data"], "train": train}
+    up = fields["uptrain"] and {name: fields["uptrain"][name] for name in ("freeze", "distill")}
+    return {"model": fields["model"], "data": fields["data"], "train": train, "uptrain": up}
 
 
 def _machine(folder: Path) -> str | None:
