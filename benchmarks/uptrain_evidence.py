@@ -279,7 +279,8 @@ class Evidence:
 
     def recipe(self, run: dict[str, Any], start: Path | None) -> Any:
         """The recipe of a run."""
-        from mor.hf.load import load_model
+        from mor import MoRConfig
+        from mor.hf.fold import Folding, folded_config
         from mor.train import parse_recipe
 
         args = self.args
@@ -311,11 +312,15 @@ class Evidence:
         if args.device == "cuda":
             raw["train"] |= {"dtype": "bfloat16"}
         if start is None:  # the same network as the routed run's, nothing learnt
-            config = load_model(self.folder / "runs" / "mor").config.to_dict()
+            source = MoRConfig.from_pretrained(self.folder / "source")
+            routed = Folding(
+                2, norms="own", router="threshold", capacity_warmup_steps=steps * 2 // 5
+            )
+            config = folded_config(source, routed).to_dict()
             known = parse_recipe(
                 json.loads(json.dumps(self.shape(config)))
                 | {k: raw[k] for k in ("name", "data")}
-                | {"train": raw["train"] | {"learning_rate": 1e-3}, "output": raw["output"]}
+                | {"train": raw["train"], "output": raw["output"]}
             )
             return known
         distill = {"teacher": str(self.folder / "source"), "hidden": run.get("hidden", args.hidden)}

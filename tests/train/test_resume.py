@@ -41,7 +41,15 @@ def weights(folder: Path) -> dict[str, bytes]:
 
 def entries(folder: Path) -> list[dict[str, Any]]:
     """The log without what a clock says."""
-    clock = ("elapsed_s", "tokens_per_s", "flops_per_s", "mfu", "peak_memory_bytes", "eval_runtime")
+    clock = (
+        "elapsed_s",
+        "cpu_s",
+        "tokens_per_s",
+        "flops_per_s",
+        "mfu",
+        "peak_memory_bytes",
+        "eval_runtime",
+    )
     clock += ("eval_samples_per_second", "eval_steps_per_second")
     lines = (folder / "log.jsonl").read_text().splitlines()
     return [{k: v for k, v in json.loads(line).items() if k not in clock} for line in lines]

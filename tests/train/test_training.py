@@ -63,7 +63,16 @@ def test_the_folder(run: Path, data: Path) -> None:
 def test_the_log(run: Path) -> None:
     steps = steps_of(run)
     assert [entry["step"] for entry in steps] == list(range(1, 9))
-    promised = {"loss", "lm_loss", "grad_norm", "learning_rate", "tokens", "flops", "elapsed_s"}
+    promised = {
+        "loss",
+        "lm_loss",
+        "grad_norm",
+        "learning_rate",
+        "tokens",
+        "flops",
+        "elapsed_s",
+        "cpu_s",
+    }
     promised |= {"tokens_per_s", "peak_memory_bytes", "router/aux_loss", "router/mean_depth"}
     promised |= {"router/entropy", "router/max_vio", "router/dead_tokens"}
     promised |= {

@@ -72,7 +72,7 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
         self.auxiliary_router_lr_factor = auxiliary_router_lr_factor
         self._tokens_run = 0
         self._began: float | None = None
-        self._elapsed_before = 0.0
+        self._elapsed_before = self._cpu_before = 0.0
         self._paused = 0.0
         self._parts: dict[str, list[torch.Tensor]] = {}
         self._metrics: dict[str, float] = {}
@@ -251,6 +251,7 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
         if self._began is None:
             self._began = time.monotonic()
             self._elapsed_before = self.last_logged("elapsed_s") or 0.0
+            self._cpu_before = (self.last_logged("cpu_s") or 0.0) - time.process_time()
         loss = super().training_step(*args, **kwargs)
         self._tokens_run += self.tokens_per_step // self.args.gradient_accumulation_steps
         return loss
@@ -317,6 +318,7 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
             assert self._began is not None
             elapsed = time.monotonic() - self._began
             logs["elapsed_s"] = self._elapsed_before + elapsed
+            logs["cpu_s"] = self._cpu_before + time.process_time()
             logs["tokens_per_s"] = self._tokens_run / max(1e-9, elapsed - self._paused)
             logs |= self._utilisation(step, elapsed - self._paused)
             memory = peak_memory_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,8 +31,7 @@ class UpTrainer(MoRTrainer):
     """Trainer whose loss is what the recipe's ``uptrain`` section says.
 
     With a teacher it is ``lm x cross-entropy + logits x KL + hidden x stream error`` and the
-    router's own terms; without one, the model's. The log also gets ``kd/logits``, ``kd/hidden`` and
-    ``cpu_s``, the processor seconds of this process and its resumed predecessors.
+    router's own terms; without one, the model's. The log also gets ``kd/logits`` and ``kd/hidden``.
 
     Args:
         section: from the recipe.
@@ -52,7 +50,6 @@ class UpTrainer(MoRTrainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self.section, self.teacher, self.cache = section, teacher, cache
-        self._cpu_before: float | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """The usual groups, split by the recipe's learning rates; frozen weights are in none."""
@@ -64,18 +61,6 @@ class UpTrainer(MoRTrainer):
             groups = split_groups(optimizer.param_groups, factors, self.args.learning_rate)
             optimizer.param_groups = groups
         return optimizer
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """As ever; the processor's clock starts here."""
-        if self._cpu_before is None:
-            self._cpu_before = (self.last_logged("cpu_s") or 0.0) - time.process_time()
-        return super().training_step(*args, **kwargs)
-
-    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """With ``cpu_s``. Raises as the parent does."""
-        if self._cpu_before is not None and ("loss" in logs or "eval_loss" in logs):
-            logs["cpu_s"] = self._cpu_before + time.process_time()
-        super().log(logs, start_time)
 
     def compute_loss(
         self,
