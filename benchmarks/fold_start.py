@@ -20,7 +20,8 @@ import torch
 from mor import MoRConfig, MoRForCausalLM
 from mor.eval.folds import text_sequences
 from mor.eval.passes import run_pass
-from mor.hf.fold import Folding, fold, layer_map
+from mor.hf.fold import fold
+from mor.hf.folding import Folding, layer_map
 from mor.hf.llama import plain_depth
 from mor.hf.load import load_model, load_tokenizer
 

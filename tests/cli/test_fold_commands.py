@@ -120,3 +120,20 @@ def test_the_table_says_what_does_not_fit(
     (tmp_path / "short.txt").write_text("in")
     done = mor_("fold-table", source, *(word.format(tmp_path) for word in words))
     assert message in done.error
+
+
+def test_the_table_of_what_can_be_left_out(
+    tmp_path: Path,
+    source: Path,
+    mor_: Mor,  # noqa: F811
+) -> None:
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i % 50}" for i in range(80)))
+    words = ("fold-table", source, "--text", tmp_path / "text.txt", "--seq-len", "16")
+    done = mor_(*words, "--leave-out", "4")
+    assert done.code == 0, done.err
+    rows = cells(done.out)
+    assert [row[0] for row in rows[1:]] == [f"no layers {k}-{k + 3}" for k in range(1, 4)]
+    assert [row[5] for row in rows] == ["7", "3", "3", "3"]
+    best = min(rows[1:], key=lambda row: float(row[7]))
+    assert f"misses least {best[0].removeprefix('no ')}: NLL {best[7]}" in done.out
+    assert "left_out=7 must be 1 to 6" in mor_(*words, "--leave-out", "7").error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import nn
 from torch.testing import assert_close
 
 from mor import MoRConfig, MorError, MoRForCausalLM
-from mor.hf.fold import Folding, factor_residual, fold, fold_folder, layer_map
+from mor.hf.fold import factor_residual, fold, fold_folder
+from mor.hf.folding import Folding, layer_map, windows
 from mor.hf.llama import plain_depth
 from mor.hf.load import load_model, load_tokenizer
 from mor.model.relaxation import LINEAR_MAPS, LowRank
@@ -142,6 +144,73 @@ def test_a_stack_that_does_not_divide_is_thinned_and_says_so() -> None:
     with torch.no_grad():
         expected = only(source, [0, 1, 2, 3, 5, 6, 7, 8])(ids).logits
         assert_close(folded(ids).logits, expected, rtol=1e-3, atol=1e-3)
+
+
+SMALL = {"num_prelude_layers": 1, "num_recursion_layers": 2, "num_coda_layers": 2}
+
+
+@pytest.mark.parametrize(
+    ("init", "recursions", "kept", "stack"),
+    [
+        ("lower", 3, [0, 1, 2, 8, 9], [0, 1, 2, 3, 4, 6, 7, 8, 9]),
+        ("upper", 2, [0, 6, 7, 8, 9], [0, 2, 5, 6, 7, 8, 9]),
+    ],
+)
+@pytest.mark.parametrize("norms", ["apart", "own"])
+def test_quiet_uses_begin_as_the_source_without_their_layers(
+    init: Any, recursions: int, kept: list[int], stack: list[int], norms: Any
+) -> None:
+    source, ids = vanilla(10), random_ids(0, 2, 9)
+    folding = Folding(
+        recursions, init=init, norms=norms, relaxation="gains", start_gain=0.0, **SMALL
+    )
+    folded = fold(source, folding)
+    assert layer_map(source.config, folding)["stack"] == stack
+    assert folded.config.num_hidden_layers == len(stack)
+    with torch.no_grad():
+        expected = only(source, kept)(ids).logits
+        assert_close(folded(ids).logits, expected, rtol=1e-5, atol=1e-5)
+        # Louder they do something, and at 1 are the plain fold.
+        half = fold(source, replace(folding, start_gain=0.5))(ids).logits
+        whole = fold(source, replace(folding, start_gain=1.0))(ids).logits
+        plain = fold(source, replace(folding, start_gain=1.0, relaxation="none"))(ids).logits
+    assert (half - expected).abs().max() > 0.1
+    assert_close(whole, plain, rtol=0, atol=0)
+    folded(ids).logits.square().mean().backward()
+    for layer in folded.model.block:  # a gain of 0 has a gradient, so that it can open
+        gain: Any = layer.get_submodule("mlp_gain").weight
+        assert (gain.grad != 0).any(1).all()
+
+
+def test_tokens_that_stop_early_see_the_source_without_the_layers() -> None:
+    source, ids = vanilla(10), random_ids(0, 2, 9)
+    folding = Folding(3, init="lower", router="threshold", capacities=(1.0, 0.5, 0.2), **SMALL)
+    folded = fold(source, folding)
+    router: Any = folded.model.router
+    router.boundary[1:] = 1e4  # none goes on
+    with torch.no_grad():
+        out = folded(ids, use_cache=False)
+        expected = only(source, [0, 1, 2, 8, 9])(ids).logits
+    assert (out.depths == 1).all()
+    assert_close(out.logits, expected, rtol=1e-3, atol=1e-3)
+
+
+def test_one_recursion_leaves_out_layers_and_is_vanilla() -> None:
+    source, ids = vanilla(10), random_ids(0, 2, 9)
+    with torch.no_grad():
+        for init, kept in (
+            ("lower", [0, 1, 2, 8, 9]),
+            ("upper", [0, 6, 7, 8, 9]),
+            ("stepwise", [0, 1, 7, 8, 9]),
+        ):
+            cut = fold(source, Folding(1, init=init, **SMALL))  # type: ignore[arg-type]
+            assert_close(cut(ids).logits, only(source, kept)(ids).logits, rtol=1e-5, atol=1e-5)
+        assert fold(cut, Folding(3)).config.num_recursions == 3
+        for before, folding in enumerate(windows(source.config, 4), 1):
+            kept = [*range(before), *range(before + 4, 10)]
+            expected = only(source, kept)(ids).logits
+            assert_close(fold(source, folding)(ids).logits, expected, rtol=1e-5, atol=1e-5)
+    assert before == 6
 
 
 def test_more_rank_is_nearer_in_weights() -> None:
@@ -314,6 +383,38 @@ def test_a_folder_in_its_dtype_with_what_belongs_to_it(tmp_path: Path) -> None:
         ({}, {"num_recursions": 1}, "num_recursions=1 folds nothing"),
         ({}, {"num_recursions": 7}, "leaves 6 layers to share; num_recursions=7 needs at least 9"),
         ({"layers": 2}, {"num_recursions": 2}, "needs at least 4 layers"),
+        (
+            {},
+            {"num_recursions": 2, "num_recursion_layers": 4},
+            "num_recursion_layers=4 does not fit",
+        ),
+        (
+            {},
+            {"num_recursions": 1, "num_recursion_layers": 4, "relaxation": "gains"},
+            "relaxation='gains' needs layers that are used twice",
+        ),
+        ({}, {"num_recursions": 2, "start_gain": 0.5}, "but relaxation='none'"),
+        (
+            {},
+            {"num_recursions": 2, "relaxation": "gains", "start_gain": -1.0},
+            r"start_gain=-1.0 must be 0 or more",
+        ),
+        (
+            {},
+            {"num_recursions": 3, "init": "average", "relaxation": "gains", "start_gain": 0.0},
+            "init='average' .* leaves them no place",
+        ),
+        (
+            {},
+            {
+                "num_recursions": 2,
+                "init": "upper",
+                "sharing": "middle_sequence",
+                "relaxation": "gains",
+                "start_gain": 0.0,
+            },
+            "sharing='middle_sequence' leaves them no place",
+        ),
         ({}, {"num_recursions": 2, "router": "random"}, "router='random' weighs"),
         ({}, {"num_recursions": 2, "sharing": "spiral"}, "sharing='spiral'"),
         ({}, {"num_recursions": 2, "init": "best"}, "initialization='best'"),

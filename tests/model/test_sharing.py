@@ -189,3 +189,38 @@ def test_a_count_that_does_not_divide_names_the_nearest_that_do() -> None:
 def test_what_does_not_fit_is_named(call: Any, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         call()
+
+
+@given(st.data())
+def test_a_small_block_keeps_its_own_places_whole(data: st.DataObject) -> None:
+    """As the first use or the last, in ascending order, the rest spread up to the coda."""
+    layers, recursions = data.draw(st.integers(4, 60)), data.draw(st.integers(1, 4))
+    prelude = data.draw(st.integers(0, layers - recursions))
+    coda = data.draw(st.integers(0, layers - recursions - prelude))
+    block = data.draw(st.integers(1, (layers - prelude - coda) // recursions))
+    sides = (prelude, coda, block)
+    for init in ("lower", "upper", "stepwise"):
+        kept = thinned_layers(layers, recursions, "middle_cycle", *sides, init)  # type: ignore[arg-type]
+        assert kept == sorted(set(kept))
+        assert len(kept) == prelude + block * recursions + coda
+        assert kept[:prelude] == list(range(prelude))
+        assert kept[len(kept) - coda :] == list(range(layers - coda, layers))
+        middle, end = kept[prelude : len(kept) - coda], layers - coda
+        if init == "lower":
+            assert middle[:block] == list(range(prelude, prelude + block))
+            assert recursions == 1 or middle[-1] == end - 1
+        elif init == "upper":
+            assert middle[-block:] == list(range(end - block, end))
+        assert recursion_config(
+            layers,
+            recursions,
+            num_prelude_layers=prelude,
+            num_coda_layers=coda,
+            num_recursion_layers=block,
+        ) == {
+            "num_recursions": recursions,
+            "num_prelude_layers": prelude,
+            "num_recursion_layers": block,
+            "num_coda_layers": coda,
+            "sharing": "middle_cycle",
+        }

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.hf.fold import Folding, fold_folder
+from mor.hf.fold import fold_folder
+from mor.hf.folding import Folding
 from mor.hf.llama import plain_depth
 from mor.train import parse_recipe, train
 from tests.tiny import prepare_tiny

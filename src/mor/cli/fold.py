@@ -18,7 +18,8 @@ from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval.folds import FoldRow, fold_table, text_sequences
-from mor.hf.fold import Folding, Norms, fold_folder
+from mor.hf.fold import fold_folder
+from mor.hf.folding import Folding, Norms, windows
 from mor.hf.load import load_tokenizer
 from mor.model.sharing import Initialization
 from mor.provenance import provenance
@@ -64,23 +65,31 @@ def fold(
     num_coda_layers: Annotated[
         int | None, typer.Option(min=0, help="private layers after; default 1 for middle_*")
     ] = None,
+    num_recursion_layers: Annotated[
+        int | None, typer.Option(min=1, help="layers of the block; default as many as fit")
+    ] = None,
+    start_gain: Annotated[
+        float, typer.Option(help="of gains, for uses away from the shared layer's own place")
+    ] = 1.0,
     seed: Annotated[int, typer.Option(help="for what is random")] = 0,
 ) -> None:
     """Make a vanilla model recursive (or routed): shared layers from its own, nothing trained."""
     folding = Folding(
-        num_recursions,
-        sharing,
-        _initialization(init),
-        num_prelude_layers,
-        num_coda_layers,
-        norms,
-        relaxation,
-        _rank(rank),
-        alpha,
-        kv_sharing,
-        router,
-        _capacities(capacities),
-        capacity_warmup_steps,
+        num_recursions=num_recursions,
+        sharing=sharing,
+        init=_initialization(init),
+        num_prelude_layers=num_prelude_layers,
+        num_coda_layers=num_coda_layers,
+        num_recursion_layers=num_recursion_layers,
+        norms=norms,
+        relaxation=relaxation,
+        start_gain=start_gain,
+        rank=_rank(rank),
+        alpha=alpha,
+        kv_sharing=kv_sharing,
+        router=router,
+        capacities=_capacities(capacities),
+        capacity_warmup_steps=capacity_warmup_steps,
         seed=seed,
     )
     with warnings.catch_warnings(record=True) as said:
@@ -102,6 +111,10 @@ def table(
     init: Annotated[str, typer.Option(help=LISTED)] = ",".join(get_args(Init)),
     norms: Annotated[Norms | None, typer.Option(help="default own with lora, else shared")] = None,
     rank: Annotated[str, typer.Option(help=f"of lora, 0 for none, or full; {LISTED}")] = "0",
+    leave_out: Annotated[
+        int | None,
+        typer.Option(help="instead: the source without so many neighbouring layers, at each place"),
+    ] = None,
     seq_len: Annotated[int, typer.Option(min=2, help="tokens per sequence")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="tokens to look at")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences at a time")] = 4,
@@ -123,11 +136,14 @@ def table(
         for how, recursions, start, of_lora in ways
     ]
     model = open_model(source)
+    if leave_out is not None:
+        foldings = windows(model.config, leave_out)
     sequences = _sequences(source, text, data, seq_len, max_tokens)
     console = Console(stderr=True)
 
     def tell(row: FoldRow) -> None:
-        console.print(*_cells(row), highlight=False)  # it may be long until the table is there
+        # It may be long until the table is there.
+        console.print(*_cells(row, leave_out), highlight=False)
 
     rows = fold_table(
         model,
@@ -140,17 +156,28 @@ def table(
     )
     shown = Table("sharing", "R", "init", "norms", "lora rank", "layers", "parameters", "NLL")
     for row in rows:
-        shown.add_row(*_cells(row))
+        shown.add_row(*_cells(row, leave_out))
     Console().print(shown)
+    if leave_out is not None:
+        best = min(rows[1:], key=lambda row: row.nll)
+        typer.echo(f"the source misses least {_window(best, leave_out)}: NLL {best.nll:.4f}")
     if out is not None:
         write_json(out, {"rows": [asdict(row) for row in rows]} | provenance(None))
 
 
-def _cells(row: FoldRow) -> list[str]:
+def _window(row: FoldRow, leave_out: int) -> str:
+    assert row.folding is not None
+    first = row.folding.num_recursion_layers or 0  # what comes before is all in the block
+    return f"layers {first}-{first + leave_out - 1}"
+
+
+def _cells(row: FoldRow, leave_out: int | None = None) -> list[str]:
     size = [str(row.layers), f"{row.parameters / 1e6:.1f}M", f"{row.nll:.4f}"]
     how = row.folding
     if how is None:
         return ["source", "1", "-", "-", "-", *size]
+    if leave_out is not None:
+        return [f"no {_window(row, leave_out)}", "1", "-", "-", "-", *size]
     lora = how.relaxation == "lora"
     rank = ("full" if how.rank is None else str(how.rank)) if lora else "-"
     norms = how.norms or ("own" if lora else "shared")

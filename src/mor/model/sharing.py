@@ -48,11 +48,17 @@ def thinned_layers(
     sharing: Sharing,
     num_prelude_layers: int | None = None,
     num_coda_layers: int | None = None,
+    num_recursion_layers: int | None = None,
+    initialization: Initialization = "stepwise",
 ) -> list[int]:
     """Layers of the stack that stay, so that the shared part divides by ``num_recursions``.
 
     The shared part keeps its first and last layer and, between them, as many evenly spaced ones as
     make a multiple of R. Private layers always stay. Nothing is left out where it divides already.
+
+    With fewer ``num_recursion_layers`` than fit, ``lower`` and ``upper`` under ``cycle`` keep their
+    shared layers' own places whole, as the first use or the last; the other uses are spread over
+    the rest. With one recursion that leaves out neighbouring layers and shares none.
 
     Args:
         num_layers: L, layers of the unrolled stack.
@@ -60,12 +66,15 @@ def thinned_layers(
         sharing: the rule; ``middle_*`` has private layers.
         num_prelude_layers, num_coda_layers: private layers before and after; default 1 for
             ``middle_*`` and 0 otherwise.
+        num_recursion_layers: layers of the block; default as many as fit.
+        initialization: what the shared layers start from; matters with fewer than fit.
 
     Returns:
         Ascending indices into the stack.
 
     Raises:
-        ConfigError: fewer shared layers than recursions, or an unknown ``sharing``.
+        ConfigError: fewer shared layers than recursions or than ``num_recursion_layers`` needs, or
+            an unknown ``sharing``.
     """
     prelude, coda = _private(sharing, num_prelude_layers, num_coda_layers)
     shared = num_layers - prelude - coda
@@ -75,9 +84,30 @@ def thinned_layers(
             f"num_layers={num_layers} leaves {max(0, shared)} layers to share; "
             f"num_recursions={num_recursions} needs at least {needed} layers in all"
         )
-    kept = shared - shared % num_recursions
-    middle = _spread(prelude, prelude + shared - 1, kept)
-    return [*range(prelude), *middle, *range(prelude + shared, num_layers)]
+    fit = shared // num_recursions
+    block = fit if num_recursion_layers is None else num_recursion_layers
+    if not 1 <= block <= fit:
+        raise ConfigError(
+            f"num_recursion_layers={block} does not fit: {num_layers} layers with {prelude} before "
+            f"and {coda} after leave {shared} for num_recursions={num_recursions}, so 1 to {fit}"
+        )
+    end, more = prelude + shared, block * (num_recursions - 1)
+    whole = num_recursion_layers is not None and sharing.endswith("cycle")
+    if whole and initialization == "lower":
+        middle = [*range(prelude, prelude + block), *_strides(prelude + block, end, more)]
+    elif whole and initialization == "upper":
+        middle = [*_strides(prelude, end - block, more), *range(end - block, end)]
+    else:
+        middle = _spread(prelude, end - 1, block * num_recursions)
+    return [*range(prelude), *middle, *range(end, num_layers)]
+
+
+def _strides(low: int, high: int, count: int) -> list[int]:
+    """``count`` indices at even strides from the layer before ``low`` to the last before ``high``.
+
+    The last one is always there: what follows gets the stream that it is used to.
+    """
+    return _spread(low - 1, high - 1, count + 1)[1:]
 
 
 def source_layers(
@@ -90,6 +120,7 @@ def source_layers(
     base_depth: int | None = None,
     num_prelude_layers: int | None = None,
     num_coda_layers: int | None = None,
+    num_recursion_layers: int | None = None,
 ) -> list[tuple[int, ...]]:
     """For each shared layer, the layers of the unrolled stack whose mean it starts from.
 
@@ -106,7 +137,7 @@ def source_layers(
         rng: for ``random``; default a fresh, unseeded one.
         base_depth: with ``num_recursions=1`` and no private layers: make a plain model of so many
             layers, started as the shared layers of ``L / base_depth`` recursions would be.
-        num_prelude_layers, num_coda_layers: as in :func:`thinned_layers`.
+        num_prelude_layers, num_coda_layers, num_recursion_layers: as in :func:`thinned_layers`.
 
     Returns:
         One tuple per shared layer, of one index, or of R for ``average``.
@@ -120,7 +151,15 @@ def source_layers(
     prelude, coda = _private(sharing, num_prelude_layers, num_coda_layers)
     if base_depth is not None:
         num_recursions = _recursions_for(num_layers, num_recursions, base_depth, prelude + coda)
-    stack = thinned_layers(num_layers, num_recursions, sharing, num_prelude_layers, num_coda_layers)
+    stack = thinned_layers(
+        num_layers,
+        num_recursions,
+        sharing,
+        num_prelude_layers,
+        num_coda_layers,
+        num_recursion_layers,
+        initialization,
+    )
     low, high = prelude, len(stack) - coda - 1
     count = (high - low + 1) // num_recursions
     if initialization == "average":
@@ -170,6 +209,7 @@ def recursion_config(
     *,
     num_prelude_layers: int | None = None,
     num_coda_layers: int | None = None,
+    num_recursion_layers: int | None = None,
     thin: bool = False,
 ) -> dict[str, Any]:
     """The depth fields of :class:`~mor.config.MoRConfig` for an unrolled stack of ``num_layers``.
@@ -179,6 +219,7 @@ def recursion_config(
         num_recursions: R.
         sharing: the rule.
         num_prelude_layers, num_coda_layers: as in :func:`thinned_layers`.
+        num_recursion_layers: layers of the block, where fewer than fit are wanted.
         thin: where the shared part does not divide by R, warn and leave out layers as
             :func:`thinned_layers` does, instead of raising.
 
@@ -186,8 +227,10 @@ def recursion_config(
         ConfigError: it does not divide; the message names the nearest counts that do.
     """
     prelude, coda = _private(sharing, num_prelude_layers, num_coda_layers)
-    left = len(thinned_layers(num_layers, num_recursions, sharing, prelude, coda))
-    if left != num_layers:
+    left = len(
+        thinned_layers(num_layers, num_recursions, sharing, prelude, coda, num_recursion_layers)
+    )
+    if left != num_layers and num_recursion_layers is None:
         shared = num_layers - prelude - coda
         said = (
             f"num_layers={num_layers} with sharing={sharing!r} has {shared} layers to share, "

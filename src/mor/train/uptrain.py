@@ -21,7 +21,8 @@ from transformers import GenerationConfig
 from mor.config import MoRConfig
 from mor.data import DataIndex
 from mor.errors import MorError
-from mor.hf.fold import open_router, open_router_fields
+from mor.hf.fold import open_router
+from mor.hf.folding import open_router_fields
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.train import checkpoints
