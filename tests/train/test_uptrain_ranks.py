@@ -45,3 +45,35 @@ def test_two_ranks_are_one(data: Path, tmp_path: Path, source: Path, folded: Pat
     expected = weights(one)
     for name, tensor in weights(two).items():
         assert_close(tensor, expected[name], rtol=1e-3, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize(("hidden", "near"), [(0.0, 1e-5), (1.0, 1e-3)])
+def test_two_ranks_route_as_one(
+    hidden: float, near: float, data: Path, tmp_path: Path, source: Path, folded: Path
+) -> None:
+    """The streams of routed tokens are averaged on each rank, so that there they are only near."""
+    raw = fields(
+        data,
+        tmp_path,
+        source,
+        folded,
+        distill={"lm": 0.5, "hidden": hidden},
+        model={"router": "threshold", "router_capacity_warmup_steps": 2},
+    )
+    del raw["train"]["gradient_accumulation_steps"]
+    raw["train"] |= {"budget": {"steps": 4}, "global_batch_size": 4}
+    whole = copy.deepcopy(raw) | {"name": "one"}
+    whole["train"]["batch_size"] = 4
+    one, two = train(parse_recipe(whole)), tmp_path / "two"
+    (tmp_path / "two.yaml").write_text(yaml.safe_dump(raw | {"name": "two"}))
+    run_group(
+        [
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "mor.cli", "uptrain", str(tmp_path / "two.yaml")),
+        ],
+        timeout=300,
+    )
+    for ours, theirs in zip(steps_of(two), steps_of(one), strict=True):
+        for name in ("loss", "lm_loss", "kd/logits"):
+            assert ours[name] == pytest.approx(theirs[name], rel=near), name
+    assert steps_of(two)[-1]["router/mean_depth"] < steps_of(two)[0]["router/mean_depth"]
