@@ -27,6 +27,8 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason=native.missing(
         {"share_norms": False, "use_qk_norm": True},
         {"attention_bias": True, "attention_out_bias": True, "mlp_bias": True},
         {"intermediate_size": 176, "num_key_value_heads": 1, "head_dim": 32},
+        {"relaxation": "gains"},
+        {"relaxation": "gains", "share_norms": False, "mlp_bias": True},
     ],
 )
 @pytest.mark.parametrize("with_kv", [True, 0, 3])
@@ -73,10 +75,13 @@ def test_other_dtypes_have_no_view() -> None:
     assert serving_view(model) is model
 
 
+@pytest.mark.parametrize("relaxation", ["none", "gains"])
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
-def test_the_engine_on_kernels_equals_generate(router: str, kv_sharing: str) -> None:
-    model = make_model(small_config(router, kv_sharing, head_dim=16))
+def test_the_engine_on_kernels_equals_generate(
+    router: str, kv_sharing: str, relaxation: str
+) -> None:
+    model = make_model(small_config(router, kv_sharing, head_dim=16, relaxation=relaxation))
     oracle, engine = Oracle(model), Engine(model, page_size=3, max_model_len=64, prefill_chunk=5)
     prompts = [random_ids(i, 2 + 3 * i).tolist() for i in range(6)]
     for output in engine.generate(prompts, greedy()):
@@ -128,7 +133,7 @@ def test_halves_of_bytes_stay_near_and_take_no_gradients() -> None:
     assert packed_bytes(view) < packed_bytes(serving_view(model)) / 2
 
 
-@pytest.mark.parametrize("fields", [{}, {"relaxation": "lora"}])
+@pytest.mark.parametrize("fields", [{}, {"relaxation": "lora"}, {"relaxation": "gains"}])
 def test_the_engine_serves_bytes_as_the_served_copy_does(fields: dict[str, Any]) -> None:
     """Equal to generate on the same weights, prefill and decoding, alone and batched."""
     model = make_model(small_config("threshold", head_dim=16, **fields))

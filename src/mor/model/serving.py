@@ -42,6 +42,9 @@ class PackedHalves:
             None if attention.q_norm is None else attention.q_norm.weight,
             None if attention.k_norm is None else attention.k_norm.weight,
         )
+        gains = None
+        if layer.attention_gain is not None and layer.mlp_gain is not None:
+            gains = (layer.attention_gain.weight, layer.mlp_gain.weight)
         self.packed = PackedLayer(
             packed(attention.q_proj),
             packed(attention.k_proj, attention.v_proj),
@@ -53,6 +56,7 @@ class PackedHalves:
             attention.k_proj.out_features // attention.head_dim,
             attention.head_dim,
             layer.input_layernorm.eps,
+            gains,
         )
 
     def fits(self, hidden: Tensor) -> bool:
@@ -171,14 +175,13 @@ def _maps(half: nn.Module) -> dict[str, nn.Module]:
 
 
 def _packable(layer: DecoderLayer) -> bool:
-    """Whether the kernels know all of this layer: widths in whole vectors, nothing that relaxes."""
+    """Whether the kernels know all of this layer: widths in whole vectors, no low-rank maps."""
     attention, mlp = layer.self_attn, layer.mlp
-    relaxed = attention.low_rank is not None or layer.attention_gain is not None
     widths = (attention.q_proj.in_features, mlp.down_proj.in_features)
     maps = (*_maps(attention).values(), *_maps(mlp).values())
     plain = all(type(m) is nn.Linear for m in maps)
     whole = all(width % 16 == 0 for width in widths)
-    return plain and not relaxed and whole and attention.head_dim in HEAD_DIMS
+    return plain and attention.low_rank is None and whole and attention.head_dim in HEAD_DIMS
 
 
 def _view_of(layer: nn.Module, work: Workspace, int8: bool) -> DecoderLayer:

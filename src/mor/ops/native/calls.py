@@ -40,6 +40,7 @@ class LayerStruct(ctypes.Structure):
     _fields_: ClassVar[Any] = [
         *((name, LinearStruct) for name in ("query", "key_value", "out", "gate_up", "down")),
         *((name, c_void_p) for name in ("input_norm", "post_norm", "query_norm", "key_norm")),
+        *((name, c_void_p) for name in ("attention_gain", "mlp_gain")),
         *((name, c_int64) for name in ("norms", "width", "heads", "kv_heads", "head_dim", "inner")),
         ("eps", c_float),
     ]

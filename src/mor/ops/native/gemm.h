@@ -162,14 +162,22 @@ static void product(const Linear& linear, const float* rows, int64_t m, int64_t 
         }
 }
 
-// Write finished tiles to out [m, n], added to `base` where there is one.
+// Write finished tiles to out [m, n], each row times its own of the gains [uses, n] where there are
+// any, added to `base` where there is one.
 struct Write {
     float* out;
     const float* base;
     int64_t n;
+    const float* gains = nullptr;
+    const int64_t* use = nullptr;
     void operator()(int64_t p, int64_t tile, int64_t count, vec (*acc)[NV]) const {
         for (int64_t r = 0; r < count; r++) {
             const int64_t row = tile * TILE + r;
+            if (gains) {  // their width is a multiple of W
+                const float* gain = gains + (use ? use[row] * n : 0) + p * PANEL;
+                for (int64_t v = 0; v < NV && p * PANEL + v * W < n; v++)
+                    acc[r][v] *= load(gain + v * W);
+            }
             for (int64_t v = 0; v < NV; v++) {
                 const int64_t column = p * PANEL + v * W, left = n - column;
                 if (left <= 0) break;

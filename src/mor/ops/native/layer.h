@@ -7,10 +7,11 @@
 
 namespace mor {
 
-// One layer; a norm has one weight, or one per use of the layer.
+// One layer; a norm has one weight, or one per use of the layer. Gains, one per use, or null.
 struct Layer {
     Linear query, key_value, out, gate_up, down;
     const float *input_norm, *post_norm, *query_norm, *key_norm;
+    const float *attention_gain, *mlp_gain;
     int64_t norms;  // 1: one weight for all uses
     int64_t width, heads, kv_heads, head_dim, inner;
     float eps;
@@ -114,13 +115,13 @@ static void leave(const Layer& layer, const float* x, const float* mixed, const 
     Share share(m, me, all);
     for (int64_t row = share.begin; row < share.end; row++) put_row(mixed + row * k, row, k, rows);
 #pragma omp barrier
-    product(layer.out, rows, m, me, all, Write{out, x, layer.width});
+    product(layer.out, rows, m, me, all, Write{out, x, layer.width, layer.attention_gain, use});
 #pragma omp barrier
     norm_rows(out, layer.post_norm, layer.norms, use, layer.eps, m, layer.width, rows, me, all);
 #pragma omp barrier
     product<2>(layer.gate_up, rows, m, me, all, Gated{inner_rows, kept, layer.inner});
 #pragma omp barrier
-    product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width});
+    product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width, layer.mlp_gain, use});
 }
 
 static float dot(const float* x, const float* y, int64_t n) {

@@ -110,6 +110,7 @@ class PackedLayer:
         query, key_value, out, gate_up, down: its products.
         input_norm, post_norm, query_norm, key_norm: weights [D] or [uses, D]; the last two may be
             missing.
+        gains: of what attention and the feed-forward add, [uses, D] each, or none.
         heads, kv_heads, head_dim, eps: as in the configuration.
     """
 
@@ -125,17 +126,19 @@ class PackedLayer:
         kv_heads: int,
         head_dim: int,
         eps: float,
+        gains: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.linears = (query, key_value, out, gate_up, down)
         self.norms = tuple(None if n is None else n.detach().contiguous() for n in norms)
         self.width, self.inner = query.k, down.k
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        uses = 1 if norms[0].dim() == 1 else len(norms[0])
+        self.gains = tuple(g.detach().contiguous() for g in gains) if gains else (None, None)
+        norm_uses = 1 if norms[0].dim() == 1 else len(norms[0])
         self.told = LayerStruct(
             *(linear.told for linear in self.linears), *(at(n) for n in self.norms),
-            uses, self.width, heads, kv_heads, head_dim, self.inner, eps,
+            *(at(g) for g in self.gains), norm_uses, self.width, heads, kv_heads, head_dim, self.inner, eps,
         )  # fmt: skip
-        self.uses = uses
+        self.uses = len(gains[0]) if gains else norm_uses
 
     def uses_of(self, use: int | Tensor, count: int) -> Tensor | None:
         """[M] uses; None where they make no difference."""
