@@ -20,10 +20,16 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "uptrain.jsonl"
 IMAGE = ROOT / "docs" / "images" / "uptrain.png"
 LONG = {
-    "recursive": "recursive R = 2, distilled",
-    "mor": "MoR R = 2 (after recursive)",
-    "scratch": "MoR from scratch",
+    "window": "R = 2, a block of 6 fills a gap",
+    "window-mor": "then MoR",
+    "window-dropped": "the same 16 layers, no recursion",
+    "recursive": "R = 2, a block of 14 for the whole middle",
+    "mor": "then MoR",
+    "window-scratch": "MoR from scratch",
 }
+AFTER = {"mor": "recursive", "window-mor": "window"}
+FOLD = "r2-stepwise"
+"""Whose start is what folding loses: R = 2 from evenly spaced layers, nothing trained."""
 PAPER = {"upper": 2.6605, "random": 2.6730, "stepwise": 2.6800, "average": 2.7314, "lower": 2.7449}
 """NLL after 5 billion tokens, R = 2 middle_cycle (arXiv 2507.10524)."""
 
@@ -44,10 +50,9 @@ def read() -> tuple[dict[str, list[dict[str, Any]]], dict[str, dict[str, Any]]]:
 def draw(curves: dict[str, Any], finals: dict[str, Any]) -> None:
     """NLL against tokens and against processor seconds."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 3.8), sharey=True)
-    before = {"mor": "recursive"}
     for name, label in LONG.items():
         rows = curves.get(name, [])
-        first = (curves.get(before.get(name, ""), []) or [None])[-1]
+        first = (curves.get(AFTER.get(name, ""), []) or [None])[-1]
         for axis, key, scale in zip(axes, ("tokens", "cpu_s"), (1e3, 1.0), strict=True):
             shift = 0.0 if first is None else first[key]
             points = [(shift + row[key], row["nll"]) for row in rows if key in row]
@@ -67,7 +72,7 @@ def draw(curves: dict[str, Any], finals: dict[str, Any]) -> None:
     for axis in axes:
         axis.axhline(finals["source"]["nll"], color="black", lw=0.8, ls="--")
         axis.grid(alpha=0.3)
-    axes[0].plot([], [], "x", color="grey", label="other starts, R = 2 (x) and 3 (+)")
+    axes[0].plot([], [], "x", color="grey", label="starts, 6,144 tokens each: R = 2 (x) and 3 (+)")
     axes[0].plot([], [], "--", color="black", lw=0.8, label="source model")
     axes[0].set_xlabel("thousand tokens trained on")
     axes[1].set_xlabel("processor seconds (one core)")
@@ -78,38 +83,39 @@ def draw(curves: dict[str, Any], finals: dict[str, Any]) -> None:
     figure.savefig(IMAGE, dpi=90)
 
 
-def recovered(row: dict[str, Any], source: float) -> str:
-    """Share of what folding lost that came back."""
-    lost = row["start_nll_512"] - source
-    return f"{(row['start_nll_512'] - row['nll_512']) / lost:.1%}"
+def line(name: str, row: dict[str, Any], source: float, folded: float) -> str:
+    """One run as a row of the table."""
+    if row["group"] == "calibrated":
+        depth = f"{row['nll_512_depth']:.2f}"
+        share = f"{(folded - row['nll_512']) / (folded - source):.1%}"
+        return (
+            f"| {name} (mean depth {depth}) | | | | | {row['nll']:.3f} | {row['nll_512']:.3f} "
+            f"| {share} |"
+        )
+    began = row.get("start_nll_512")
+    share = "" if began is None else f"{(folded - row['nll_512']) / (folded - source):.1%}"
+    seconds = row.get("cpu_s", row["elapsed_s"])
+    return (
+        f"| {name} | {row['parameters'] / 1e6:.1f}M | {row['tokens']:,} | {seconds:,.0f} "
+        f"| {'' if began is None else format(began, '.2f')} | {row['nll']:.3f} "
+        f"| {row['nll_512']:.3f} | {share} |"
+    )
 
 
 def tables(curves: dict[str, Any], finals: dict[str, Any]) -> None:
-    """Every finished run."""
-    source = finals["source"]["nll_512"]
-    print(
-        "| run | parameters | tokens | CPU s | NLL at the start | NLL, 128 | NLL, 512 | recovered |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
+    """Every finished run, by group."""
+    source, folded = finals["source"]["nll_512"], finals[FOLD]["start_nll_512"]
+    groups: dict[str, list[str]] = {}
     for name, row in finals.items():
-        if name == "source":
-            print(f"| source | 134.5M | | | | {row['nll']:.3f} | {row['nll_512']:.3f} | |")
-            continue
-        if row["group"] == "calibrated":
-            depth = f"mean depth {row['nll_512_depth']:.2f}"
-            print(f"| {name} | | | | {depth} | {row['nll']:.3f} | {row['nll_512']:.3f} | |")
-            continue
-        started = row.get("start_nll_512")
-        if name == "mor":
-            started = finals["recursive"]["start_nll_512"]  # of the fold, two stages ago
-            row = row | {"start_nll_512": started}
-        share = "" if started is None else recovered(row, source)
-        began = "" if started is None else f"{started:.2f}"
-        seconds, size = row.get("cpu_s", row["elapsed_s"]), row["parameters"] / 1e6
+        if name != "source":
+            groups.setdefault(row["group"], []).append(line(name, row, source, folded))
+    for group, rows in groups.items():
+        print(f"\n{group} (source: {finals['source']['nll']:.3f} and {source:.3f})\n")
         print(
-            f"| {name} | {size:.1f}M | {row['tokens']:,} | {seconds:.0f} "
-            f"| {began} | {row['nll']:.3f} | {row['nll_512']:.3f} | {share} |"
+            "| run | weights | tokens | CPU s | NLL at the start | NLL 128 | NLL 512 | recovered |"
         )
+        print("|---|---|---|---|---|---|---|---|")
+        print("\n".join(rows))
     order = sorted(
         (row["nll_512"], name) for name, row in finals.items() if row["group"] == "start"
     )

@@ -136,7 +136,8 @@ class PackedLayer:
         norm_uses = 1 if norms[0].dim() == 1 else len(norms[0])
         self.told = LayerStruct(
             *(linear.told for linear in self.linears), *(at(n) for n in self.norms),
-            *(at(g) for g in self.gains), norm_uses, self.width, heads, kv_heads, head_dim, self.inner, eps,
+            *(at(g) for g in self.gains), norm_uses, self.width, heads, kv_heads, head_dim,
+            self.inner, eps,
         )  # fmt: skip
         self.uses = len(gains[0]) if gains else norm_uses
 
