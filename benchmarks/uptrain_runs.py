@@ -111,6 +111,18 @@ def windows() -> Iterator[Run]:
     yield Run("window-r2-upper-gain0.2", "window", SHORT, fold, rate=5e-4, rates=rates)
 
 
+def small() -> Iterator[Run]:
+    """Ten of thirty layers: what a deeper recursion is worth where more is missing."""
+    ends = {"num_prelude_layers": 1, "num_recursion_layers": 4, "num_coda_layers": 5}
+    plain = {"num_recursions": 1, "init": "lower", **ends}
+    for tokens, name in ((SHORT, ""), (4 * SHORT, "-24k")):
+        yield Run(f"small-dropped{name}", "small", tokens, plain, rate=5e-4)
+        for recursions in (2, 4):
+            fold = QUIET | {"num_recursions": recursions, "init": "lower", **ends}
+            rates = {"relaxation": 10.0}
+            yield Run(f"small-r{recursions}{name}", "small", tokens, fold, rate=5e-4, rates=rates)
+
+
 def long() -> Iterator[Run]:
     """Longer runs, and what they are compared with."""
     routed = {"model": {"router": "threshold"}}
@@ -131,4 +143,4 @@ def long() -> Iterator[Run]:
     yield Run("window-tenth", "long", LONG // 10, fold, rate=5e-4, rates={"relaxation": 10.0})
 
 
-RUNS = [*starts(), *ablations(), *sides(), *dropped(), *windows(), *long()]
+RUNS = [*starts(), *ablations(), *sides(), *dropped(), *windows(), *small(), *long()]

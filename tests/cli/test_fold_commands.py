@@ -136,4 +136,4 @@ def test_the_table_of_what_can_be_left_out(
     assert [row[5] for row in rows] == ["7", "3", "3", "3"]
     best = min(rows[1:], key=lambda row: float(row[7]))
     assert f"misses least {best[0].removeprefix('no ')}: NLL {best[7]}" in done.out
-    assert "left_out=7 must be 1 to 6" in mor_(*words, "--leave-out", "7").error
+    assert "leave_out=7 must be 1 to 6" in mor_(*words, "--leave-out", "7").error

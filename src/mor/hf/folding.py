@@ -211,20 +211,20 @@ def open_router_fields(warmup_steps: int) -> dict[str, Any]:
     }
 
 
-def windows(config: MoRConfig, left_out: int) -> list[Folding]:
-    """The source without ``left_out`` neighbouring layers, once for every place after the first.
+def windows(config: MoRConfig, leave_out: int) -> list[Folding]:
+    """The source without ``leave_out`` neighbouring layers, once for every place after the first.
 
     Args:
         config: of a vanilla model.
-        left_out: how many.
+        leave_out: how many.
 
     Raises:
         ConfigError: it leaves no layer, or none to leave out.
     """
     layers = config.num_hidden_layers
-    if not 1 <= left_out < layers:
+    if not 1 <= leave_out < layers:
         raise ConfigError(
-            f"left_out={left_out} must be 1 to {layers - 1}: the source has {layers} layers"
+            f"leave_out={leave_out} must be 1 to {layers - 1}: the source has {layers} layers"
         )
     return [
         Folding(
@@ -232,9 +232,9 @@ def windows(config: MoRConfig, left_out: int) -> list[Folding]:
             init="lower",
             num_prelude_layers=0,
             num_recursion_layers=before,
-            num_coda_layers=layers - left_out - before,
+            num_coda_layers=layers - leave_out - before,
         )
-        for before in range(1, layers - left_out + 1)
+        for before in range(1, layers - leave_out + 1)
     ]
 
 
