@@ -181,7 +181,7 @@ class Evidence:
             fold_cpu_s=fold_s,
             device=self.args.device,
             seq_len=self.args.seq_len,
-            sequences_per_step=self.args.batch,
+            sequences_per_step=self.args.batch * run.sequences,
             learning_rate=recipe.train.learning_rate,
             **{key: summary[key] for key in facts if key in summary},
         )
@@ -209,7 +209,8 @@ class Evidence:
         from mor.train import parse_recipe
 
         args = self.args
-        per_step = args.batch * args.seq_len
+        batch = args.batch * run.sequences
+        per_step = batch * args.seq_len
         steps = max(1, round(run.tokens * self.scale / per_step))
         every = max(1, min(steps // 2, max(steps // 20, round(SHORT * self.scale / per_step))))
         warmup = steps * 2 // 5
@@ -222,7 +223,7 @@ class Evidence:
             },
             "train": {
                 "budget": {"steps": steps},
-                "batch_size": args.batch,
+                "batch_size": batch,
                 "learning_rate": run.rate,
                 "weight_decay": 0.0,
                 "warmup_fraction": 0.05,

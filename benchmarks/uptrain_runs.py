@@ -36,6 +36,7 @@ class Run:
         model: fields of the recipe's ``model``.
         rate: learning rate.
         rates: of groups, in multiples of it.
+        sequences: per step, in multiples of the command's ``--batch``.
         distil: learn from the source model.
         hidden: weight of the stream's error.
     """
@@ -49,6 +50,7 @@ class Run:
     model: dict[str, Any] = field(default_factory=dict)
     rate: float = 1e-3
     rates: dict[str, float] = field(default_factory=dict)
+    sequences: int = 1
     distil: bool = True
     hidden: float = 3.0
 
@@ -140,6 +142,17 @@ def long() -> Iterator[Run]:
     yield Run("window-dropped", "baseline", LONG, plain, rate=5e-4)
     shape = {"num_recursions": 2, "init": "lower", **NORMS, **WINDOW}
     yield Run("window-scratch", "baseline", LONG * 3 // 2, shape, scratch=True, **routed)
+    for rate in (5e-4, 1e-3):
+        gains = {"relaxation": 10.0}
+        yield Run(
+            f"window-tenth-4x-{rate:g}",
+            "batch",
+            LONG // 10,
+            fold,
+            rate=rate,
+            rates=gains,
+            sequences=4,
+        )
     yield Run("window-tenth", "long", LONG // 10, fold, rate=5e-4, rates={"relaxation": 10.0})
 
 
