@@ -132,8 +132,8 @@ def test_the_table_of_what_can_be_left_out(
     done = mor_(*words, "--leave-out", "4")
     assert done.code == 0, done.err
     rows = cells(done.out)
-    assert [row[0] for row in rows[1:]] == [f"no layers {k}-{k + 3}" for k in range(1, 4)]
+    assert [row[0] for row in rows[1:]] == [f"no {k}-{k + 3}" for k in range(1, 4)]
     assert [row[5] for row in rows] == ["7", "3", "3", "3"]
     best = min(rows[1:], key=lambda row: float(row[7]))
-    assert f"misses least {best[0].removeprefix('no ')}: NLL {best[7]}" in done.out
+    assert f"misses layers {best[0].removeprefix('no ')} least: NLL {best[7]}" in done.out
     assert "leave_out=7 must be 1 to 6" in mor_(*words, "--leave-out", "7").error

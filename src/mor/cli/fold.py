@@ -160,7 +160,7 @@ def table(
     Console().print(shown)
     if leave_out is not None:
         best = min(rows[1:], key=lambda row: row.nll)
-        typer.echo(f"the source misses least {_window(best, leave_out)}: NLL {best.nll:.4f}")
+        typer.echo(f"the source misses layers {_window(best, leave_out)} least: NLL {best.nll:.4f}")
     if out is not None:
         write_json(out, {"rows": [asdict(row) for row in rows]} | provenance(None))
 
@@ -168,7 +168,7 @@ def table(
 def _window(row: FoldRow, leave_out: int) -> str:
     assert row.folding is not None
     first = row.folding.num_recursion_layers or 0  # what comes before is all in the block
-    return f"layers {first}-{first + leave_out - 1}"
+    return f"{first}-{first + leave_out - 1}"
 
 
 def _cells(row: FoldRow, leave_out: int | None = None) -> list[str]:
