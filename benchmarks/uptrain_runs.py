@@ -141,6 +141,9 @@ def long() -> Iterator[Run]:
     yield Run("window-mor", "long", 61_440, start="window", rate=2.5e-4, **routed)
     plain = {"num_recursions": 1, "init": "lower", **WINDOW}
     yield Run("window-dropped", "baseline", LONG, plain, rate=5e-4)
+    # What the router's stage is compared with: as many more tokens at its rate, without a router.
+    for name, group in (("window", "long"), ("window-dropped", "baseline")):
+        yield Run(f"{name}-more", group, 61_440, start=name, rate=2.5e-4)
     shape = {"num_recursions": 2, "init": "lower", **NORMS, **WINDOW}
     yield Run("window-scratch", "baseline", LONG * 3 // 2, shape, scratch=True, **routed)
     for rate in (5e-4, 1e-3):
