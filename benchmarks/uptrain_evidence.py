@@ -2,7 +2,7 @@
 
     python benchmarks/uptrain_text.py runs/evidence
     python benchmarks/uptrain_evidence.py runs/evidence                              # one CPU core
-    python benchmarks/uptrain_evidence.py runs/evidence-gpu --device cuda --tokens 6e6 --batch 16
+    python benchmarks/uptrain_evidence.py runs/evidence-gpu --device cuda --tokens 2.5e7 --batch 16
 
 Runs :data:`uptrain_runs.RUNS` in order, each a run folder below FOLDER/runs, and appends to
 ``benchmarks/results/uptrain.jsonl``: a line per evaluation (NLL of the Brown corpus in sequences as

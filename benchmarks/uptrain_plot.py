@@ -85,20 +85,19 @@ def draw(curves: dict[str, Any], finals: dict[str, Any]) -> None:
 
 def line(name: str, row: dict[str, Any], source: float, folded: float) -> str:
     """One run as a row of the table."""
+    share = f"{(folded - row['nll_512']) / (folded - source):.1%}"
     if row["group"] == "calibrated":
         depth = f"{row['nll_512_depth']:.2f}"
-        share = f"{(folded - row['nll_512']) / (folded - source):.1%}"
         return (
             f"| {name} (mean depth {depth}) | | | | | {row['nll']:.3f} | {row['nll_512']:.3f} "
             f"| {share} |"
         )
     began = row.get("start_nll_512")
-    share = "" if began is None else f"{(folded - row['nll_512']) / (folded - source):.1%}"
     seconds = row.get("cpu_s", row["elapsed_s"])
     return (
         f"| {name} | {row['parameters'] / 1e6:.1f}M | {row['tokens']:,} | {seconds:,.0f} "
         f"| {'' if began is None else format(began, '.2f')} | {row['nll']:.3f} "
-        f"| {row['nll_512']:.3f} | {share} |"
+        f"| {row['nll_512']:.3f} | {'' if began is None else share} |"
     )
 
 

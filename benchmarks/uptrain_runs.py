@@ -19,6 +19,9 @@ NORMS = {"norms": "own"}
 WINDOW = {"num_prelude_layers": 1, "num_recursion_layers": 6, "num_coda_layers": 9}
 """16 of 30 layers: `mor fold-table --leave-out 14` says that layers 7-20 are missed least."""
 QUIET = {"relaxation": "gains", "start_gain": 0.2, **NORMS}
+LOWER = {"init": "lower", **WINDOW}
+GAP: dict[str, Any] = {"rate": 5e-4, "rates": {"relaxation": 10.0}}
+"""Training of what fills a gap; ``rates`` only where there are gains."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def dropped() -> Iterator[Run]:
     """Layers left out, nothing shared: evenly, and neighbouring ones."""
     evenly = {"num_recursions": 1, "init": "stepwise", "num_recursion_layers": 14}
     yield Run("dropped", "baseline", SHORT, evenly)
-    window = {"num_recursions": 1, "init": "lower", **WINDOW}
+    window = {"num_recursions": 1, **LOWER}
     yield Run("dropped-7-20", "baseline", SHORT, window, rate=5e-4)
     smaller = window | {"num_recursion_layers": 8, "num_coda_layers": 10}
     yield Run("dropped-9-19", "baseline", SHORT, smaller, rate=5e-4)
@@ -101,34 +104,33 @@ def dropped() -> Iterator[Run]:
 
 def windows() -> Iterator[Run]:
     """The block before a window of layers fills it, more or less quietly at first."""
-    loud = {"relaxation": "gains", **NORMS, "init": "lower", **WINDOW}
-    rates = {"relaxation": 10.0}
-    for gain in (0.0, 0.2, 1.0):
-        fold = loud | {"num_recursions": 2, "start_gain": gain}
-        yield Run(f"window-r2-gain{gain}", "window", SHORT, fold, rate=5e-4, rates=rates)
-    fold = loud | {"num_recursions": 3, "start_gain": 0.2}
-    yield Run("window-r3-gain0.2", "window", SHORT, fold, rate=5e-4, rates=rates)
+    for recursions, gain in ((2, 0.0), (2, 0.2), (2, 1.0), (3, 0.2)):
+        fold = QUIET | LOWER | {"num_recursions": recursions, "start_gain": gain}
+        yield Run(f"window-r{recursions}-gain{gain}", "window", SHORT, fold, **GAP)
     upper = {"num_prelude_layers": 5, "num_recursion_layers": 7, "num_coda_layers": 4}
     fold = QUIET | {"num_recursions": 2, "init": "upper", **upper}
-    yield Run("window-r2-upper-gain0.2", "window", SHORT, fold, rate=5e-4, rates=rates)
+    yield Run("window-r2-upper-gain0.2", "window", SHORT, fold, **GAP)
 
 
 def small() -> Iterator[Run]:
     """Ten of thirty layers: what a deeper recursion is worth where more is missing."""
-    ends = {"num_prelude_layers": 1, "num_recursion_layers": 4, "num_coda_layers": 5}
-    plain = {"num_recursions": 1, "init": "lower", **ends}
-    for tokens, name in ((SHORT, ""), (4 * SHORT, "-24k"), (6 * SHORT, "-36k")):
-        # At 36k the plain one has had about the processor time of R = 4 at 24k.
+    ends = LOWER | {"num_recursion_layers": 4, "num_coda_layers": 5}
+    # At 36k the plain one has had about the processor time of R = 4 at 24k.
+    for tokens, name, deeper in (
+        (SHORT, "", (2, 4)),
+        (4 * SHORT, "-24k", (4,)),
+        (6 * SHORT, "-36k", ()),
+    ):
+        plain = {"num_recursions": 1, **ends}
         yield Run(f"small-dropped{name}", "small", tokens, plain, rate=5e-4)
-        for recursions in (2, 4) if tokens == SHORT else (4,):
-            fold = QUIET | {"num_recursions": recursions, "init": "lower", **ends}
-            rates = {"relaxation": 10.0}
-            yield Run(f"small-r{recursions}{name}", "small", tokens, fold, rate=5e-4, rates=rates)
+        for recursions in deeper:
+            fold = QUIET | {"num_recursions": recursions, **ends}
+            yield Run(f"small-r{recursions}{name}", "small", tokens, fold, **GAP)
 
 
 def long() -> Iterator[Run]:
     """Longer runs, and what they are compared with."""
-    routed = {"model": {"router": "threshold"}}
+    routed: dict[str, Any] = {"model": {"router": "threshold"}}
     first = whole(2, "stepwise")
     yield Run("recursive", "long", 61_440, first)
     yield Run(
@@ -136,28 +138,20 @@ def long() -> Iterator[Run]:
     )
     yield Run("scratch", "baseline", 15_360, first, scratch=True, **routed)
     yield Run("tenth", "long", 1_536, first)
-    fold = QUIET | {"num_recursions": 2, "init": "lower", **WINDOW}
-    yield Run("window", "long", LONG, fold, rate=5e-4, rates={"relaxation": 10.0})
+    fold = QUIET | {"num_recursions": 2, **LOWER}
+    yield Run("window", "long", LONG, fold, **GAP)
     yield Run("window-mor", "long", 61_440, start="window", rate=2.5e-4, **routed)
-    plain = {"num_recursions": 1, "init": "lower", **WINDOW}
+    plain = {"num_recursions": 1, **LOWER}
     yield Run("window-dropped", "baseline", LONG, plain, rate=5e-4)
     # What the router's stage is compared with: as many more tokens at its rate, without a router.
     for name, group in (("window", "long"), ("window-dropped", "baseline")):
         yield Run(f"{name}-more", group, 61_440, start=name, rate=2.5e-4)
-    shape = {"num_recursions": 2, "init": "lower", **NORMS, **WINDOW}
+    shape = {"num_recursions": 2, **LOWER, **NORMS}
     yield Run("window-scratch", "baseline", LONG * 3 // 2, shape, scratch=True, **routed)
     for rate in (5e-4, 1e-3):
-        gains = {"relaxation": 10.0}
-        yield Run(
-            f"window-tenth-4x-{rate:g}",
-            "batch",
-            LONG // 10,
-            fold,
-            rate=rate,
-            rates=gains,
-            sequences=4,
-        )
-    yield Run("window-tenth", "long", LONG // 10, fold, rate=5e-4, rates={"relaxation": 10.0})
+        name = f"window-tenth-4x-{rate:g}"
+        yield Run(name, "batch", LONG // 10, fold, sequences=4, **(GAP | {"rate": rate}))
+    yield Run("window-tenth", "long", LONG // 10, fold, **GAP)
 
 
 RUNS = [*starts(), *ablations(), *sides(), *dropped(), *windows(), *small(), *long()]

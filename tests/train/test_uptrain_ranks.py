@@ -6,6 +6,7 @@ import copy
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -21,6 +22,20 @@ pytestmark = [
 ]
 
 
+def on_two_ranks(raw: dict[str, Any], folder: Path) -> Path:
+    """The run folder of the recipe ``raw``, trained by two processes."""
+    file = folder / "two.yaml"
+    file.write_text(yaml.safe_dump(raw | {"name": "two"}))
+    run_group(
+        [
+            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
+            *("-m", "mor.cli", "uptrain", str(file)),
+        ],
+        timeout=300,
+    )
+    return folder / "two"
+
+
 def test_two_ranks_are_one(data: Path, tmp_path: Path, source: Path, folded: Path) -> None:
     distill = cached(tmp_path, lm=0.5)
     raw = fields(data, tmp_path, source, folded, distill=distill)
@@ -28,16 +43,7 @@ def test_two_ranks_are_one(data: Path, tmp_path: Path, source: Path, folded: Pat
     del raw["train"]["gradient_accumulation_steps"]
     one = train(parse_recipe(copy.deepcopy(raw) | {"name": "one"}))
     count = json.loads((tmp_path / "cache" / "manifest.json").read_text())["count"]
-    raw |= {"name": "two"}
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(raw))
-    run_group(
-        [
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "mor.cli", "uptrain", str(tmp_path / "two.yaml")),
-        ],
-        timeout=300,
-    )
-    two = tmp_path / "two"
+    two = on_two_ranks(raw, tmp_path)
     assert json.loads((tmp_path / "cache" / "manifest.json").read_text())["count"] == count
     for ours, theirs in zip(steps_of(two), steps_of(one), strict=True):
         for name in ("loss", "lm_loss", "kd/logits", "kd/hidden"):
@@ -64,15 +70,7 @@ def test_two_ranks_route_as_one(
     raw["train"] |= {"budget": {"steps": 4}, "global_batch_size": 4}
     whole = copy.deepcopy(raw) | {"name": "one"}
     whole["train"]["batch_size"] = 4
-    one, two = train(parse_recipe(whole)), tmp_path / "two"
-    (tmp_path / "two.yaml").write_text(yaml.safe_dump(raw | {"name": "two"}))
-    run_group(
-        [
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "mor.cli", "uptrain", str(tmp_path / "two.yaml")),
-        ],
-        timeout=300,
-    )
+    one, two = train(parse_recipe(whole)), on_two_ranks(raw, tmp_path)
     for ours, theirs in zip(steps_of(two), steps_of(one), strict=True):
         for name in ("loss", "lm_loss", "kd/logits"):
             assert ours[name] == pytest.approx(theirs[name], rel=near), name
