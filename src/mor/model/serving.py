@@ -12,12 +12,14 @@ import copy
 from typing import Literal, TypeVar, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.errors import MorError
-from mor.model.layers import Attend, DecoderLayer, Heads, Stack
+from mor.model.layers import MLP, Attend, DecoderLayer, Heads, Stack
 from mor.model.model import MoRModel
-from mor.ops import native
+from mor.model.relaxation import LowRank
+from mor.ops import native, pointwise
 from mor.ops.native import HEAD_DIMS, PackedLayer, PackedLinear, PackedStack, Workspace, fits
 from mor.ops.rope import Rotation
 
@@ -101,6 +103,28 @@ class PackedMap(nn.Module):
         return flat.unflatten(0, hidden.shape[:-1])
 
 
+class PackedLowRank(nn.Module):
+    """:class:`LowRank` over packed products: all uses side by side, each token's own let through."""
+
+    def __init__(self, low_rank: LowRank, work: Workspace) -> None:
+        super().__init__()
+        self.low_rank, self.work = low_rank, work
+        uses, rank, _ = low_rank.down.shape
+        self.shape = uses, rank
+        self.down = PackedLinear([low_rank.down.flatten(0, 1)], [None])
+        self.up = PackedLinear([low_rank.up.transpose(0, 1).flatten(1)], [None])
+
+    def forward(self, hidden: Tensor, use: int | Tensor) -> Tensor:
+        """As :class:`LowRank`."""
+        if not fits(hidden):
+            return self.low_rank(hidden, use)
+        each = torch.as_tensor(use).expand(hidden.shape[:-1])
+        own = F.one_hot(each.flatten(), self.shape[0]).to(hidden.dtype)[..., None]
+        thin = self.down(hidden.flatten(0, -2), self.work).unflatten(-1, self.shape) * own
+        out = self.up(thin.flatten(1), self.work).unflatten(0, hidden.shape[:-1])
+        return self.low_rank.finish(out, use)
+
+
 class ServingStack(Stack):
     """The layers of a stage, all of them packed, over the engine's pages in one call."""
 
@@ -155,6 +179,8 @@ def serving_view(model: MoRModel, quantization: Quantization | None = None) -> M
         view._modules[name] = ServingStack(layers, halves) if whole else Stack(layers)
     if type(model.lm_head) is nn.Linear and model.config.hidden_size % 16 == 0:
         view.packed_head = (PackedLinear([model.lm_head.weight], [None], int8=int8), work)
+    elif type(model.lm_head) is nn.Linear:
+        view._modules["lm_head"] = PackedMap(model.lm_head, work, int8)
     return view
 
 
@@ -192,9 +218,14 @@ def _view_of(layer: nn.Module, work: Workspace, int8: bool) -> DecoderLayer:
         return view
     for name in ("self_attn", "mlp"):
         half = _shallow(getattr(layer, name))
+        if isinstance(half, MLP):
+            half.silu = pointwise.silu
         for own, linear in _maps(half).items():
             if type(linear) is nn.Linear:
                 half._modules[own] = PackedMap(linear, work, int8)
+        if half.low_rank is not None:
+            maps = {own: PackedLowRank(one, work) for own, one in half.low_rank.items()}
+            half._modules["low_rank"] = nn.ModuleDict(maps)
         view._modules[name] = half
     return view
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.model.router_base import Router, RouterNet, Scores, is_distributed, masked_mean
+from mor.ops import pointwise
 
 
 class TokenChoiceRouter(Router):
@@ -31,10 +32,10 @@ class TokenChoiceRouter(Router):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax or sigmoid over depths, times alpha; [..., R]."""
-        softmax = self.config.router_activation == "softmax"
-        squashed = (
-            logits.softmax(-1) if softmax else (logits + self.config.router_gate_bias).sigmoid()
-        )
+        if self.config.router_activation == "softmax":
+            squashed = logits.softmax(-1)
+        else:
+            squashed = pointwise.sigmoid(logits + self.config.router_gate_bias)
         return squashed * self.config.router_alpha
 
     def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
