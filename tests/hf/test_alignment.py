@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from mor import MoRForCausalLM
-from mor.hf.assemble import assemble, stack_plan
-from mor.hf.convert import convert_authors, convert_gguf, convert_llama
-from mor.hf.files import read_weights
-from mor.hf.fold import fold_folder
-from mor.hf.folding import Folding
-from mor.hf.llama import llama_config
+from mor.hf.convert.assemble import assemble, stack_plan
+from mor.hf.convert.convert import convert_authors, convert_gguf, convert_llama
+from mor.hf.convert.files import read_weights
+from mor.hf.convert.llama import llama_config
+from mor.hf.fold.fold import fold_folder
+from mor.hf.fold.plan import Folding
 from mor.hf.load import load_model
-from mor.model.serving import serving_view
+from mor.model.packed import serving_view
 from mor.ops.alignment import CACHE_LINE, align_weights, aligned
-from mor.train.sharded import load_weights, merge
+from mor.train.state.sharded import load_weights, merge
 from tests.hf.checkpoints import EXPERT, VANILLA, golden, write
 from tests.hf.gguf_files import model_of, write_gguf
 from tests.hf.test_convert_llama import llama_folder

@@ -93,7 +93,7 @@ class KVView:
         )  # fmt: skip
 
     def gathered(self, layer: int) -> Ragged:
-        """For the kernels: rows of single entries, wherever each lies, in one layer of the table."""
+        """For the kernels: rows of single entries, wherever each lies, in one of the layers."""
         pool, rows = self.table.pool, torch.arange(len(self.rows), device=self.rows.device)
         return Ragged(
             pool.keys, pool.values, self.read_slots(layer)[:, None].contiguous(), 1,

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mor.choices import Routing
 from mor.config import MoRConfig
+from mor.config.choices import Routing
 from mor.hf.backbone import Backbone, packed_documents
 from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
@@ -20,8 +20,8 @@ from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
 from mor.model.relaxation import Relaxation
-from mor.model.router_base import RouterNet, active_router
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
+from mor.model.routers.base import RouterNet, active_router
 from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
 
@@ -57,7 +57,7 @@ class MoRPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
         loaded = super().from_pretrained(*args, **kwargs)
         align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)

@@ -85,9 +85,16 @@ def kernels() -> Any:
     found.mor_stack.argtypes = (
         [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
     )
-    found.mor_own_linear.argtypes = (
-        [address, number, number, address, number, address, address, c_int]
-    )
+    found.mor_own_linear.argtypes = [
+        address,
+        number,
+        number,
+        address,
+        number,
+        address,
+        address,
+        c_int,
+    ]
     found.mor_pointwise.argtypes = [address, number, c_int, address, c_int]
     found.mor_argmax.argtypes = [address, number, number, address, c_int]
     return found
