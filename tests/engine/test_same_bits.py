@@ -33,9 +33,12 @@ BATCHES: list[dict[str, Any]] = [
 
 
 def check(
-    config: MoRConfig, asked: list[SamplingParams] | None = None, quantization: Any = None
+    config: MoRConfig,
+    asked: list[SamplingParams] | None = None,
+    quantization: Any = None,
+    threads: int = 1,
 ) -> None:
-    """All of a request's numbers, in batches of many shapes and alone."""
+    """All of a request's numbers, in batches of many shapes, and alone on one thread."""
     model = make_model(config)
     asked = asked or [greedy(5, logprobs=3)] * REQUESTS
 
@@ -44,7 +47,12 @@ def check(
         outputs = engine.generate([PROMPTS[i] for i in which], [asked[i] for i in which])
         return [output.completions[0] for output in outputs]
 
-    first, *others = (run(range(REQUESTS), **knobs) for knobs in BATCHES)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        first, *others = (run(range(REQUESTS), **knobs) for knobs in BATCHES)
+    finally:
+        torch.set_num_threads(before)
     alone = [run(range(i, i + 1), max_num_seqs=1)[0] for i in ALONE]
     pairs = [*zip(first, others[0], strict=True), *zip(first, others[1], strict=True)]
     pairs += [(first[i], own) for i, own in zip(ALONE, alone, strict=True)]
@@ -122,12 +130,7 @@ def test_drawn_tokens() -> None:
 
 @needs_kernels
 def test_any_number_of_threads() -> None:
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(2)
-        check(small_config("expert_choice", head_dim=16, router_architecture="mlp"))
-    finally:
-        torch.set_num_threads(before)
+    check(small_config("expert_choice", head_dim=16, router_architecture="mlp"), threads=2)
 
 
 @pytest.mark.parametrize("router", ROUTERS)
