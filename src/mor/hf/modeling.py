@@ -111,6 +111,9 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__(config)
+        # Read off the class's name otherwise; by it the Trainer knows that labels are shifted
+        # inside, when it counts the targets of a step.
+        self.loss_type = "ForCausalLM"
         self.model = MoRModel(config)
         self.post_init()
 
