@@ -27,6 +27,7 @@ from mor.config.choices import (
     UpdateRule,
     default_capacities,
 )
+from mor.config.fields import own_fields, refuse_near_misses, rope_of, take_extra
 from mor.config.rules import ROPE_TYPES, ConfigError, check_config
 
 __all__ = ["ROPE_TYPES", "ConfigError", "MoRConfig"]
@@ -74,11 +75,15 @@ class MoRConfig(PretrainedConfig):
             the active tokens' entries refreshed at each depth).
 
     Raises:
-        ConfigError: naming the field, its value and what would be right.
+        ConfigError: naming the field, its value and what would be right. A name that is no field,
+            in the call or in a ``config.json``, is refused; PretrainedConfig's own are its own.
     """
 
     model_type = "mor"
-    keys_to_ignore_at_inference = ["past_key_values", "router_losses", "router_metrics"]  # noqa: RUF012
+    # All else that the model returns goes to `compute_metrics`: logits, and hidden states if any.
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        *("cache", "past_key_values", "lm_loss", "router_losses", "depths", "traces")
+    ]
 
     def __init__(
         self,
@@ -143,8 +148,8 @@ class MoRConfig(PretrainedConfig):
         self.hidden_act = "silu"
         self.max_position_embeddings = max_position_embeddings
         self.rms_norm_eps = rms_norm_eps
-        theta = kwargs.pop("rope_theta", 10000.0)
-        self.rope_parameters = rope_parameters or {"rope_type": "default", "rope_theta": theta}
+        theta, scaling = kwargs.pop("rope_theta", 10000.0), kwargs.pop("rope_scaling", None)
+        self.rope_parameters = rope_of(rope_parameters, scaling, theta)
         self.initializer_range = initializer_range
         self.attention_bias = attention_bias
         self.attention_out_bias = (
@@ -189,7 +194,7 @@ class MoRConfig(PretrainedConfig):
         self.router_decision_rule = router_decision_rule
         self.router_boundary_momentum = router_boundary_momentum
         self.use_cache = use_cache
-        kwargs.pop("hidden_act", None)
+        kwargs = take_extra(type(self), kwargs)
         self.pad_token_id = pad_token_id
         # Before Transformers looks: our messages say what would be right.
         self.check()
@@ -203,6 +208,19 @@ class MoRConfig(PretrainedConfig):
             )
         except KeyError as error:  # its check of rope_parameters
             raise ConfigError(str(error.args[0])) from None
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a ``config.json``; fields among ``kwargs`` replace its own.
+
+        They go through the constructor: what hangs on them follows, and all is checked.
+
+        Raises:
+            ConfigError: a wrong or misspelt field.
+        """
+        own = {name: kwargs.pop(name) for name in own_fields(cls) if name in kwargs}
+        refuse_near_misses(cls, kwargs)
+        return super().from_dict({**config_dict, **own}, **kwargs)
 
     @property
     def output_router_logits(self) -> bool:
