@@ -110,8 +110,10 @@ class Router(nn.Module):
         observing: compute losses and boundary statistics outside training too (analysis).
         lockstep: every rank has to run every depth in evaluation too, because weights are gathered
             from all ranks on the way (:mod:`mor.train.distributed.shard` sets it).
-        micro_batches: per optimiser step, set by the training callback. Only a trainer that takes
-            the loss from hidden states needs it: see :mod:`mor.hf.backbone`.
+        micro_batches, loss_scale: per optimiser step, and what float16 training multiplies losses
+            by; set by the training callback. Only a trainer that takes the loss from hidden states
+            or logits needs them: see :mod:`mor.hf.backbone`.
+        loss_elsewhere: the trainer takes the loss from logits; set by the training callback.
     """
 
     chooses_once = False
@@ -126,6 +128,8 @@ class Router(nn.Module):
         self.step = 0
         self.observing = False
         self.micro_batches = 1
+        self.loss_scale = 1.0
+        self.loss_elsewhere = False
         self.lockstep = False
 
     @property
