@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mor.data import SHARD_TOKENS, DataIndex, Limits, StreamOptions, console_progress
 from mor.data import prepare as prepare_data
-from mor.train import Interrupted
+from mor.errors import Interrupted
 
 app = typer.Typer(help="Prepare text for training, look at it, verify it.", no_args_is_help=True)
 

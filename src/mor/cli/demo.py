@@ -30,11 +30,6 @@ PROMPT = "HAMLET.\nTo be, or not to be: "
 console = Console(highlight=False)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(demo)
-
-
 def demo(
     out: Annotated[Path, typer.Option(help="folder for data, runs and report")] = Path("runs/demo"),
     source: Annotated[str, typer.Option(help="text to learn: as for mor data prepare")] = (

@@ -23,13 +23,6 @@ from mor.hf.convert.files import new_folder
 from mor.provenance import provenance
 from mor.run_files import RECIPE
 
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("eval")(evaluate)
-    app.command()(calibrate)
-
-
 Model = Annotated[Path, typer.Argument(help="a model folder or a run folder")]
 Data = Annotated[Path, typer.Option(help="a folder made by `mor data prepare`")]
 SeqLen = Annotated[

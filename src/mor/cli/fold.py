@@ -32,12 +32,6 @@ LISTED = "one or several with commas between"
 Source = Annotated[Path, typer.Argument(help="a vanilla model folder, as `mor convert` writes")]
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command()(fold)
-    app.command("fold-table")(table)
-
-
 def fold(
     source: Source,
     out: Annotated[Path, typer.Option(help="model folder to write")],

@@ -24,11 +24,6 @@ from mor.report.colors import printable
 CONTEXT = 8  # tokens before a new one that decide how its text is written (spaces, characters)
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(generate)
-
-
 def generate(
     model: Annotated[Path, typer.Argument(help="a model folder or a run folder")],
     prompt: Annotated[str, typer.Option(help="text to go on from; - reads standard input")] = "",

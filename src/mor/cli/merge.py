@@ -18,11 +18,6 @@ from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(merge)
-
-
 def merge(
     checkpoint: Annotated[
         Path, typer.Argument(help="RUN/checkpoints/checkpoint-N, or RUN for its newest one")

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.errors import MorError
+from mor.errors import Interrupted, MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
@@ -39,10 +39,6 @@ from mor.train.trainer import MoRTrainer, peak_memory_bytes
 from mor.train.uptrain.costs import uptrain_costs
 from mor.train.uptrain.start import check_origin, keep_map, settled
 from mor.train.uptrain.trainer import Uptraining
-
-
-class Interrupted(MorError):
-    """Training ended early because it was asked to; the message says how to go on."""
 
 
 def train(
