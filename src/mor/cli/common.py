@@ -12,9 +12,8 @@ from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.disk import write_whole
 from mor.errors import MorError
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
-from mor.run_files import beside_model
 
 
 def open_model(folder: Path) -> MoRForCausalLM:
@@ -35,20 +34,8 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
     Raises:
         MorError: the data was prepared with another: the model would read nonsense.
     """
-    theirs = load_data_tokenizer(index.tokenizer_dir)
-    found = beside_model(folder, "tokenizer_config.json")
-    if found is None:
-        return theirs
-    ours = load_tokenizer(found.parent)
-    vocabulary = ours.get_vocab()
-    wrong = [t for t, i in theirs.get_vocab().items() if vocabulary.get(t) != i]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {found.parent}"
-        )
-    return ours
+    ours = tokenizer_beside(folder, index)
+    return load_data_tokenizer(index.tokenizer_dir) if ours is None else ours
 
 
 def write_json(path: Path, content: Any) -> None:

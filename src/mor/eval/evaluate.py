@@ -10,8 +10,8 @@ import torch
 from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.eval.passes import check_sample, run_pass, token_nll
+from mor.hf.load import serving_copy
 from mor.hf.modeling import MoRForCausalLM
-from mor.hf.serving import serving_copy
 from mor.model.metrics import dead_positions, entropy, max_violation
 from mor.model.packed import Quantization
 

@@ -22,7 +22,7 @@ from mor.data import DataIndex
 from mor.errors import MorError
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import model_folder
 from mor.train.recipe.recipe import Recipe
@@ -87,24 +87,8 @@ def check_tokenizer(section: UptrainSection, index: DataIndex) -> None:
     Raises:
         MorError: naming both.
     """
-    folder = model_folder(section.start)
-    if not (folder / "tokenizer_config.json").is_file() or not index.tokenizer_dir.is_dir():
-        return
-    ours, theirs = load_tokenizer(folder).get_vocab(), load_tokenizer_of(index)
-    wrong = [token for token, number in theirs.items() if ours.get(token) != number]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {folder}"
-        )
-
-
-def load_tokenizer_of(index: DataIndex) -> dict[str, int]:
-    """The vocabulary of prepared data."""
-    from mor.data import load_tokenizer as load
-
-    return load(index.tokenizer_dir).get_vocab()
+    if index.tokenizer_dir.is_dir():
+        tokenizer_beside(model_folder(section.start), index)
 
 
 def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
