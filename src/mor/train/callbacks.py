@@ -44,8 +44,7 @@ class RouterCallback(TrainerCallback):
     ) -> None:
         """Tell the router which step this is."""
         router = find_router(kwargs["model"])
-        router.step = state.global_step
-        router.micro_batches = args.gradient_accumulation_steps
+        router.begin_step(state.global_step, args.gradient_accumulation_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -99,18 +99,17 @@ class Router(nn.Module):
     """Base of all routers. Subclasses override what differs.
 
     Attributes:
-        step: the trainer's optimiser step, set by the training callback; warm-ups are functions
-            of it, so that resuming needs no counter of our own.
+        step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
+            so that resuming needs no counter of our own.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
-        observing: compute losses and boundary statistics outside training too (analysis).
-        lockstep: every rank has to run every depth in evaluation too, because weights are gathered
-            from all ranks on the way (:mod:`mor.train.distributed.shard` sets it).
-        micro_batches: per optimiser step, set by the training callback. Only a trainer that takes
-            the loss from hidden states needs it: see :mod:`mor.hf.backbone`.
+        lockstep: whether every rank runs every depth in evaluation too, from
+            :meth:`run_every_depth`.
+        micro_batches: per optimiser step, from :meth:`begin_step`. Only a trainer that takes the
+            loss from hidden states needs it: see :mod:`mor.hf.backbone`.
     """
 
     chooses_once = False
@@ -123,7 +122,6 @@ class Router(nn.Module):
         self.config = config
         self.num_recursions = config.num_recursions
         self.step = 0
-        self.observing = False
         self.micro_batches = 1
         self.lockstep = False
 
@@ -146,6 +144,23 @@ class Router(nn.Module):
         """
         parameters = list(self.parameters())
         return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+    def begin_step(self, step: int, micro_batches: int = 1) -> None:
+        """Start an optimiser step. A training loop calls this first and :meth:`finish_step` last.
+
+        Args:
+            step: how many optimiser steps were done before this one.
+            micro_batches: forward passes of this step.
+        """
+        self.step, self.micro_batches = step, micro_batches
+
+    def run_every_depth(self) -> None:
+        """Run every depth in evaluation too, with or without a token there.
+
+        For weights that are gathered from all ranks on the way: a rank that stopped early would
+        keep the others waiting.
+        """
+        self.lockstep = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
