@@ -23,7 +23,7 @@ from mor.hf.write import write_model
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, Gain, LowRank, short
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet
+from mor.model.routers.net import RouterNet
 
 ALL_THROUGH = -1e4
 """A boundary below every logit: until training has found one, every token goes on."""
