@@ -99,8 +99,8 @@ class Evidence:
         from mor.eval import calibrate
         from mor.eval.folds import text_sequences
         from mor.eval.passes import run_pass
+        from mor.hf.convert.files import write_model
         from mor.hf.load import load_model, load_tokenizer
-        from mor.hf.write import write_model
 
         model: Any = load_model(folder)
         data = PackedDataset(self.folder / "data", "train", 512, order_seed=1)
@@ -259,11 +259,9 @@ class Evidence:
     @staticmethod
     def shape(config: dict[str, Any]) -> dict[str, Any]:
         """The ``model`` section of a network as its configuration describes it."""
-        import inspect
+        from mor.config import field_types
 
-        from mor import MoRConfig
-
-        names = set(inspect.signature(MoRConfig.__init__).parameters) - {"num_hidden_layers"}
+        names = set(field_types())
         return {"model": {k: v for k, v in config.items() if k in names and v is not None}}
 
 

@@ -18,9 +18,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from mor.disk import append_jsonl
 from mor.model.model import MoRModel
 from mor.model.routers.base import Router, active_router
-from mor.provenance import append_jsonl
 from mor.train.state.checkpoints import flush_entry
 from mor.train.state.run_folder import write_whole
 from mor.train.state.saving import any_rank

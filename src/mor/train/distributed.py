@@ -13,7 +13,6 @@ once.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +31,9 @@ from transformers import Trainer
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.ops.ranks import world_size
 from mor.train.recipe.recipe import Recipe
 from mor.train.state import sharded
-
-
-def world_size() -> int:
-    """How many processes train along, as torchrun and SLURM's launchers say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_parallel(recipe: Recipe) -> None:

@@ -7,17 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.routers.base import (
-    Candidates,
-    Router,
-    Scores,
-    all_reduce_mean,
-    is_distributed,
-    sum_over_ranks,
-)
+from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
 from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
+from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
 
 
 class BoundaryRouter(Router):

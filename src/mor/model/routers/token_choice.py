@@ -7,9 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.routers.base import Candidates, Router, Scores, is_distributed
+from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.selection import masked_mean
+from mor.ops.ranks import is_distributed
 
 
 class TokenChoiceRouter(Router):
