@@ -13,7 +13,8 @@ from mor.errors import MorError
 from mor.hf.serving import serving_copy
 from mor.model.layers import DecoderLayer
 from mor.model.model import MoRModel
-from mor.model.packed import PackedDecoderLayer, PackedModel, PackedStage, serving_view
+from mor.model.packed import PackedModel, serving_view
+from mor.model.packed_layers import PackedDecoderLayer, PackedStage
 from mor.ops import native
 from tests.engine.oracle import Oracle, greedy
 from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_config

@@ -92,6 +92,15 @@ class KVView:
             self.written.contiguous(), self.slots.contiguous(), self.rows, self.count_of,
         )  # fmt: skip
 
+    def gathered(self, layer: int) -> Ragged:
+        """For the kernels: rows of single entries, wherever each lies, in one of the layers."""
+        pool, rows = self.table.pool, torch.arange(len(self.rows), device=self.rows.device)
+        return Ragged(
+            pool.keys, pool.values, self.read_slots(layer)[:, None].contiguous(), 1,
+            rows.repeat_interleave(self.count_of), self.slots, self.slots.contiguous(), rows,
+            self.count_of,
+        )  # fmt: skip
+
     @cached_property
     def write_slots(self) -> Tensor:
         """[writes, layers] where in the pool the entries go."""

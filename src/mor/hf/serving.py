@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.packed import Quantization, copy_around, serving_view
+from mor.model.packed import Quantization, serving_view
+from mor.model.packed_layers import copy_around
 
 
 def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None) -> MoRForCausalLM:

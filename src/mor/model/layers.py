@@ -95,7 +95,11 @@ class Attention(Relaxable):
 
 
 class MLP(Relaxable):
-    """SwiGLU feed-forward (arXiv 2002.05202)."""
+    """SwiGLU feed-forward (arXiv 2002.05202).
+
+    Attributes:
+        silu: the activation, x sigmoid(x).
+    """
 
     def __init__(self, config: MoRConfig, uses: int | None = None) -> None:
         super().__init__()
@@ -103,11 +107,12 @@ class MLP(Relaxable):
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.silu: Callable[[Tensor], Tensor] = F.silu
         self.relax(config, uses, LINEAR_MAPS["mlp"])
 
     def forward(self, hidden: Tensor, use: int | Tensor = 0) -> Tensor:
         """[A, M, D] -> [A, M, D]."""
-        gate = F.silu(self.map("gate_proj", hidden, use))
+        gate = self.silu(self.map("gate_proj", hidden, use))
         return self.map("down_proj", gate * self.map("up_proj", hidden, use), use)
 
 

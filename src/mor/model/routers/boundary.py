@@ -11,6 +11,7 @@ from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
 from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
+from mor.ops import pointwise
 from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
 
 
@@ -49,8 +50,8 @@ class BoundaryRouter(Router):
         logits = logits + bias if bias else logits
         if kind == "none":
             return logits
-        squashed = torch.sigmoid(logits) if kind == "sigmoid" else torch.tanh(logits)
-        return squashed * self.config.router_alpha
+        squash = pointwise.sigmoid if kind == "sigmoid" else pointwise.tanh
+        return squash(logits) * self.config.router_alpha
 
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
-from mor.ops import native
+from mor.ops import native, pointwise
 
 
 class RouterNet(nn.Module):
@@ -31,12 +31,14 @@ class RouterNet(nn.Module):
 
     def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
         """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
-        if self.up is None and native.fits(hidden, self.weight):
+        if native.fits(hidden, self.weight):
             # A score must not hang on how many tokens are beside it, not even in its last bit.
-            places = torch.as_tensor(index).expand(hidden.shape[:-1])
+            places = torch.as_tensor(index).expand(hidden.shape[:-1]).flatten()
             even = hidden if self.temperature == 1 else hidden / self.temperature
-            flat = even.flatten(0, -2)
-            found = native.own_linear(flat, self.weight, places.flatten())
+            found = even.flatten(0, -2)
+            if self.up is not None:
+                found = pointwise.gelu(native.own_linear(found, self.up, places))
+            found = native.own_linear(found, self.weight, places)
             return found.unflatten(0, hidden.shape[:-1])
         if isinstance(index, Tensor):
             every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)

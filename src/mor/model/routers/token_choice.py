@@ -10,6 +10,7 @@ from mor.config import MoRConfig
 from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.selection import masked_mean
+from mor.ops import pointwise
 from mor.ops.ranks import is_distributed
 
 
@@ -34,10 +35,10 @@ class TokenChoiceRouter(Router):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax or sigmoid over depths, times alpha; [..., R]."""
-        softmax = self.config.router_activation == "softmax"
-        squashed = (
-            logits.softmax(-1) if softmax else (logits + self.config.router_gate_bias).sigmoid()
-        )
+        if self.config.router_activation == "softmax":
+            squashed = logits.softmax(-1)
+        else:
+            squashed = pointwise.sigmoid(logits + self.config.router_gate_bias)
         return squashed * self.config.router_alpha
 
     def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
