@@ -15,7 +15,8 @@ from typing import Any
 from transformers import PretrainedConfig
 
 from mor.config.choices import default_capacities
-from mor.config.fields import Fields
+from mor.config.fields import Fields, field_names
+from mor.config.names import refuse_near_misses, rope_of, take_extra
 from mor.config.rules import check_config
 from mor.errors import ConfigError
 
@@ -64,26 +65,32 @@ class MoRConfig(Fields, PretrainedConfig):
             the active tokens' entries refreshed at each depth).
 
     Raises:
-        ConfigError: naming the field, its value and what would be right.
+        ConfigError: naming the field, its value and what would be right. A name that is no field,
+            in the call or in a ``config.json``, is refused; PretrainedConfig's own are its own.
     """
 
     model_type = "mor"
-    keys_to_ignore_at_inference = ["past_key_values", "router_losses", "router_metrics"]  # noqa: RUF012
+    # All else that the model returns goes to `compute_metrics`: logits, and hidden states if any.
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        *("cache", "past_key_values", "lm_loss", "router_losses", "depths", "traces")
+    ]
 
     def __post_init__(self, **kwargs: Any) -> None:
         """Work out the fields that are None, check all of them, then let Transformers do its part.
 
         Args:
-            kwargs: what is no field: ``num_hidden_layers``, ``rope_theta``, and whatever
-                Transformers' own configurations take.
+            kwargs: what is no field: ``num_hidden_layers``, ``rope_theta``, ``rope_scaling``, and
+                what Transformers' own configurations take.
 
         Raises:
             ConfigError: naming the first wrong field.
         """
-        theta = kwargs.pop("rope_theta", 10000.0)
-        kwargs.pop("hidden_act", None)
+        unrolled = kwargs.pop("num_hidden_layers", None)
+        theta, scaling = kwargs.pop("rope_theta", 10000.0), kwargs.pop("rope_scaling", None)
+        self.rope_parameters = rope_of(self.rope_parameters, scaling, theta)
+        kwargs = take_extra(type(self), kwargs)
         self.hidden_act = "silu"
-        self._fill_in(kwargs.pop("num_hidden_layers", None), theta)
+        self._fill_in(unrolled)
         # Before Transformers looks: our messages say what would be right.
         self.check()
         try:
@@ -92,12 +99,11 @@ class MoRConfig(Fields, PretrainedConfig):
         except KeyError as error:  # its check of rope_parameters
             raise ConfigError(str(error.args[0])) from None
 
-    def _fill_in(self, unrolled: int | None, theta: float) -> None:
+    def _fill_in(self, unrolled: int | None) -> None:
         """Give every field that is None, and may not stay so, the value that follows from others.
 
         Args:
             unrolled: ``num_hidden_layers``, where it was given.
-            theta: of RoPE, where ``rope_parameters`` is not given.
         """
 
         def derive(**defaults: Any) -> None:
@@ -108,10 +114,6 @@ class MoRConfig(Fields, PretrainedConfig):
         private = int(str(self.sharing).startswith("middle_"))
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // max(1, self.num_attention_heads)
-        self.rope_parameters = self.rope_parameters or {
-            "rope_type": "default",
-            "rope_theta": theta,
-        }
         derive(
             attention_out_bias=self.attention_bias,
             num_prelude_layers=private,
@@ -124,6 +126,19 @@ class MoRConfig(Fields, PretrainedConfig):
         given: list[float] | None = self.router_capacities
         capacities = default_capacities(self.num_recursions) if given is None else given
         self.router_capacities = [float(c) for c in capacities]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """The configuration of a ``config.json``; fields among ``kwargs`` replace its own.
+
+        They go through the constructor: what hangs on them follows, and all is checked.
+
+        Raises:
+            ConfigError: a wrong or misspelt field.
+        """
+        own = {name: kwargs.pop(name) for name in field_names() if name in kwargs}
+        refuse_near_misses(cls, kwargs)
+        return super().from_dict({**config_dict, **own}, **kwargs)
 
     @property
     def output_router_logits(self) -> bool:

@@ -83,6 +83,11 @@ class Fields(Depth):
     eos_token_id: int | list[int] | None = None
 
 
+def field_names() -> list[str]:
+    """What a configuration may be given by name, ``num_hidden_layers`` included."""
+    return [*(field.name for field in fields(Fields)), "num_hidden_layers"]
+
+
 def field_types() -> dict[str, Any]:
     """The type of each field by name, None included where it stands for a default.
 

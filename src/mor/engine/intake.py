@@ -17,8 +17,32 @@ from mor.engine.text import TextStream
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
 
-def prompt_ids(prompt: str | Sequence[int], tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
+
+def pair_prompts(
+    prompts: Prompt | Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+) -> list[tuple[Prompt, SamplingParams | None]]:
+    """Each prompt with what is asked for it.
+
+    Args:
+        prompts: texts or lists of token ids, or one of them.
+        params: one for all prompts, or one for each.
+
+    Raises:
+        MorError: there are not as many ``params`` as prompts.
+    """
+    single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+    every: list[Any] = [prompts] if single else list(prompts)
+    asked = list(params) if isinstance(params, Sequence) else [params] * len(every)
+    if len(asked) != len(every):
+        raise MorError(f"params has {len(asked)} entries for {len(every)} prompts; give one each")
+    return list(zip(every, asked, strict=True))
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
     """Ids of a prompt. An empty text is the beginning-of-text token.
 
     Raises:
@@ -79,9 +103,7 @@ class Intake:
     max_model_len: int
     max_depth: int
 
-    def requests(
-        self, name: str, prompt: str | Sequence[int], params: SamplingParams
-    ) -> list[Request]:
+    def requests(self, name: str, prompt: Prompt, params: SamplingParams) -> list[Request]:
         """One request for each of the ``params.n`` completions.
 
         Raises:

@@ -57,6 +57,9 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
         peak_flops: per second and device, for the utilisation in the log; default that of the GPU
             by its name, or of the CPU as measured.
         args, kwargs: as for :class:`transformers.Trainer`.
+
+    Raises:
+        MorError: label smoothing, or a loss function of one's own.
     """
 
     def __init__(
@@ -68,6 +71,13 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        own = {"label_smoothing_factor": self.args.label_smoothing_factor or None}
+        for name, value in (own | {"compute_loss_func": self.compute_loss_func}).items():
+            if value is not None:
+                raise MorError(
+                    f"{name}={value} takes another loss than the model's, whose parts MoRTrainer "
+                    "logs; leave it out, or use transformers.Trainer with RouterCallback"
+                )
         self.seq_len = seq_len
         self.auxiliary_router_lr_factor = auxiliary_router_lr_factor
         self._tokens_run = 0

@@ -82,8 +82,9 @@ class Router(nn.Module):
             with it is not causal.
         lockstep: whether every rank runs every depth in evaluation too, from
             :meth:`run_every_depth`.
-        micro_batches: per optimiser step, from :meth:`begin_step`. Only a trainer that takes the
-            loss from hidden states needs it: see :mod:`mor.hf.backbone`.
+        micro_batches, loss_scale, loss_elsewhere: of the optimiser step, from :meth:`begin_step`.
+            Only a trainer that takes the loss from hidden states or logits needs them: see
+            :mod:`mor.hf.backbone`.
     """
 
     chooses_once = False
@@ -97,6 +98,8 @@ class Router(nn.Module):
         self.num_recursions = config.num_recursions
         self.step = 0
         self.micro_batches = 1
+        self.loss_scale = 1.0
+        self.loss_elsewhere = False
         self.lockstep = False
 
     @property
@@ -119,14 +122,23 @@ class Router(nn.Module):
         parameters = list(self.parameters())
         return bool(parameters) and not any(p.requires_grad for p in parameters)
 
-    def begin_step(self, step: int, micro_batches: int = 1) -> None:
+    def begin_step(
+        self,
+        step: int,
+        micro_batches: int = 1,
+        loss_scale: float = 1.0,
+        loss_elsewhere: bool = False,
+    ) -> None:
         """Start an optimiser step. A training loop calls this first and :meth:`finish_step` last.
 
         Args:
             step: how many optimiser steps were done before this one.
             micro_batches: forward passes of this step.
+            loss_scale: what float16 training multiplies losses by.
+            loss_elsewhere: whether the trainer takes the loss from logits.
         """
         self.step, self.micro_batches = step, micro_batches
+        self.loss_scale, self.loss_elsewhere = loss_scale, loss_elsewhere
 
     def run_every_depth(self) -> None:
         """Run every depth in evaluation too, with or without a token there.

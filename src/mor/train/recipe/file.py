@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from mor.errors import nearest
 from mor.train.recipe.recipe import Recipe, parse_recipe
 from mor.train.recipe.sections import RecipeError
 
@@ -86,8 +86,8 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
     if not path.is_file() and str(source) in builtin_recipes():
         path = _BUILTIN / f"{source}.yaml"
     if not path.is_file():
-        close = difflib.get_close_matches(str(source), builtin_recipes(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else " (mor recipes lists what comes along)"
+        close = nearest(str(source), builtin_recipes())
+        hint = f"; did you mean {close}?" if close else " (mor recipes lists what comes along)"
         raise RecipeError(f"recipe {str(source)!r} does not exist{hint}")
     try:
         raw = _read_yaml(path.read_text(encoding="utf-8"))
