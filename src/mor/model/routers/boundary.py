@@ -57,7 +57,7 @@ class BoundaryRouter(Router):
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """One logit per token from the raw stream (no norm), by the network of this depth."""
-        logits = self.net(hidden, depth).squeeze(-1)
+        logits = self.net(self.read(hidden), depth).squeeze(-1)
         decision = logits
         if self.auxiliary is not None:
             decision = self.auxiliary(hidden.detach(), depth).squeeze(-1)

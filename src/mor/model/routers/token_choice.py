@@ -43,7 +43,7 @@ class TokenChoiceRouter(Router):
 
     def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
         """Choice and gate of every token; a depth cap cuts the choice, not the gate."""
-        logits = self.net(hidden, 0)
+        logits = self.net(self.read(hidden), 0)
         chances = self.probabilities(logits)
         choice = (chances.detach() + self.bias).argmax(-1)
         if self.training and self.step < self.config.router_balance_warmup_steps:
