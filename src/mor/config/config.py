@@ -55,7 +55,9 @@ class MoRConfig(Fields, PretrainedConfig):
         router_capacities: fraction of all tokens active at each depth, non-increasing; default
             (R - depth) / R.
         update_rule: how a recursion's output enters the stream: ``gated`` h + g block(h) as in the
-            paper, ``additive`` h + block(h), ``residual`` h + g (block(h) - h).
+            paper, ``additive`` h + block(h), ``residual`` h + g (block(h) - h), ``last`` block(h)
+            as in a plain recursive model. Under ``last`` the gate has a gradient (straight
+            through) and no effect; the router reads the stream and sends no gradient into it.
         router_gate_bias: added to the logit inside the gate, not to what a boundary is compared
             with. With ``router_alpha`` 1 / sigmoid(bias) a logit of 0 is a gate of 1.
 

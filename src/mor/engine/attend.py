@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.batch import KVView
+from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention
 
@@ -70,9 +71,12 @@ def native_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
 ) -> Tensor:
     """The same in one call of a kernel that reads the pages where they lie."""
-    if view.origins is not None or not native.fits(query, view.table.pool.keys):
+    if not native.fits(query, view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
-    return native.paged_attention(query, key, value, view.ragged, layer)
+    if view.origins is None:
+        return native.paged_attention(query, key, value, view.ragged, layer)
+    _write(key, value, view, layer)
+    return native.paged_attention(query, None, None, view.gathered(layer), 0)
 
 
 def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
@@ -84,7 +88,7 @@ def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
     return row_attention
 
 
-class PagedAttend:
+class PagedAttend(Attend):
     """Write the entries of new tokens into their pages, then attend over the pages of each row.
 
     Args:

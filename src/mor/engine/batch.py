@@ -114,6 +114,15 @@ class KVView:
             tokens.written.contiguous(), tokens.slot.contiguous(), pieces.row, pieces.size,
         )  # fmt: skip
 
+    def gathered(self, layer: int) -> Ragged:
+        """For the kernels: rows of single entries, wherever each lies, in one of the layers."""
+        pool, size, slot = self.table.pool, self.pieces.size, self.tokens.slot
+        rows = torch.arange(len(size), device=size.device)
+        return Ragged(
+            pool.keys, pool.values, self.read_slots(layer)[:, None].contiguous(), 1,
+            rows.repeat_interleave(size), slot, slot.contiguous(), rows, size,
+        )  # fmt: skip
+
     @cached_property
     def write_slots(self) -> Tensor:
         """[writes, layers] where in the pool the entries go."""

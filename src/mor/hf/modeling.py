@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +28,12 @@ from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet, active_router
+from mor.model.routers.base import active_router
+from mor.model.routers.net import RouterNet
+from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
 
 
@@ -71,6 +74,22 @@ class MoRPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     # Routers compare float32 numbers with float32 boundaries in every training dtype.
     _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As PyTorch's; tensors that are taken over (``assign``) are laid in aligned memory."""
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            align_weights(self)
+        return found
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

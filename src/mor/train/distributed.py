@@ -110,7 +110,7 @@ def shard(
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     root: Any = model
-    inner.router.lockstep = True
+    inner.router.run_every_depth()
     if not regather:
         root.set_reshard_after_backward(False)
         # Accelerate looks for this name when it accumulates gradients. Without it every micro-batch

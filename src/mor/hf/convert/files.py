@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from mor.disk import check_new, replace_folder
 from mor.errors import MorError
+from mor.ops.alignment import aligned
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -91,6 +92,8 @@ def find_weights(path: Path) -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors by name, from ``.safetensors``, ``.bin`` or an index of either, or a folder.
 
+    They lie in aligned memory (:mod:`mor.ops.alignment`).
+
     Raises:
         ConversionError: a file is missing, cut short, or not a weight file.
     """
@@ -131,7 +134,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, not a state_dict")
-    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    return {name: aligned(t) for name, t in content.items() if isinstance(t, Tensor)}
 
 
 def copy_companions(source: Path, out: Path) -> None:
