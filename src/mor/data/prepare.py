@@ -18,8 +18,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from mor.data.bos import Bos, BosMode, apply_bos, resolve_bos
+from mor.data.documents import skipped_words
 from mor.data.index import (
     INDEX_FILE,
     PACKING_FOLDER,
@@ -35,6 +37,7 @@ from mor.data.segments import write_segments
 from mor.data.streams import StreamOptions, is_streamed
 from mor.data.survey import SourceChanged
 from mor.data.tokenizer import (
+    END_OF_TEXT_ID,
     DocumentEncoder,
     check_vocab_size,
     load_tokenizer,
@@ -63,6 +66,8 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     seed: int = 0,
     text_field: str = "text",
+    bos: BosMode = "auto",
+    skip_bad_rows: bool = False,
     stream: StreamOptions | bool = False,
     workers: int = 1,
     overwrite: bool = False,
@@ -87,6 +92,10 @@ def prepare(
         shard_tokens: a shard is full once it holds this many tokens; documents stay whole.
         seed: decides which documents are kept for validation.
         text_field: the field of a JSON line, or column, that holds the text.
+        bos: whether documents begin with the tokenizer's BOS: `auto` as the tokenizer itself does
+            when it adds special tokens, `always`, `never` (`mor.data.bos`).
+        skip_bad_rows: leave out rows that give no text (`mor.data.documents.KINDS`) and count them,
+            rather than raise at the first.
         stream: read the source once, as a stream, and how.
         workers: processes that encode; the result does not depend on it. Below 2 this process
             does it, with the tokenizer library's threads.
@@ -95,6 +104,7 @@ def prepare(
         progress: told the stage, the bytes done and their total.
 
     Raises:
+        BadRow: a row gives no text; the message names the file and the row.
         MorError: a wrong parameter, source, tokenizer or output folder.
     """
     out = Path(out).expanduser()
@@ -117,21 +127,24 @@ def prepare(
         options = options.pinned(source, _begun(out, workshop))
         plan = streamed(source, options, text_field, validation_fraction, seed)
     else:
-        plan = surveyed(source, text_field, validation_fraction, seed, progress)
+        plan = surveyed(source, text_field, validation_fraction, seed, progress, skip_bad_rows)
+    policy = _policy(chosen, bos)
     preparation = plan.identity | {
+        # Not there in folders of earlier programs, which knew no BOS: None, too.
+        "document_bos": policy.token if policy.added else None,
         "tokenizer_sha256": None if chosen is None else tokenizer_digest(chosen),
         "vocab_size": vocab_size if chosen is None else None,
         "shard_tokens": shard_tokens,
         "seed": seed,
     }
     if not overwrite and out.is_dir() and any(out.iterdir()):
-        index = _reuse(out, preparation, progress)
+        index = _reuse(out, preparation, skip_bad_rows, progress)
         workshop.sweep()
         return index
     with workshop.open():
         try:
-            _begin(workshop, preparation, plan, chosen, overwrite)
-            return _make(workshop, str(source), plan, workers, progress)
+            _begin(workshop, preparation, plan, chosen, policy, skip_bad_rows, overwrite)
+            return _make(workshop, str(source), plan, workers, progress, skip_bad_rows)
         except SourceChanged:
             workshop.discard()
             raise
@@ -142,11 +155,16 @@ def _begin(
     preparation: Mapping[str, Any],
     plan: ReadingPlan,
     chosen: PreTrainedTokenizerFast | None,
+    policy: Bos,
+    skip_bad_rows: bool,
     overwrite: bool,
 ) -> None:
     """Go on with what is there of this preparation, or begin it with its tokenizer."""
     if workshop.segments:
         differences = _differences(workshop.preparation or {}, preparation)
+        skipped = workshop.segments[-1].get("skipped", {})
+        if skipped and not skip_bad_rows:
+            differences = "; ".join(filter(None, [differences, f"there, {skipped_words(skipped)}"]))
         if not differences:
             workshop.resume()
             return
@@ -161,7 +179,9 @@ def _begin(
     if chosen is None:
         chosen = train_tokenizer(plan.texts(), int(preparation["vocab_size"]))
     try:
-        chosen.save_pretrained(workshop.folder / TOKENIZER_FOLDER)
+        apply_bos(chosen, policy).save_pretrained(workshop.folder / TOKENIZER_FOLDER)
+    except MorError:
+        raise
     except OSError:
         raise
     except Exception as error:  # of tokenizers, where it cannot write
@@ -170,7 +190,12 @@ def _begin(
 
 
 def _make(
-    workshop: Workshop, source: str, plan: ReadingPlan, workers: int, progress: Progress
+    workshop: Workshop,
+    source: str,
+    plan: ReadingPlan,
+    workers: int,
+    progress: Progress,
+    skip_bad_rows: bool,
 ) -> DataIndex:
     """Write what is left to write, and give the folder its name."""
     folder = workshop.folder
@@ -178,22 +203,24 @@ def _make(
     # Always what was saved, so that a run that goes on encodes exactly as one that never stopped.
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     size = tokenizer_vocab_size(tokenizer)
-    shards, num_empty = write_segments(
-        workshop, plan.passes, DocumentEncoder(tokenizer), size, workers, progress
-    )
+    first = workshop.preparation.get("document_bos")
+    start = () if first is None else (int(first),)
+    encode = DocumentEncoder(tokenizer, start)
+    written = write_segments(workshop, plan.passes, encode, size, workers, progress, skip_bad_rows)
     for split in (TRAIN, VALIDATION):
-        if not shards.get(split):
+        if not written.shards.get(split):
             workshop.discard()
+            lost = f"; {skipped_words(written.skipped)}" if written.skipped else ""
             raise MorError(
                 f"source {source} gave no {split} document; raise validation_fraction="
-                f"{plan.identity['validation_fraction']}, or name a validation split"
+                f"{plan.identity['validation_fraction']}, or name a validation split{lost}"
                 if split == VALIDATION
-                else f"source {source} gave no document to train on"
+                else f"source {source} gave no document to train on{lost}"
             )
     survey = plan.survey
     index = DataIndex(
         directory=folder,
-        splits={split: tuple(shards[split]) for split in (TRAIN, VALIDATION)},
+        splits={split: tuple(written.shards[split]) for split in (TRAIN, VALIDATION)},
         vocab_size=size,
         eos_token_id=int(tokenizer.eos_token_id),
         source=source,
@@ -201,7 +228,10 @@ def _make(
         program=_program(),
         preparation=workshop.preparation,
         num_duplicates=survey.num_duplicates if survey else 0,
-        num_empty=survey.num_empty if survey else num_empty,
+        num_empty=survey.num_empty if survey else written.num_empty,
+        bos_token_id=start[0] if start else resolve_bos(tokenizer, "never").token,
+        add_bos_token=bool(start),
+        skipped=survey.skipped if survey else written.skipped,
     )
     index.save()
     workshop.finish()
@@ -240,8 +270,24 @@ def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
     )
 
 
-def _reuse(out: Path, preparation: Mapping[str, Any], progress: Progress) -> DataIndex:
+def _policy(chosen: PreTrainedTokenizerFast | None, mode: str) -> Bos:
+    """What documents begin with. One that is to be trained has a BOS and does not use it itself."""
+    if chosen is not None:
+        return resolve_bos(chosen, mode)
+    if mode not in get_args(BosMode):
+        raise MorError(f"bos={mode!r} is not known; use one of: {', '.join(get_args(BosMode))}")
+    return Bos(END_OF_TEXT_ID, mode == "always")
+
+
+def _reuse(
+    out: Path, preparation: Mapping[str, Any], skip_bad_rows: bool, progress: Progress
+) -> DataIndex:
     index = DataIndex.load(out)
+    if index.skipped and not skip_bad_rows:
+        raise MorError(
+            f"{out} was prepared with bad rows left out: {skipped_words(index.skipped)}; choose "
+            "another folder, or skip_bad_rows as there"
+        )
     if differences := _differences(index.preparation, preparation):
         raise MorError(
             f"{out} already holds another preparation ({differences}); "
