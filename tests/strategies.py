@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.choices import KVSharing, Relaxation, RouterType, Sharing, UpdateRule
-from mor.model.router_base import Scores
+from mor.config.choices import KVSharing, Relaxation, RouterType, Sharing, UpdateRule
+from mor.model.routers.base import Scores
 
 ROUTERS: tuple[str, ...] = get_args(RouterType)
 ROUTED = tuple(router for router in ROUTERS if router != "fixed")

@@ -5,9 +5,9 @@ AutoConfig and AutoModelForCausalLM.
 """
 
 from mor.config import ConfigError, MoRConfig
+from mor.config.presets import preset
 from mor.errors import MorError
 from mor.hf import MoRCache, MoRForCausalLM, register
-from mor.presets import preset
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "MoRCache", "MoRConfig", "MoRForCausalLM", "MorError", "preset"]

@@ -7,8 +7,8 @@ from mor.bench.forced import bench_config
 from mor.bench.rates import Rates, head_shape, layer_shapes, measure_rates
 from mor.bench.trace import Run
 from mor.bench.workload import Ask, Workload
-from mor.choices import default_capacities
 from mor.config import MoRConfig
+from mor.config.choices import default_capacities
 
 
 def flat_rates(config: MoRConfig, seconds: dict[int, float]) -> Rates:

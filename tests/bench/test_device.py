@@ -19,14 +19,14 @@ from mor.bench.device import parse_device, parse_dtype
 from mor.bench.forced import bench_config, bench_model, depths_of_tokens
 from mor.bench.serve import run_serve
 from mor.bench.systems import EngineSystem
-from mor.choices import default_capacities
 from mor.cli.app import app
+from mor.config.choices import default_capacities
 from mor.engine.memory import free_memory
 from mor.errors import MorError
 from tests.bench.test_bound import flat_rates
 from tests.bench.test_serve import row, settings
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu_serving.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "gpu" / "serving.py"
 
 
 def test_devices_and_types_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

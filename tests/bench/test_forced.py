@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from mor.bench.export import as_llama, export_llama
 from mor.bench.forced import bench_config, bench_model, depths_of_tokens
-from mor.choices import default_capacities
+from mor.config.choices import default_capacities
 from mor.errors import MorError
 
 

@@ -12,7 +12,8 @@ import pytest
 from transformers.utils import logging
 
 from mor.cli import main
-from mor.train import Recipe, checkpoints, dump_recipe, train
+from mor.train import Recipe, dump_recipe, train
+from mor.train.state import checkpoints
 from tests.tiny import prepare_tiny, tiny_recipe
 
 Command = Callable[..., tuple[int, str, str]]

@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.hf.llama import plain_depth
+from mor.hf.convert.llama import plain_depth
 from mor.hf.load import load_model
 from tests.cli.test_commands import Mor, mor_, rows_of  # noqa: F401
 

@@ -17,8 +17,8 @@ from mor.model.metrics import (
     max_violation,
 )
 from mor.model.recursion import DepthTrace
-from mor.model.router_base import Router, Scores
 from mor.model.routers import build_router
+from mor.model.routers.base import Router, Scores
 from mor.ops.compaction import pack
 from tests.strategies import small_config
 

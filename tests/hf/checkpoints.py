@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mor import MoRForCausalLM
-from mor.hf.convert import convert_authors
+from mor.hf.convert.convert import convert_authors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 VANILLA, CYCLE = "vanilla_6l", "recursive_cycle_r3"

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import LlamaConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from mor.hf.gguf_file import LAYER_NAMES, NAMES
+from mor.hf.convert.gguf import LAYER_NAMES, NAMES
 
 ALPHABET = [chr(c) for c in (*range(33, 127), *range(161, 173), *range(174, 256))]
 # Bytes that print as nothing have letters from 256 on (GPT-2's byte-level alphabet).

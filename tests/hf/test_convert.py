@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MorError
-from mor.hf.convert import convert_authors
+from mor.hf.convert.convert import convert_authors
 from tests.hf.checkpoints import (
     CYCLE,
     EXPERT,

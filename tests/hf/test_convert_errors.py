@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mor import MorError, MoRForCausalLM
-from mor.hf.convert import convert_authors, convert_llama
+from mor.hf.convert.convert import convert_authors, convert_llama
 from tests.hf.checkpoints import CYCLE, EXPERT, TOKEN, VANILLA, assign, convert, golden, load, write
 
 Change = Callable[[dict[str, Tensor], dict[str, Any]], Any]

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from mor import MorError
-from mor.hf.convert import convert_gguf
-from mor.hf.gguf_file import turn_back
+from mor.hf.convert.convert import convert_gguf
+from mor.hf.convert.gguf import turn_back
 from mor.hf.load import load_model, load_tokenizer
 from tests.hf.gguf_files import TEMPLATE, TOKENS, VOCAB, model_of, turn, write_gguf
 

@@ -14,8 +14,8 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MorError
-from mor.hf import files
-from mor.hf.convert import convert_llama
+from mor.hf.convert import files
+from mor.hf.convert.convert import convert_llama
 from tests.hf.checkpoints import VANILLA, golden, load
 
 

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from mor import MorError
-from mor.hf.convert import convert_llama
+from mor.hf.convert.convert import convert_llama
 from tests.hf.checkpoints import load
 
 SHAPE: dict[str, Any] = {

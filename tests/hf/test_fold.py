@@ -16,9 +16,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from mor import MoRConfig, MorError, MoRForCausalLM
-from mor.hf.fold import factor_residual, fold, fold_folder
-from mor.hf.folding import Folding, layer_map, windows
-from mor.hf.llama import plain_depth
+from mor.hf.convert.llama import plain_depth
+from mor.hf.fold.fold import factor_residual, fold, fold_folder
+from mor.hf.fold.plan import Folding, layer_map, windows
 from mor.hf.load import load_model, load_tokenizer
 from mor.model.relaxation import LINEAR_MAPS, LowRank
 from tests.hf.test_convert_llama import word_tokenizer

@@ -12,8 +12,8 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MoRForCausalLM
-from mor.hf.assemble import assemble, stack_plan
-from mor.hf.llama import llama_config
+from mor.hf.convert.assemble import assemble, stack_plan
+from mor.hf.convert.llama import llama_config
 
 VOCAB = 83
 ROPES: list[dict[str, Any]] = [

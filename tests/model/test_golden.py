@@ -23,8 +23,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from mor import MoRForCausalLM
-from mor.hf.authors import authors_plan
-from mor.hf.convert import convert_authors
+from mor.hf.convert.authors import authors_plan
+from mor.hf.convert.convert import convert_authors
 from mor.hf.modeling import MoRCausalLMOutput
 
 GOLDEN = Path(__file__).parents[1] / "golden"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.model import kv as kv_module
+from mor.model.attend import rows as kv_module
 from tests import dense
 from tests.strategies import (
     KV_SHARING,

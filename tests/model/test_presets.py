@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mor import ConfigError, MoRForCausalLM, preset
-from mor.presets import FAMILIES, SHAPES
+from mor.config.presets import FAMILIES, SHAPES
 
 # (preset, family, R): millions in all and without the embedding, as the paper rounds them.
 COUNTS = {

@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mor import MoRConfig, MoRForCausalLM
 from mor.config import ConfigError
 from mor.hf.load import load_model
+from mor.model.attend.rows import CausalAttend
 from mor.model.flops import count_parameters, flops_per_token
-from mor.model.kv import CausalAttend
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LowRank, Relaxation
 from tests.model.test_checkpointing import switch

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mor import MoRConfig
-from mor.model.router_base import Scores
 from mor.model.routers import (
     BoundaryRouter,
     ExpertChoiceRouter,
@@ -16,6 +15,7 @@ from mor.model.routers import (
     TokenChoiceRouter,
     batch_boundary,
 )
+from mor.model.routers.base import Scores
 from tests.strategies import (
     KV_SHARING,
     SEEDS,

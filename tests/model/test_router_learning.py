@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mor import MoRForCausalLM
-from mor.model.router_base import Scores
 from mor.model.routers import (
     TokenChoiceRouter,
 )
+from mor.model.routers.base import Scores
 from tests.strategies import (
     KV_SHARING,
     ROUTED,

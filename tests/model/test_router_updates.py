@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from mor import MoRConfig
-from mor.model.router_base import RouterNet
 from mor.model.routers import (
     BoundaryRouter,
     ExpertChoiceRouter,
     FixedRouter,
 )
+from mor.model.routers.base import RouterNet
 from tests.strategies import (
     ROUTERS,
     SEEDS,

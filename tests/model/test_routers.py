@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mor import MoRConfig
-from mor.model.router_base import Scores
 from mor.model.routers import (
     ExpertChoiceRouter,
     RandomRouter,
@@ -20,6 +19,7 @@ from mor.model.routers import (
     as_mask,
     top_k_rows,
 )
+from mor.model.routers.base import Scores
 from tests.strategies import (
     ROUTED,
     SEEDS,

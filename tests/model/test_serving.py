@@ -12,7 +12,7 @@ from mor.engine import Engine
 from mor.errors import MorError
 from mor.hf.serving import serving_copy
 from mor.model.model import MoRModel
-from mor.model.serving import PackedHalves, ServingStack, serving_view
+from mor.model.packed import PackedHalves, ServingStack, serving_view
 from mor.ops import native
 from tests.engine.oracle import Oracle, greedy
 from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_config

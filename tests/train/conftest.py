@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.hf.fold import fold_folder
-from mor.hf.folding import Folding
-from mor.hf.llama import plain_depth
+from mor.hf.convert.llama import plain_depth
+from mor.hf.fold.fold import fold_folder
+from mor.hf.fold.plan import Folding
 from mor.train import parse_recipe, train
 from tests.tiny import prepare_tiny
 from tests.train.uptraining import WIDE, fields

@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 
 from mor.data import prepare
 from mor.errors import MorError
-from mor.train import Interrupted, MoRTrainer, Recipe, checkpoints, train
-from mor.train.sections import RecipeError
+from mor.train import Interrupted, MoRTrainer, Recipe, train
+from mor.train.recipe.sections import RecipeError
+from mor.train.state import checkpoints
 from tests.tiny import SEQ_LEN, tiny_recipe, write_corpus
 
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

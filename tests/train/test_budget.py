@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from mor import MoRConfig
 from mor.train import RecipeError, plan_budget
-from mor.train.budget import training_flops
-from mor.train.sections import Budget
+from mor.train.plan.budget import training_flops
+from mor.train.recipe.sections import Budget
 from tests.strategies import configs, small_config
 
 TOKENS = 4 * 16

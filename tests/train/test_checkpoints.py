@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from mor.errors import MorError
-from mor.train import MoRTrainer, Recipe, checkpoints, train
-from mor.train import folder as folders
+from mor.train import MoRTrainer, Recipe, train
+from mor.train.state import checkpoints
+from mor.train.state import run_folder as folders
 from tests.tiny import tiny_recipe
 
 FILES = (

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from mor.train import Interrupted, MoRTrainer, Recipe, checkpoints, train
+from mor.train import Interrupted, MoRTrainer, Recipe, train
+from mor.train.state import checkpoints
 from tests.tiny import tiny_recipe
 
 pytestmark = [

@@ -12,8 +12,8 @@ from mor import MoRConfig
 from mor.hf.load import load_model
 from mor.model.flops import flops_per_token
 from mor.train import train
-from mor.train.budget import training_flops
-from mor.train.mfu import FlopsMeter, measured_peak, peak_flops, peak_of
+from mor.train.plan.budget import training_flops
+from mor.train.plan.mfu import FlopsMeter, measured_peak, peak_flops, peak_of
 from tests.tiny import SEQ_LEN, tiny_recipe
 
 BF16, F32 = torch.bfloat16, torch.float32

@@ -21,7 +21,7 @@ from torch.testing import assert_close
 from mor.cli import main
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
-from mor.train import checkpoints, sharded
+from mor.train.state import checkpoints, sharded
 from tests.processes import run_group
 from tests.train.ranks_worker import MODES, PHASES, SAVED, SETTINGS, STEPS, Job, run_folder
 

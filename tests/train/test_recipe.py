@@ -12,10 +12,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mor.choices import RouterType
+from mor.config.choices import RouterType
 from mor.errors import MorError
 from mor.train import Recipe, RecipeError, dump_recipe, load_recipe, parse_recipe
-from mor.train.recipe_file import apply_overrides, builtin_recipes
+from mor.train.recipe.file import apply_overrides, builtin_recipes
 from tests.tiny import tiny_fields
 
 

@@ -12,7 +12,7 @@ from transformers.integrations import integration_utils
 
 from mor.errors import MorError
 from mor.train import train
-from mor.train.reporters import known_reporters, reporters
+from mor.train.recipe.reporters import known_reporters, reporters
 from tests.tiny import tiny_recipe
 
 

@@ -16,7 +16,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mor.errors import MorError
-from mor.train import Interrupted, MoRTrainer, Recipe, checkpoints, train
+from mor.train import Interrupted, MoRTrainer, Recipe, train
+from mor.train.state import checkpoints
 from tests.tiny import tiny_recipe
 
 pytestmark = [

@@ -15,8 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 from mor.errors import MorError
-from mor.train import MoRTrainer, Recipe, checkpoints, guards, train
+from mor.train import MoRTrainer, Recipe, guards, train
 from mor.train import run as runs
+from mor.train.state import checkpoints
 from tests.tiny import tiny_recipe
 
 pytestmark = pytest.mark.slow

@@ -21,9 +21,9 @@ from mor.hf.load import load_model, load_tokenizer
 from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
 from mor.train.arguments import trapezoid
-from mor.train.budget import training_flops
 from mor.train.callbacks import ProgressCallback
-from mor.train.folder import claim
+from mor.train.plan.budget import training_flops
+from mor.train.state.run_folder import claim
 from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus
 
 TOKENS = 2 * 2 * SEQ_LEN  # of one step of the tiny recipe

@@ -15,10 +15,10 @@ from torch.testing import assert_close
 
 from mor import MoRForCausalLM
 from mor.hf.load import load_model
-from mor.model.kv import CausalAttend
+from mor.model.attend.rows import CausalAttend
 from mor.train import MoRTrainer, parse_recipe, train
-from mor.train.groups import members
-from mor.train.uptrainer import UpTrainer
+from mor.train.uptrain.groups import members
+from mor.train.uptrain.trainer import UpTrainer
 from tests.train.uptraining import fields, steps_of, weights
 
 

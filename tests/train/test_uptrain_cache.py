@@ -27,7 +27,7 @@ def test_a_cached_teacher_is_the_live_one(
     def never(*args: Any) -> Any:
         raise AssertionError("the teacher was asked again")
 
-    monkeypatch.setattr("mor.train.teacher.Teacher.ask", never)
+    monkeypatch.setattr("mor.train.uptrain.teacher.Teacher.ask", never)
     again = steps_of(uptrain(distill=cached(tmp_path), name="again"))
     assert [e["loss"] for e in again] == [e["loss"] for e in kept]
 

@@ -11,10 +11,10 @@ from mor import MoRConfig
 from mor.hf.load import load_model
 from mor.model.flops import count_parameters, flops_per_token
 from mor.train import parse_recipe, train
-from mor.train.estimate import estimate_memory
-from mor.train.speed import logged_speed
-from mor.train.uptrain import settled
-from mor.train.uptrain_costs import uptrain_costs
+from mor.train.plan.memory import estimate_memory
+from mor.train.probe import logged_speed
+from mor.train.uptrain.costs import uptrain_costs
+from mor.train.uptrain.start import settled
 from tests.tiny import SEQ_LEN
 from tests.train.uptraining import cached, fields
 

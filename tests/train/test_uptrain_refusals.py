@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from mor.errors import MorError
-from mor.hf.llama import plain_depth
+from mor.hf.convert.llama import plain_depth
 from mor.train import load_recipe, parse_recipe
-from mor.train.recipe_file import builtin_recipes
-from mor.train.uptrain import settled
+from mor.train.recipe.file import builtin_recipes
+from mor.train.uptrain.start import settled
 from tests.train.uptraining import fields, other_model
 
 

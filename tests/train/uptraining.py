@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.hf.llama import plain_depth
+from mor.hf.convert.llama import plain_depth
 from tests.tiny import SEQ_LEN
 
 WIDE = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}

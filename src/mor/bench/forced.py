@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from mor.choices import default_capacities
 from mor.config import MoRConfig
+from mor.config.choices import default_capacities
+from mor.config.presets import SHAPES, preset
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
-from mor.presets import SHAPES, preset
 
 CHANNEL = 0
 # Codes grow by 3 and boundaries lie at two thirds of the next. The gated update may let the channel
@@ -43,7 +43,7 @@ def bench_config(
     """The configuration of a paper shape for timing.
 
     Args:
-        shape: ``135m``, ``360m``, ... (:data:`mor.presets.SHAPES`), or ``tiny`` for tests.
+        shape: ``135m``, ``360m``, ... (:data:`mor.config.presets.SHAPES`), or ``tiny`` for tests.
         recursions: R.
         layers: unrolled depth, where it is not the preset's.
         family: ``vanilla``, ``recursive`` or ``mor``; default by R.

@@ -15,7 +15,7 @@ from mor.bench.forced import bench_config
 from mor.config import MoRConfig
 from mor.engine.scheduler import Policy
 from mor.errors import MorError
-from mor.model.serving import Quantization
+from mor.model.packed import Quantization
 
 PEERS = ("transformers", "openvino", "vllm", "fake")
 FAMILY = re.compile(r"(vanilla|recursive|mor)(\d+)?(?:@(\d+))?")

@@ -13,7 +13,7 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.train.folder import write_whole
+from mor.train.state.run_folder import write_whole
 
 
 def open_model(folder: Path) -> MoRForCausalLM:

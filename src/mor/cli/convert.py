@@ -9,7 +9,7 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-from mor.hf.convert import convert_authors, convert_gguf, convert_llama
+from mor.hf.convert.convert import convert_authors, convert_gguf, convert_llama
 
 app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True)
 

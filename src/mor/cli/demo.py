@@ -23,7 +23,7 @@ from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
 from mor.train import Recipe, dump_recipe, load_recipe
-from mor.train.folder import RECIPE, SUMMARY
+from mor.train.state.run_folder import RECIPE, SUMMARY
 
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 PROMPT = "HAMLET.\nTo be, or not to be: "

@@ -18,7 +18,7 @@ from mor.data import DataIndex, PackedDataset
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
 from mor.eval.levels import calibrate_levels
-from mor.hf.files import check_new, new_folder
+from mor.hf.convert.files import check_new, new_folder
 from mor.provenance import provenance
 
 

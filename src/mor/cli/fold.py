@@ -13,13 +13,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mor.choices import KVSharing, Relaxation, RouterType, Sharing
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.config.choices import KVSharing, Relaxation, RouterType, Sharing
 from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval.folds import FoldRow, fold_table, text_sequences
-from mor.hf.fold import fold_folder
-from mor.hf.folding import Folding, Norms, kept_norms, windows
+from mor.hf.fold.fold import fold_folder
+from mor.hf.fold.plan import Folding, Norms, kept_norms, windows
 from mor.hf.load import load_tokenizer
 from mor.model.sharing import Initialization
 from mor.provenance import provenance

@@ -13,8 +13,9 @@ from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.load import load_tokenizer
-from mor.train import checkpoints, parse_recipe, sharded
-from mor.train.folder import CHECKPOINTS, RECIPE
+from mor.train import parse_recipe
+from mor.train.state import checkpoints, sharded
+from mor.train.state.run_folder import CHECKPOINTS, RECIPE
 
 
 def add_to(app: typer.Typer) -> None:

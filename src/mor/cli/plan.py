@@ -11,10 +11,10 @@ from mor.model.flops import count_parameters, flops_per_token
 from mor.train import Recipe, plan_budget
 from mor.train.data import indexes, passes
 from mor.train.distributed import world_size
-from mor.train.estimate import Memory, estimate_memory
-from mor.train.mfu import peak_flops
-from mor.train.speed import logged_speed, probe_speed
-from mor.train.uptrain_costs import UptrainCosts, uptrain_costs
+from mor.train.plan.memory import Memory, estimate_memory
+from mor.train.plan.mfu import peak_flops
+from mor.train.probe import logged_speed, probe_speed
+from mor.train.uptrain.costs import UptrainCosts, uptrain_costs
 
 
 def show_plan(recipe: Recipe, *, measure: bool = False) -> None:

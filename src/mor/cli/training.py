@@ -12,7 +12,7 @@ from mor.cli.plan import show_plan
 from mor.errors import MorError
 from mor.train import load_recipe
 from mor.train import train as run_training
-from mor.train.recipe_file import builtin_recipes
+from mor.train.recipe.file import builtin_recipes
 from mor.train.run import with_branches
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mor.engine.request import Wave
-from mor.model.router_base import Scores
+from mor.model.routers.base import Scores
 
 
 class OwnBoundaries:

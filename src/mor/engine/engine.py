@@ -28,7 +28,7 @@ from mor.engine.store import KVStore
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.serving import Quantization, serving_view
+from mor.model.packed import Quantization, serving_view
 
 Prompt = str | Sequence[int]
 
@@ -54,7 +54,7 @@ class Engine:
         policy: ``refill``; or the baselines ``no_refill`` (a token waits for its batch) and
             ``full_depth`` (every token runs all recursions, whatever the router says).
         quantization: ``int8`` for weights of 8 bits on the CPU; see
-            :func:`mor.model.serving.serving_view`.
+            :func:`mor.model.packed.serving_view`.
         attention: form of paged attention; default by device.
 
     Raises:

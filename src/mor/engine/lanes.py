@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mor.model.router_base import Router, Scores
+from mor.model.routers.base import Router, Scores
 
 
 class Lanes:

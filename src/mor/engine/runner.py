@@ -15,8 +15,8 @@ from mor.engine.lanes import Lanes
 from mor.engine.request import Wave
 from mor.engine.store import KVStore
 from mor.model.model import MoRModel
-from mor.model.router_base import Scores
 from mor.model.routers import as_mask
+from mor.model.routers.base import Scores
 from mor.ops.rope import Rotation
 
 

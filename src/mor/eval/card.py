@@ -20,7 +20,7 @@ from mor.eval.evaluate import evaluate
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.train import Recipe, load_recipe
-from mor.train.folder import MODEL, RECIPE, SUMMARY, write_whole
+from mor.train.state.run_folder import MODEL, RECIPE, SUMMARY, write_whole
 
 CARD = "README.md"
 # The evaluation of a card: at most so many sequences, and about so many tokens.

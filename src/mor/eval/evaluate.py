@@ -13,7 +13,7 @@ from mor.eval.passes import check_sample, run_pass, token_nll
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.serving import serving_copy
 from mor.model.metrics import dead_positions, entropy, max_violation
-from mor.model.serving import Quantization
+from mor.model.packed import Quantization
 
 
 def evaluate(

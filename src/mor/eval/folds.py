@@ -13,8 +13,8 @@ from torch import Tensor
 
 from mor.errors import MorError
 from mor.eval.passes import run_pass
-from mor.hf.fold import fold
-from mor.hf.folding import Folding
+from mor.hf.fold.fold import fold
+from mor.hf.fold.plan import Folding
 from mor.hf.modeling import MoRForCausalLM
 
 

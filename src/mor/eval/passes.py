@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mor.choices import Routing
+from mor.config.choices import Routing
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import decision_accuracy

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
 from mor.model.model import MoRModel
-from mor.model.router_base import active_router
+from mor.model.routers.base import active_router
 
 
 class _AddedLoss(torch.autograd.Function):

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
-from mor.choices import Routing
 from mor.config import MoRConfig
+from mor.config.choices import Routing
 from mor.hf.backbone import Backbone, packed_documents
 from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
@@ -19,8 +19,8 @@ from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
 from mor.model.recursion import DepthTrace
 from mor.model.relaxation import Relaxation
-from mor.model.router_base import RouterNet, active_router
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
+from mor.model.routers.base import RouterNet, active_router
 from mor.ops.cross_entropy import plain_cross_entropy
 
 

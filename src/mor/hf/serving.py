@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.serving import Quantization, serving_view
+from mor.model.packed import Quantization, serving_view
 
 
 def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None) -> MoRForCausalLM:
@@ -13,7 +13,7 @@ def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None
 
     Args:
         model: in evaluation mode; it is not changed.
-        quantization: as of :func:`mor.model.serving.serving_view`.
+        quantization: as of :func:`mor.model.packed.serving_view`.
 
     Raises:
         MorError: the quantization cannot run here.

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mor.hf.files import check_tokenizer, copy_companions, new_folder
+from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder
 from mor.hf.modeling import MoRForCausalLM
 
 

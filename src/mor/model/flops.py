@@ -19,8 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mor.choices import default_capacities
 from mor.config import MoRConfig
+from mor.config.choices import default_capacities
 from mor.model.model import MoRModel
 from mor.model.relaxation import effective_rank
 

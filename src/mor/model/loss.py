@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mor.model.router_base import Router
+from mor.model.routers.base import Router
 from mor.ops.cross_entropy import IGNORE
 
 

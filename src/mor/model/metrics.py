@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from mor.model.recursion import DepthTrace
-from mor.model.router_base import Router
 from mor.model.routers import BoundaryRouter, as_mask
+from mor.model.routers.base import Router
 
 
 def depth_shares(depths: Tensor, num_recursions: int) -> Tensor:

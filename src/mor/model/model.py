@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mor.choices import Routing
 from mor.config import MoRConfig
+from mor.config.choices import Routing
+from mor.model.attend.cached import CacheKV
+from mor.model.attend.rows import KV, RowKV
 from mor.model.cache import DepthCache
-from mor.model.cached import CacheKV
-from mor.model.kv import KV, RowKV
 from mor.model.layers import Attend, DecoderLayer, RMSNorm, Stack
+from mor.model.layout import Rows, document_runs, end_to_end, front, to_front
 from mor.model.recursion import DepthTrace, run_recursions
 from mor.model.relaxation import DepthEmbedding
-from mor.model.router_base import Router, active_router
 from mor.model.routers import build_router
-from mor.model.rows import Rows, document_runs, end_to_end, front, to_front
+from mor.model.routers.base import Router, active_router
 from mor.ops.compaction import Packing, pack_flat
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.native import PackedLinear, Workspace, fits

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from mor.model.kv import KV
+from mor.model.attend.rows import KV
 from mor.model.layers import Attend
-from mor.model.router_base import Router, Scores
+from mor.model.layout import Rows
 from mor.model.routers import as_mask
-from mor.model.rows import Rows
+from mor.model.routers.base import Router, Scores
 from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices
 from mor.ops.rope import Rotation
 from mor.ops.segments import Segments

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from mor.choices import Sharing
 from mor.config import ConfigError
+from mor.config.choices import Sharing
 
 Initialization = Literal["stepwise", "average", "lower", "upper", "random"]
 

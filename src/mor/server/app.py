@@ -14,9 +14,9 @@ from mor.errors import MorError
 from mor.eval.levels import Levels
 from mor.server import playground, routes
 from mor.server.errors import add_handlers
-from mor.server.guard import Guard
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
+from mor.server.middleware import Guard
 from mor.server.state import State
 from mor.server.tokens import Tokens
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mor.engine import TokenLogprobs
-from mor.server.fields import ChatRequest, CompletionRequest
 from mor.server.jobs import Job, Update
+from mor.server.schema.requests import ChatRequest, CompletionRequest
 from mor.server.tokens import Tokens
 
 LOWEST = -9999.0  # JSON has no minus infinity

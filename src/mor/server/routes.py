@@ -11,17 +11,17 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
-from mor.server.answers import (
+from mor.server.errors import ApiError, ErrorResponse, refused
+from mor.server.render import Renderer
+from mor.server.sampling import sampling_params
+from mor.server.schema.requests import ChatRequest, CompletionRequest
+from mor.server.schema.responses import (
     ChatResponse,
     CompletionResponse,
     Health,
     Model,
     ModelList,
 )
-from mor.server.asking import sampling_params
-from mor.server.errors import ApiError, ErrorResponse, refused
-from mor.server.fields import ChatRequest, CompletionRequest
-from mor.server.render import Renderer
 from mor.server.state import State, state_of
 from mor.server.stream import ClientGone, EventStream, while_connected
 

@@ -9,12 +9,12 @@ import torch
 from transformers import TrainingArguments
 
 from mor.errors import MorError
-from mor.train.budget import Plan
 from mor.train.distributed import world_size
-from mor.train.folder import CHECKPOINTS, TENSORBOARD
-from mor.train.recipe import Recipe
-from mor.train.reporters import reporters
-from mor.train.sections import TrainSection
+from mor.train.plan.budget import Plan
+from mor.train.recipe.recipe import Recipe
+from mor.train.recipe.reporters import reporters
+from mor.train.recipe.sections import TrainSection
+from mor.train.state.run_folder import CHECKPOINTS, TENSORBOARD
 
 
 def trapezoid(section: TrainSection, steps: int) -> tuple[int, int]:

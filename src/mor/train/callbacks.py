@@ -19,11 +19,11 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mor.model.model import MoRModel
-from mor.model.router_base import Router, active_router
+from mor.model.routers.base import Router, active_router
 from mor.provenance import append_jsonl
-from mor.train.checkpoints import flush_entry
-from mor.train.folder import write_whole
-from mor.train.saving import any_rank
+from mor.train.state.checkpoints import flush_entry
+from mor.train.state.run_folder import write_whole
+from mor.train.state.saving import any_rank
 
 
 def find_router(model: nn.Module) -> Router:

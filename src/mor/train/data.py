@@ -11,8 +11,8 @@ from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from mor.data import DataIndex, PackedDataset, TrainingStream, console_progress
-from mor.train.recipe import Recipe
-from mor.train.sections import DataSection
+from mor.train.recipe.recipe import Recipe
+from mor.train.recipe.sections import DataSection
 
 
 @dataclass(frozen=True)

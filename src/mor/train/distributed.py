@@ -32,8 +32,8 @@ from transformers import Trainer
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
-from mor.train import sharded
-from mor.train.recipe import Recipe
+from mor.train.recipe.recipe import Recipe
+from mor.train.state import sharded
 
 
 def world_size() -> int:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import torch
 
 from mor.errors import MorError
-from mor.train.folder import CHECKPOINTS
-from mor.train.recipe import Recipe
-from mor.train.saving import last_good, why
+from mor.train.recipe.recipe import Recipe
+from mor.train.state.run_folder import CHECKPOINTS
+from mor.train.state.saving import last_good, why
 
 _NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
 

@@ -16,10 +16,7 @@ from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
-from mor.train import checkpoints
 from mor.train.arguments import training_arguments
-from mor.train.branches import fan, retuned
-from mor.train.budget import Plan, plan_budget
 from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
 from mor.train.data import EpochCallback, indexes, open_run_data
 from mor.train.distributed import (
@@ -30,15 +27,18 @@ from mor.train.distributed import (
     shard,
     world_size,
 )
-from mor.train.folder import LOG, MODEL, RECIPE, SUMMARY, read_recipe, write_whole
 from mor.train.guards import clear_stops
-from mor.train.recipe import Recipe
-from mor.train.start import data_digest, starting_point
+from mor.train.plan.budget import Plan, plan_budget
+from mor.train.recipe.recipe import Recipe
+from mor.train.recipe.uptrain import UptrainSection
+from mor.train.state import checkpoints
+from mor.train.state.branches import fan, retuned
+from mor.train.state.run_folder import LOG, MODEL, RECIPE, SUMMARY, read_recipe, write_whole
+from mor.train.state.start import data_digest, starting_point
 from mor.train.trainer import MoRTrainer, peak_memory_bytes
-from mor.train.uptrain import check_origin, keep_map, settled
-from mor.train.uptrain_costs import uptrain_costs
-from mor.train.uptrain_section import UptrainSection
-from mor.train.uptrainer import Uptraining
+from mor.train.uptrain.costs import uptrain_costs
+from mor.train.uptrain.start import check_origin, keep_map, settled
+from mor.train.uptrain.trainer import Uptraining
 
 
 class Interrupted(MorError):
@@ -52,10 +52,10 @@ def train(
     overwrite: bool = False,
     resume_from: str | Path | None = None,
 ) -> Path:
-    """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.folder`).
+    """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.state.run_folder`).
 
     Ctrl-C, SIGTERM and SIGUSR1 end it after the step at hand, with a checkpoint. A recipe with
-    ``train.branches`` leaves a folder for each of them as well (:mod:`mor.train.branches`).
+    ``train.branches`` leaves a folder for each of them as well (:mod:`mor.train.state.branches`).
 
     Args:
         recipe: validated.

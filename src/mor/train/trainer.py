@@ -19,12 +19,12 @@ from mor.data import ResumableSampler, TrainingStream
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.metrics import batch_metrics
-from mor.model.router_base import Router
-from mor.train.budget import training_flops
+from mor.model.routers.base import Router
 from mor.train.callbacks import RouterCallback, find_router
 from mor.train.distributed import RanksTrainer, all_finite
-from mor.train.mfu import FlopsMeter, peak_flops
-from mor.train.saving import AtomicSaves
+from mor.train.plan.budget import training_flops
+from mor.train.plan.mfu import FlopsMeter, peak_flops
+from mor.train.state.saving import AtomicSaves
 from mor.train.workers import Patient
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import nn
 
 from mor.config import MoRConfig
-from mor.model.router_base import Router
+from mor.model.routers.base import Router
 from mor.model.routers.boundary import BoundaryRouter, ExpertChoiceRouter, ThresholdRouter
 from mor.model.routers.controls import FixedRouter, RandomRouter
 from mor.model.routers.selection import as_mask, batch_boundary, top_k_rows

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.router_base import (
+from mor.model.routers.base import (
     Router,
     RouterNet,
     Scores,

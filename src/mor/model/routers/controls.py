@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.router_base import Router, Scores
+from mor.model.routers.base import Router, Scores
 from mor.model.routers.selection import top_k_rows
 
 # Odd and far above any sequence length, so that rows do not overlap.

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.router_base import Router, RouterNet, Scores, is_distributed, masked_mean
+from mor.model.routers.base import Router, RouterNet, Scores, is_distributed, masked_mean
 
 
 class TokenChoiceRouter(Router):

@@ -1,0 +1,194 @@
+"""All that serving needs checked and timed on a GPU, in one command.
+
+    python benchmarks/gpu/serving.py                 # on the GPU at hand, about 10 minutes
+    python benchmarks/gpu/serving.py --device cpu    # the same steps at a toy size, to try it out
+
+1. Correctness: small models of every router and KV mode, in float32. Greedy tokens and depths of
+   the engine on the device equal ``model.generate`` and the whole forward on the same device.
+   Nothing is timed when one of them differs.
+2. The paper's protocol at the 360M shape in bfloat16: passes of 32 tokens, R = 2, 3, 4 against
+   vanilla (and vanilla of 34 layers, as R = 4 has) on the same engine, every cost included.
+3. A saturating load: 256 clients, passes of 128 tokens.
+4. The paper's protocol with its larger passes of 42, 48 and 51 tokens.
+
+Before 2 to 4 the tokens of the very models are compared once more, in float32 on the device.
+Answers have 128 tokens in the mean, half of the paper's; ``--scale 1`` is the paper's length.
+``--minutes`` ends the run after the system that is being timed then; what was measured is kept.
+Results are appended to ``benchmarks/results/gpu_serving.jsonl``.
+
+What the engine does not have on a GPU, so that these are no figures of what a GPU can do:
+no CUDA graphs and no compiled stages (each tick starts its kernels one by one from Python, and a
+model of this width spends most of a tick on that), no kernel for paged attention (pages are
+gathered into one padded batch and a mask, for every layer), and the host waits for the router's
+answer in each tick. The cost model's bound counts products as they are started one by one as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mor import MoRConfig, MoRForCausalLM
+from mor.bench.device import label, parse_device
+from mor.bench.serve import Settings, run_serve
+from mor.bench.specs import parse_spec
+from mor.bench.systems import greedy, reference_tokens
+from mor.bench.tables import notes, rich_tables
+from mor.bench.workload import Lengths, Workload, make_workload
+from mor.engine import Engine, RequestOutput
+from mor.engine.attend import padded_attention
+from mor.errors import MorError
+
+ROOT = Path(__file__).parents[2]
+OUT = ROOT / "benchmarks/results/gpu_serving.jsonl"
+ROUTERS = ("fixed", "expert_choice", "threshold", "token_choice")
+KV_MODES = ("none", "recursive", "recursive_update")
+# The paper's "relative maximum" batch sizes, by R.
+RELATIVE = ((2, 42), (3, 48), (4, 51))
+VOCABULARY, NEW = 97, 8
+
+
+def small_model(router: str, kv_sharing: str) -> MoRForCausalLM:
+    """Random, with boundaries that let some tokens through; the same for the same arguments."""
+    torch.manual_seed(0)
+    config = MoRConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=64,
+        intermediate_size=96,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_recursions=3,
+        num_recursion_layers=2,
+        router=router,
+        kv_sharing=kv_sharing,
+        router_alpha=0.7,
+        initializer_range=0.2,
+    )
+    model = MoRForCausalLM(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".router." in name:
+                parameter.normal_(0.0, 0.5)
+        model.train()
+        for _ in range(3):  # boundaries are statistics of training
+            model(torch.randint(VOCABULARY, (4, 12)))
+            model.model.router.finish_step()
+    return model.eval()
+
+
+def check_engine(device: torch.device) -> None:
+    """Every router and KV mode, prompts of unequal lengths, chunks, and few pages to give way."""
+    for router in ROUTERS:
+        for kv_sharing in KV_MODES:
+            model = small_model(router, kv_sharing)
+            model.to(device)
+            draw = torch.Generator().manual_seed(1)
+            prompts = [
+                torch.randint(VOCABULARY, (length,), generator=draw).tolist()
+                for length in (1, 40, 3, 17, 9)
+            ]
+            # The GPU's form of attention on the CPU too: that is what is tried out there.
+            engine = Engine(
+                model, max_num_seqs=4, max_residents=5, prefill_chunk=11, page_size=4,
+                max_model_len=64, attention=padded_attention,
+            )  # fmt: skip
+            name = f"engine, {router}, KV {kv_sharing}"
+            seen: set[int] = set()
+            for output in engine.generate(prompts, greedy(NEW)):
+                seen |= check_output(name, model, output)
+            engine.check_integrity()
+            if router != "fixed" and len(seen) < 2:
+                raise SystemExit(f"{name}: all tokens ran the same depth, so nothing was mixed")
+            print(f"ok {name}, depths {sorted(seen)}", flush=True)
+
+
+def check_output(name: str, model: MoRForCausalLM, output: RequestOutput) -> set[int]:
+    """Stop unless tokens and depths are those of the request alone; the depths that occur."""
+    prompt, (done,) = output.prompt_token_ids, output.completions
+    wanted = reference_tokens(model, prompt, NEW)
+    if list(done.token_ids) != wanted:
+        raise SystemExit(f"{name}: wrote {list(done.token_ids)}, generate writes {wanted}")
+    ids = torch.tensor([[*prompt, *wanted[:-1]]], device=model.device)
+    with torch.inference_mode():
+        depths = model(ids, use_cache=False, routing="causal").depths[0].tolist()
+    # The first new token was sampled from the prompt's last place, which both lists hold.
+    found = [*done.prompt_depths, *done.depths[1:]]
+    if found != depths or done.depths[0] != done.prompt_depths[-1]:
+        raise SystemExit(f"{name}: depths {found}, the whole forward runs {depths}")
+    return set(depths)
+
+
+def workloads(toy: bool, scale: float, vocabulary: int) -> tuple[Workload, ...]:
+    """The paper's protocol, a saturating load, the protocol at its larger passes: in this order."""
+    lengths = Lengths(scale=0.03 if toy else scale)
+    few, many = (6, 8) if toy else (256, 512)
+    passes = 3 if toy else 32
+    relative = tuple((r, 4) for r, _ in RELATIVE) if toy else RELATIVE
+    clients, width = (6, 4) if toy else (256, 128)
+    return (
+        make_workload("protocol", few, passes, vocabulary, lengths),
+        make_workload("paper", many, clients, vocabulary, lengths, pass_tokens=width),
+        make_workload("protocol", few, passes, vocabulary, lengths, relative=relative),
+    )
+
+
+def until(deadline: float) -> Callable[[str], None]:
+    """Prints what goes on; after ``deadline`` it ends the timing as an interruption would."""
+
+    def say(line: str) -> None:
+        print(line, flush=True)
+        if ", round " in line and time.monotonic() > deadline:
+            print("the time of --minutes is over", flush=True)
+            raise KeyboardInterrupt
+
+    return say
+
+
+def main() -> None:
+    """Check, then time."""
+    began = time.monotonic()
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scale", type=float, default=0.5, help="of 256 tokens in the mean")
+    parser.add_argument("--minutes", type=float, default=9.5, help="of all steps, about")
+    parser.add_argument("--out", type=Path, help=f"JSON lines; default {OUT.name}, on a GPU only")
+    parser.add_argument("--checks-only", action="store_true")
+    args = parser.parse_args()
+    try:
+        device = parse_device(args.device)
+    except MorError as error:
+        parser.error(f"{error}, to try the steps out")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    check_engine(device)
+    if args.checks_only:
+        return
+    toy = device.type == "cpu"
+    names = ("vanilla", "vanilla@8" if toy else "vanilla@34", "mor2", "mor3", "mor4")
+    settings = Settings(
+        shape="tiny" if toy else "360m",
+        specs=tuple(parse_spec(name) for name in names),
+        workloads=workloads(toy, args.scale, 320 if toy else 49152),
+        rounds=1 if toy else args.rounds,
+        out=args.out or (None if toy else OUT),
+        device=device,
+        dtype=torch.bfloat16,
+        threads=1 if toy else torch.get_num_threads(),
+    )
+    # Kept for the run that is under way then, and for the rates, which are measured again.
+    results = run_serve(settings, until(began + 60 * args.minutes - 45))
+    console = Console(highlight=False, width=150)
+    for table in rich_tables(results):
+        console.print(table)
+    for line in (*notes(results), f"ours: {label(device, settings.dtype)}"):
+        console.print(line, markup=False)
+    print(f"{time.monotonic() - began:.0f} s in all")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,6 @@
+"""What a model is: its configuration, the rules that hold it together, the paper's shapes."""
+
+from mor.config.config import MoRConfig
+from mor.config.rules import ConfigError
+
+__all__ = ["ConfigError", "MoRConfig"]

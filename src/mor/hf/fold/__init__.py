@@ -1,0 +1,1 @@
+"""Sharing the layers of an existing model: planning a fold, and folding."""

@@ -1,0 +1,1 @@
+"""Where keys and values live during attention: in rows, in segments, in a cache."""

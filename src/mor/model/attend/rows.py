@@ -1,0 +1,219 @@
+"""Keys and values during one forward pass without a cache: training and plain evaluation.
+
+The recursion asks :class:`RowKV` for one :class:`~mor.model.layers.Attend` per stage and depth.
+:class:`mor.model.attend.cached.CacheKV` answers the same calls with a cache behind it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mor.config import MoRConfig
+from mor.model.layers import Attend
+from mor.ops.attention import (
+    SharedSegments,
+    causal_attention,
+    prefix_attention,
+    segment_attention,
+    shared_segment_attention,
+)
+from mor.ops.compaction import Packing
+from mor.ops.prefix import Walk
+from mor.ops.segments import Segments
+
+
+class KV(Protocol):
+    """Where a forward pass keeps keys and values.
+
+    Attributes:
+        flat: whether active tokens may be laid end to end (:func:`mor.ops.compaction.pack_flat`)
+            rather than in padded rows.
+    """
+
+    flat: bool
+
+    def prelude(self) -> Attend:
+        """For the prelude's layers, over all tokens."""
+        ...
+
+    def depth(self, depth: int, packing: Packing | None) -> Attend:
+        """For recursion ``depth``, over the tokens of ``packing`` (None for all)."""
+        ...
+
+    def coda(self) -> Attend:
+        """For the coda's layers, over all tokens."""
+        ...
+
+
+def _end_to_end(heads: Tensor) -> Tensor:
+    """[A, H, M, d] -> [A M, H, d]: a view, since projections lay a token's heads side by side."""
+    return heads.transpose(1, 2).flatten(0, 1)
+
+
+def _as_rows(tokens: Tensor, like: Tensor) -> Tensor:
+    """[A M, H, d] -> [A, H, M, d], A and M as in ``like``."""
+    return tokens.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
+
+
+class CausalAttend:
+    """Own keys and values of these tokens only: recursion-wise caching (paper 2.3).
+
+    Args:
+        segments: what sees what among the tokens laid end to end; None for rows of their own.
+    """
+
+    def __init__(self, segments: Segments | None = None) -> None:
+        self.segments = segments
+
+    def needs_kv(self, layer: int) -> bool:
+        """Always."""
+        return True
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> Tensor:
+        """Plain causal attention within each row or segment."""
+        assert key is not None
+        assert value is not None
+        if self.segments is None:
+            return causal_attention(query, key, value)
+        one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
+        return _as_rows(segment_attention(one, two, three, self.segments), query)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """How a later depth's tokens meet the keys that depth 0 stored.
+
+    Attributes:
+        places: [A M] where each token stands among the stored ones laid end to end.
+        how: over segments, or over rows of equal length.
+    """
+
+    places: Tensor
+    how: SharedSegments | Walk
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """[A, H, M, d] over stored [A0, Hkv, M0, d], each query up to its own place."""
+        if isinstance(self.how, Walk):
+            return prefix_attention(query, key, value, self.how)
+        one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
+        return _as_rows(shared_segment_attention(one, two, three, self.how), query)
+
+    def refresh(self, stored: Tensor, fresh: Tensor) -> Tensor:
+        """Stored heads with those of this depth's tokens replaced, for this depth only."""
+        written = _end_to_end(stored).index_copy(0, self.places, _end_to_end(fresh))
+        return _as_rows(written, stored)
+
+
+class SharedAttend:
+    """Recursive KV sharing: the first use of a shared layer stores, later uses read (paper 2.3).
+
+    Args:
+        config: for which unrolled layer uses which shared layer.
+        store: keys and values of first uses, by shared layer.
+        own: attention of these tokens among themselves.
+        shared: how they meet the stored ones; None where they are the same tokens.
+    """
+
+    def __init__(
+        self,
+        config: MoRConfig,
+        store: dict[int, tuple[Tensor, Tensor]],
+        own: CausalAttend,
+        shared: Shared | None,
+    ) -> None:
+        self.config, self.store, self.own, self.shared = config, store, own, shared
+        self.update = config.kv_sharing == "recursive_update"
+
+    def _first(self, layer: int) -> bool:
+        return self.config.repetition(layer) == 0
+
+    def needs_kv(self, layer: int) -> bool:
+        """Only a first use, unless active tokens refresh their entries."""
+        return self._first(layer) or self.update
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> Tensor:
+        """Causal attention of the queries over the stored tokens."""
+        name = self.config.shared_layer(layer)
+        if self._first(layer):
+            assert key is not None
+            assert value is not None
+            # Kept from the first pass: checkpointing runs this again in the backward pass.
+            self.store.setdefault(name, (key, value))
+            return self.own(layer, query, key, value)
+        keys, values = self.store[name]
+        if self.shared is None:
+            return self.own(layer, query, *((key, value) if self.update else (keys, values)))
+        if self.update:
+            assert key is not None
+            assert value is not None
+            keys, values = self.shared.refresh(keys, key), self.shared.refresh(values, value)
+        return self.shared.attend(query, keys, values)
+
+
+class RowKV:
+    """Keys and values of one forward pass over tokens [A, M], nothing kept afterwards.
+
+    Args:
+        config: the model's.
+        shape: A and M.
+        runs: [A M] which tokens see each other, as non-decreasing numbers (rows laid end to end, or
+            documents); None for the rows themselves.
+    """
+
+    flat = True
+
+    def __init__(self, config: MoRConfig, shape: tuple[int, int], runs: Tensor | None) -> None:
+        self.config, self.shape, self.runs = config, shape, runs
+        self.store: dict[int, tuple[Tensor, Tensor]] = {}
+        self.first: Packing | None = None
+        self.first_segments: Segments | None = None
+        self.everybody = CausalAttend(None if runs is None else Segments.of(runs))
+
+    def prelude(self) -> Attend:
+        """All tokens, causally."""
+        return self.everybody
+
+    def coda(self) -> Attend:
+        """All tokens, causally."""
+        return self.everybody
+
+    def _among(self, packing: Packing | None) -> CausalAttend:
+        """Attention of the tokens of ``packing`` among themselves."""
+        if packing is None:
+            return self.everybody
+        runs = packing.row_of if self.runs is None else self.runs[packing.flat.flatten()]
+        return CausalAttend(None if runs is None else Segments.of(runs))
+
+    def depth(self, depth: int, packing: Packing | None) -> Attend:
+        """Active tokens among themselves, or over those of depth 0 under sharing."""
+        own = self._among(packing)
+        if self.config.kv_sharing == "none":
+            return own
+        if depth == 0:
+            self.first, self.first_segments = packing, own.segments
+        shared = None if packing is self.first else self._reach(packing, own.segments)
+        return SharedAttend(self.config, self.store, own, shared)
+
+    def _reach(self, packing: Packing | None, queries: Segments | None) -> Shared:
+        """Where the tokens of ``packing`` stand among those of depth 0."""
+        assert packing is not None
+        flat, keys = packing.flat.flatten(), self.first_segments
+        rows, width = self.shape if self.first is None else self.first.flat.shape
+        places = flat
+        if self.first is not None:
+            stored = self.first.flat.flatten()
+            where = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=flat.device)
+            where[stored] = torch.arange(len(stored), device=flat.device)
+            places = where[flat]
+        if queries is None:
+            return Shared(places, Walk(places.view(packing.flat.shape) % width))
+        keys = Segments.of_rows(rows, width, flat.device) if keys is None else keys
+        return Shared(places, SharedSegments(places, queries, keys))

@@ -1,0 +1,96 @@
+"""From a request's fields to what the engine is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mor.engine import Engine, SamplingParams
+from mor.errors import MorError
+from mor.eval.levels import Levels
+from mor.server.errors import ApiError, refused
+from mor.server.schema.requests import ChatRequest, CompletionRequest, Sampling
+
+DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI's; a chat goes on as long as it fits
+
+
+def sampling_params(
+    body: Sampling, prompts: Sequence[Sequence[int]], engine: Engine, levels: Levels | None
+) -> SamplingParams:
+    """Parameters for all prompts of a request.
+
+    Raises:
+        ApiError: a prompt that does not fit, a value that the model does not allow.
+    """
+    recursions = engine.config.num_recursions
+    if body.depth_cap is not None and body.depth_cap > recursions:
+        raise ApiError(
+            400,
+            f"depth_cap={body.depth_cap} must lie in 1..{recursions}",
+            param="depth_cap",
+            code="invalid_value",
+        )
+    longest = max(map(len, prompts))
+    wanted = _max_tokens(body)
+    if longest + (wanted or 1) > engine.max_model_len:
+        raise ApiError(
+            400,
+            f"The prompt has {longest} tokens and max_tokens is {wanted or 'not set'}; together "
+            f"at most {engine.max_model_len} fit",
+            param="prompt" if isinstance(body, CompletionRequest) else "messages",
+            code="context_length_exceeded",
+        )
+    if wanted is None and isinstance(body, CompletionRequest):
+        wanted = min(DEFAULT_MAX_TOKENS, engine.max_model_len - longest)
+    try:
+        params = SamplingParams(
+            max_tokens=wanted,
+            temperature=_or(body.temperature, 1.0),
+            top_k=max(0, body.top_k or 0),
+            top_p=_or(body.top_p, 1.0),
+            min_p=body.min_p or 0.0,
+            repetition_penalty=_or(body.repetition_penalty, 1.0),
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
+            seed=body.seed,
+            stop=body.stop or (),
+            stop_token_ids=body.stop_token_ids or (),
+            ignore_eos=bool(body.ignore_eos),
+            logprobs=_logprobs(body),
+            n=body.n or 1,
+            max_depth=body.depth_cap,
+            boundaries=_boundaries(body, levels),
+        )
+        params.check_vocabulary(engine.config.vocab_size)
+    except MorError as error:
+        raise refused(error) from None
+    return params
+
+
+def _boundaries(body: Sampling, levels: Levels | None) -> tuple[float, ...] | None:
+    if body.capacity is None:
+        return None
+    if levels is None:
+        raise MorError(
+            f"capacity={body.capacity} needs a model with calibrated levels (router expert_choice "
+            "or threshold; mor calibrate DIR --data DATA --levels --out NEW); leave it out"
+        )
+    return levels.boundaries(body.capacity)
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+def _max_tokens(body: Sampling) -> int | None:
+    if isinstance(body, ChatRequest) and body.max_completion_tokens is not None:
+        return body.max_completion_tokens
+    return body.max_tokens
+
+
+def _logprobs(body: Sampling) -> int | None:
+    if isinstance(body, CompletionRequest):
+        return body.logprobs
+    if isinstance(body, ChatRequest) and body.logprobs:
+        return body.top_logprobs or 0
+    return None

@@ -1,0 +1,1 @@
+"""What the server reads and writes: fields of requests, forms of answers."""

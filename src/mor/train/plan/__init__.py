@@ -1,0 +1,1 @@
+"""What a run will cost: steps and tokens, FLOPs, memory."""

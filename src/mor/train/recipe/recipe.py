@@ -1,0 +1,173 @@
+"""Recipes: one YAML file says what to train, on what, for how long. Validated before anything runs.
+
+    name: mor-threshold
+    model: {num_recursions: 3, num_recursion_layers: 2, router: threshold}
+    data: {path: data/shakespeare, seq_len: 256}
+    train: {budget: {flops: 5.0e13}, batch_size: 8, learning_rate: 3.0e-3}
+
+``model`` takes every field of :class:`mor.config.MoRConfig`, or ``preset`` and ``family`` with
+fields on top. ``num_hidden_layers``, the unrolled depth, may stand for ``num_recursion_layers``:
+twins of different ``num_recursions`` then differ in one word.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_type_hints
+
+from pydantic import (
+    BaseModel,
+    Field,
+    ValidationError,
+    create_model,
+)
+
+from mor.config import MoRConfig
+from mor.config.presets import FAMILIES, SHAPES, preset
+from mor.errors import MorError
+from mor.train.recipe.sections import (
+    DataSection,
+    Folder,
+    MixturePart,
+    RecipeError,
+    Section,
+    TrainSection,
+    suggest,
+)
+from mor.train.recipe.uptrain import DistillSection, UptrainSection
+
+
+class Recipe(Section):
+    """One training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: dict[str, Any] = Field(default_factory=dict)
+    data: DataSection
+    train: TrainSection
+    uptrain: UptrainSection | None = Field(None, description="train on from a model that is there")
+    output: Folder = Field(Path("runs"), description="parent of the run's folder")
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run: ``output / name``."""
+        return self.output.expanduser() / self.name
+
+    def sequences_per_step(self, world_size: int = 1) -> int:
+        """Sequences of one optimiser step over all devices and micro-batches."""
+        return self.train.batch_size * self.train.accumulation(world_size) * world_size
+
+    def model_config_for(self, vocab_size: int, eos_token_id: int | None) -> MoRConfig:
+        """The network, with the vocabulary of the data unless the recipe names its own.
+
+        Raises:
+            RecipeError: an unknown field, a wrong value, or a vocabulary smaller than the data's.
+        """
+        fields = dict(self.model)
+        named, family = fields.pop("preset", None), fields.pop("family", "mor")
+        of_data = {
+            "vocab_size": vocab_size,
+            "bos_token_id": eos_token_id,
+            "eos_token_id": eos_token_id,
+        }
+        room = {} if named else {"max_position_embeddings": max(2048, self.data.seq_len)}
+        fields = of_data | room | fields
+        try:
+            config = preset(named, family, **fields) if named else MoRConfig(**fields)
+        except MorError as error:
+            raise RecipeError(f"model.{error}") from None
+        if config.vocab_size < vocab_size:
+            raise RecipeError(
+                f"model.vocab_size={config.vocab_size} is smaller than the data's {vocab_size}; "
+                "leave it out to take the data's"
+            )
+        if self.data.seq_len > config.max_position_embeddings:
+            raise RecipeError(
+                f"data.seq_len={self.data.seq_len} is longer than model.max_position_embeddings="
+                f"{config.max_position_embeddings}; shorten the one or raise the other"
+            )
+        return config
+
+
+def _model_section() -> type[BaseModel]:
+    """What ``model`` may hold: the parameters of MoRConfig with their types, and the presets."""
+    hints = get_type_hints(MoRConfig.__init__)
+    parameters = inspect.signature(MoRConfig.__init__).parameters.values()
+    fields: dict[str, Any] = {
+        p.name: (hints[p.name], None)
+        for p in parameters
+        if p.name != "self" and p.kind is not p.VAR_KEYWORD
+    }
+    positive = {"num_recursions": int, "initializer_range": float, "rms_norm_eps": float}
+    fields |= {name: (Annotated[kind, Field(gt=0)], None) for name, kind in positive.items()}
+    fields["preset"] = (Literal[tuple(SHAPES)], None)
+    fields["family"] = (Literal[FAMILIES], None)
+    return create_model("ModelSection", __base__=Section, **fields)
+
+
+_MODEL_SECTION = _model_section()
+
+
+def _fields_at(location: tuple[Any, ...]) -> list[str]:
+    """Names that may stand beside the last part of ``location``."""
+    section: Any = Recipe
+    for part in location[:-1]:
+        if part == "mixture":
+            section = MixturePart
+        elif part in ("uptrain", "distill"):
+            section = UptrainSection if part == "uptrain" else DistillSection
+        elif not isinstance(part, int):  # a number is a place in a list
+            section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
+    return list(section.model_fields)
+
+
+def _problems(section: type[BaseModel], raw: Any, prefix: tuple[str, ...] = ()) -> list[str]:
+    """Every wrong field of ``raw``: its path, its value, what would be right."""
+    try:
+        section.model_validate(raw)
+    except ValidationError as error:
+        found = []
+        for item in error.errors(include_url=False):
+            location = prefix + item["loc"]
+            where = ".".join(str(part) for part in location) or "recipe"
+            if item["type"] == "extra_forbidden":
+                hint = suggest(str(location[-1]), _fields_at(location))
+                found.append(f"{where} is not a field{hint}")
+            elif item["type"] == "missing":
+                found.append(f"{where} is missing")
+            else:
+                text = item["msg"].removeprefix("Value error, ")
+                shown = "" if isinstance(item["input"], dict) else f"={item['input']!r}"
+                found.append(f"{where}{shown}: {text[0].lower()}{text[1:]}")
+        return found
+    return []
+
+
+def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
+    """Validate a mapping. ``parse_recipe(recipe.model_dump())`` gives the same recipe again.
+
+    Raises:
+        RecipeError: naming every wrong field, its value and what would be right.
+    """
+    if not isinstance(raw, dict):
+        raise RecipeError(f"{source} must hold a mapping of name, model, data, train")
+    problems = _problems(Recipe, raw)
+    model = raw.get("model", {})
+    if isinstance(model, dict):
+        problems += _problems(_MODEL_SECTION, model, ("model",))
+        if "family" in model and "preset" not in model:
+            problems.append(
+                f"model.family={model['family']!r} belongs to model.preset; without a preset, "
+                "num_recursions and router decide"
+            )
+    if problems:
+        raise RecipeError(f"{source}: " + "; ".join(problems))
+    recipe = Recipe.model_validate(raw)
+    if recipe.uptrain is not None and "num_recursions" not in recipe.model:
+        return recipe  # the start's configuration is still to come: see `settled`
+    try:
+        # The data's vocabulary is not known yet; everything else about the network is.
+        recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None)
+    except RecipeError as error:
+        raise RecipeError(f"{source}: {error}") from None
+    return recipe

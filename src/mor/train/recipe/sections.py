@@ -1,0 +1,202 @@
+"""The sections of a recipe: budget, data, training. Every field with its default and its check."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from mor.errors import MorError
+from mor.train.recipe.reporters import known_reporters
+
+
+def suggest(word: str, known: list[str]) -> str:
+    """``; did you mean 'x'?`` or the list of what there is."""
+    close = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+
+
+class RecipeError(MorError, ValueError):
+    """A recipe cannot be run; the message names the field and says what would be right."""
+
+
+class Section(BaseModel):
+    """Base of all sections: unknown fields and lax types are refused."""
+
+    # Strict: `batch_size: true` is a slip, not 1. Numbers are read by `mor.train.recipe.file`.
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+Folder = Annotated[Path, Field(strict=False)]
+
+
+class Budget(Section):
+    """How long to train: exactly one of the three."""
+
+    steps: int | None = Field(None, ge=1, description="optimiser steps")
+    tokens: float | None = Field(None, gt=0, description="tokens seen, e.g. 20.0e9")
+    flops: float | None = Field(None, gt=0, description="training FLOPs, forward and backward")
+
+    @model_validator(mode="after")
+    def _one(self) -> Budget:
+        given = [name for name in ("steps", "tokens", "flops") if getattr(self, name) is not None]
+        if len(given) != 1:
+            shown = " and ".join(f"{name}={getattr(self, name)!r}" for name in given) or "none"
+            raise ValueError(f"give exactly one of steps, tokens, flops; given: {shown}")
+        return self
+
+
+class MixturePart(Section):
+    """One folder of a mixture."""
+
+    path: Folder = Field(description="folder made by `mor data prepare`")
+    weight: float = Field(gt=0, description="its share, relative to the other weights")
+
+
+class DataSection(Section):
+    """Where the prepared tokens are, and how they become sequences."""
+
+    path: Folder | None = Field(None, description="folder made by `mor data prepare`")
+    mixture: list[MixturePart] | None = Field(
+        None, min_length=1, description="in place of path: several folders with weights"
+    )
+    seq_len: int = Field(512, ge=2, description="tokens per sequence")
+    packing: Literal["concat", "best_fit"] = Field(
+        "concat", description="cut the stream of documents, or fit whole documents and pad"
+    )
+    document_mask: bool = Field(False, description="no attention from one document to another")
+    train_split: str = "train"
+    validation_split: str = "validation"
+    validation_path: Folder | None = Field(
+        None, description="score on this folder's validation split in place of one's own"
+    )
+    verify: bool = Field(False, description="check every byte of every shard before training")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSection:
+        if (self.path is None) == (self.mixture is None):
+            given = "both" if self.path is not None else "none"
+            raise ValueError(f"give exactly one of path, mixture; given: {given}")
+        return self
+
+    @property
+    def folders(self) -> list[tuple[Path, float]]:
+        """Every folder with its weight."""
+        if self.path is not None:
+            return [(self.path, 1.0)]
+        return [(part.path, part.weight) for part in self.mixture or ()]
+
+
+class TrainSection(Section):
+    """Optimiser, schedule and bookkeeping; defaults are the paper's (AdamW, trapezoid)."""
+
+    budget: Budget
+    batch_size: int = Field(8, ge=1, description="sequences per device and micro-batch")
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    global_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="sequences per optimiser step over all devices; accumulation follows from it, "
+        "so that a run is the same on any number of devices",
+    )
+    learning_rate: float = Field(3e-3, gt=0)
+    adam_beta1: float = Field(0.9, ge=0, lt=1)
+    adam_beta2: float = Field(0.95, ge=0, lt=1)
+    adam_epsilon: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.1, ge=0)
+    max_grad_norm: float = Field(1.0, gt=0)
+    auxiliary_router_lr_factor: float = Field(10.0, gt=0, description="of the aux_router's rate")
+    warmup_fraction: float = Field(0.05, ge=0, le=1, description="of all steps, linear from 0")
+    warmup_steps: int | None = Field(None, ge=0, description="in place of warmup_fraction")
+    decay_fraction: float = Field(0.2, ge=0, le=1, description="of all steps, linear to 0")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    gradient_checkpointing: bool = False
+    compile: bool = Field(False, description="run the layers through torch.compile")
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp", description="several processes: whole weights on each, or shards of them (FSDP2)"
+    )
+    fsdp_regather: bool = Field(
+        False,
+        description="gather each layer anew for every pass through it, one layer whole at a time; "
+        "False gathers once per optimiser step and keeps it for all recursions",
+    )
+    seed: int = Field(0, ge=0, lt=2**32)
+    logging_steps: int = Field(10, ge=1)
+    eval_steps: int | None = Field(None, ge=1, description="None: only after the last step")
+    eval_sequences: int = Field(64, ge=1, description="validation sequences while training")
+    save_steps: int | None = Field(None, ge=1, description="None: only when interrupted")
+    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
+    keep_every: int | None = Field(None, ge=1, description="save at its multiples, and keep those")
+    keep_steps: list[int] = Field([], description="save after these steps, and keep those")
+    branches: list[Budget] = Field([], description="shorter budgets, branched off this run")
+    branch_from: Folder | None = Field(None, description="stable checkpoint of a run to go on from")
+    num_workers: int = Field(0, ge=0)
+    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's default")
+    peak_flops: float | None = Field(
+        None, gt=0, description="per second and device, for MFU; None: known by name, or measured"
+    )
+    report_to: list[str] | None = Field(
+        None, description="wandb, mlflow, trackio, ...; None: tensorboard if installed"
+    )
+
+    @field_validator("report_to")
+    @classmethod
+    def _reporters(cls, names: list[str] | None) -> list[str] | None:
+        known = known_reporters()
+        for name in names or ():
+            if name not in known:
+                raise ValueError(f"{name!r} is no reporter of the Trainer{suggest(name, known)}")
+        return names
+
+    def saves_at(self, step: int) -> bool:
+        """Whether the checkpoint after ``step`` is wanted for good."""
+        return step in self.keep_steps or (
+            self.keep_every is not None and step % self.keep_every == 0
+        )
+
+    @model_validator(mode="after")
+    def _schedule(self) -> TrainSection:
+        if self.warmup_fraction + self.decay_fraction > 1:
+            raise ValueError(
+                f"warmup_fraction={self.warmup_fraction} and decay_fraction={self.decay_fraction} "
+                "must add up to at most 1"
+            )
+        if self.branches and self.branch_from is not None:
+            raise ValueError(
+                f"branch_from={str(self.branch_from)!r} and branches exclude each other; "
+                "branches are taken from the run that the recipe itself trains"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _devices(self) -> TrainSection:
+        if self.fsdp_regather and self.parallel != "fsdp":
+            raise ValueError(
+                f"fsdp_regather=True belongs to parallel='fsdp', not {self.parallel!r}"
+            )
+        if self.global_batch_size is not None and self.gradient_accumulation_steps != 1:
+            raise ValueError(
+                f"give global_batch_size={self.global_batch_size} or gradient_accumulation_steps="
+                f"{self.gradient_accumulation_steps}, not both: the one follows from the other"
+            )
+        return self
+
+    def accumulation(self, world_size: int = 1) -> int:
+        """Micro-batches per optimiser step on each device.
+
+        Raises:
+            RecipeError: ``global_batch_size`` is no multiple of what one micro-batch takes.
+        """
+        if self.global_batch_size is None:
+            return self.gradient_accumulation_steps
+        at_once = self.batch_size * world_size
+        steps, left = divmod(self.global_batch_size, at_once)
+        if left or not steps:
+            raise RecipeError(
+                f"train.global_batch_size={self.global_batch_size} is no multiple of "
+                f"train.batch_size={self.batch_size} x {world_size} processes; "
+                f"use a batch_size that divides it, or {max(1, steps) * at_once}"
+            )
+        return steps

@@ -1,0 +1,59 @@
+"""The ``uptrain`` section of a recipe: what training starts from, and what it learns from."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mor.train.recipe.sections import Folder, Section
+
+
+class DistillSection(Section):
+    """What is learnt from the teacher, and how the terms are weighed."""
+
+    teacher: Folder = Field(description="folder of the source model")
+    lm: float = Field(0.0, ge=0, description="weight of the next-token cross-entropy")
+    logits: float = Field(1.0, ge=0, description="weight of KL(teacher || student)")
+    hidden: float = Field(1.0, ge=0, description="weight of the error of the stream, by layer")
+    hidden_at: Literal["layers", "depths"] = Field(
+        "layers", description="compare after every unrolled layer, or after every depth"
+    )
+    temperature: float = Field(1.0, gt=0, description="of both softmaxes")
+    top_k: int | None = Field(
+        None, ge=1, description="of the teacher's probabilities; the rest counts as one outcome"
+    )
+    cache: Folder | None = Field(
+        None, description="run the teacher once and keep what it said here; None runs it live"
+    )
+
+    @model_validator(mode="after")
+    def _something(self) -> DistillSection:
+        if not (self.logits or self.hidden):
+            raise ValueError("logits=0.0 and hidden=0.0 distil nothing; leave distill out")
+        if self.cache is not None and self.logits and self.top_k is None:
+            raise ValueError(
+                "cache needs top_k, such as 64: all probabilities of a token take as much room as "
+                "the vocabulary is large"
+            )
+        return self
+
+
+class UptrainSection(Section):
+    """Training that goes on from a model; the recipe's ``model`` may change its router alone."""
+
+    start: Folder = Field(description="model or run folder to start from, as mor fold writes")
+    distill: DistillSection | None = Field(None, description="None: next-token loss alone")
+    rates: dict[str, float] = Field(
+        {}, description="learning rate by group of parameters, in multiples of the main one"
+    )
+    freeze: list[str] = Field([], description="groups of parameters that stay as they are")
+
+    @model_validator(mode="after")
+    def _positive(self) -> UptrainSection:
+        for name, factor in self.rates.items():
+            if factor <= 0:
+                raise ValueError(
+                    f"rates: {name}={factor} must be above 0; to keep a group as it is, freeze it"
+                )
+        return self

@@ -1,0 +1,1 @@
+"""Training a folded model from its source: teacher, losses, stages."""
