@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 
+from mor.config import MoRConfig
 from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
+from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
@@ -32,11 +34,13 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
     """The tokenizer beside a model, or the data's where a checkpoint came without one.
 
     Raises:
-        MorError: the data was prepared with another: the model would read nonsense.
+        MorError: the data was prepared with another, or its documents begin otherwise than the
+            model's texts: it would read nonsense.
     """
     theirs = load_data_tokenizer(index.tokenizer_dir)
     places = [p for p in (folder, folder / "model") if (p / "tokenizer_config.json").is_file()]
     if not places:
+        _check_bos(folder, None, index)
         return theirs
     ours = load_tokenizer(places[0])
     vocabulary = ours.get_vocab()
@@ -47,7 +51,16 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
             f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
             f"--tokenizer {places[0]}"
         )
+    _check_bos(folder, ours, index)
     return ours
+
+
+def _check_bos(folder: Path, tokenizer: Any, index: DataIndex) -> None:
+    for place in (folder, folder / "model"):
+        if (place / "config.json").is_file():
+            bos = model_bos(MoRConfig.from_pretrained(place), tokenizer)
+            check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
+            return
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -58,6 +58,11 @@ class MoRConfig(PretrainedConfig):
         relaxation_rank: rank of ``lora``; a map that has less takes what it has.
         relaxation_alpha: scale of ``lora`` times the rank; default the rank, so that it is 1.
 
+    Texts (see ``mor.data.bos``):
+        bos_token_id: the tokenizer's token that begins a text, used or not.
+        add_bos_token: whether every text begins with it, in training as in prompts; None where
+            that was not written down: then as the tokenizer beside the model does.
+
     Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
         router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
             ``expert_choice``, ``token_choice``, ``threshold`` or ``random``.
@@ -130,6 +135,7 @@ class MoRConfig(PretrainedConfig):
         use_cache: bool = True,
         pad_token_id: int | None = None,
         bos_token_id: int | None = None,
+        add_bos_token: bool | None = None,
         eos_token_id: int | list[int] | None = None,
         **kwargs: Any,
     ) -> None:
@@ -190,7 +196,8 @@ class MoRConfig(PretrainedConfig):
         self.router_boundary_momentum = router_boundary_momentum
         self.use_cache = use_cache
         kwargs.pop("hidden_act", None)
-        self.pad_token_id = pad_token_id
+        self.pad_token_id, self.bos_token_id = pad_token_id, bos_token_id
+        self.add_bos_token = add_bos_token
         # Before Transformers looks: our messages say what would be right.
         self.check()
         try:

@@ -56,6 +56,16 @@ def _real(config: MoRConfig, *names: str, zero: bool = False) -> None:
             raise ConfigError(f"{name}={value!r} must be a number {'>=' if zero else '>'} 0")
 
 
+def _begin_of_text(config: MoRConfig) -> None:
+    added, bos = config.add_bos_token, config.bos_token_id
+    if not (added is None or isinstance(added, bool)):
+        raise ConfigError(f"add_bos_token={added!r} must be true or false, or be left out")
+    if added and (bos is None or not 0 <= bos < config.vocab_size):
+        raise ConfigError(
+            f"add_bos_token=True needs the token: bos_token_id={bos} must lie in 0..vocab_size - 1"
+        )
+
+
 def check_config(config: MoRConfig) -> None:
     """Validate every field.
 
@@ -86,6 +96,7 @@ def check_config(config: MoRConfig) -> None:
     pad = config.pad_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:
         raise ConfigError(f"pad_token_id={pad} must lie in 0..vocab_size - 1 or be left out")
+    _begin_of_text(config)
     if config.num_attention_heads % config.num_key_value_heads:
         raise ConfigError(
             f"num_key_value_heads={config.num_key_value_heads} must divide "

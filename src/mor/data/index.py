@@ -12,13 +12,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mor.data.bos import Bos
+from mor.data.content import checked_content
 from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
+from mor.data.tokenizer import load_tokenizer
 from mor.errors import MorError
 
 INDEX_FILE = "index.json"
@@ -70,6 +72,16 @@ class DataIndex:
     def bos(self) -> Bos:
         """What every document begins with."""
         return Bos(self.bos_token_id, self.add_bos_token)
+
+    def known_bos(self) -> Bos:
+        """`bos`, with the token that an older index leaves out taken from the tokenizer.
+
+        Raises:
+            MorError: the tokenizer cannot be read.
+        """
+        if self.add_bos_token is not None or not self.tokenizer_dir.is_dir():
+            return self.bos
+        return Bos(load_tokenizer(self.tokenizer_dir).bos_token_id, False)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -263,44 +275,6 @@ class DataIndex:
                 f"prepare the data again"
             )
         try:
-            return cls._from_json(folder, content)
+            return cls(directory=folder, **checked_content(content))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MorError(f"{path} is damaged: {error!r}") from error
-
-    @classmethod
-    def _from_json(cls, folder: Path, content: dict[str, Any]) -> DataIndex:
-        splits = {
-            split: tuple(_shard_info(shard) for shard in entry["shards"])
-            for split, entry in content["splits"].items()
-        }
-        for name in ("vocab_size", "eos_token_id", "num_duplicates", "num_empty"):
-            if not isinstance(content[name], int):
-                raise TypeError(f"{name} is {content[name]!r}, expected a whole number")
-        _check_later_fields(content)
-        stored = {part.name for part in fields(cls)} - {"directory", "splits", "reused"}
-        given = {name: content[name] for name in stored if name in content or name not in _LATER}
-        return cls(directory=folder, splits=splits, **given)
-
-
-_LATER = {"bos_token_id", "add_bos_token", "skipped"}  # not in folders of earlier programs
-
-
-def _check_later_fields(content: Mapping[str, Any]) -> None:
-    bos, added = content.get("bos_token_id"), content.get("add_bos_token")
-    if not (bos is None or type(bos) is int) or added not in (None, True, False):
-        raise TypeError(f"bos_token_id is {bos!r} and add_bos_token {added!r}")
-    if added and bos is None:
-        raise ValueError("add_bos_token is true, but there is no bos_token_id")
-    if not all(type(count) is int for count in content.get("skipped", {}).values()):
-        raise TypeError(f"skipped is {content['skipped']!r}, expected counts by kind")
-
-
-def _shard_info(entry: Mapping[str, Any]) -> ShardInfo:
-    info = ShardInfo(**entry)
-    for part in fields(ShardInfo):
-        value = getattr(info, part.name)
-        if not isinstance(value, str if part.name in ("file", "sha256") else int):
-            raise TypeError(f"{part.name} of a shard is {value!r}")
-    if Path(info.file).name != info.file:
-        raise ValueError(f"shard file {info.file!r} is outside the folder")
-    return info

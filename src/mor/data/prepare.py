@@ -11,7 +11,6 @@ very end: there is never half a folder. What is done survives a kill (`mor.data.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -23,8 +22,6 @@ from typing import TYPE_CHECKING, Any, get_args
 from mor.data.bos import Bos, BosMode, apply_bos, resolve_bos
 from mor.data.documents import skipped_words
 from mor.data.index import (
-    INDEX_FILE,
-    PACKING_FOLDER,
     TOKENIZER_FOLDER,
     TRAIN,
     VALIDATION,
@@ -33,6 +30,7 @@ from mor.data.index import (
 from mor.data.journal import Workshop
 from mor.data.plans import ReadingPlan, streamed, surveyed
 from mor.data.progress import Progress, no_progress
+from mor.data.reuse import begun, check_target, differences, reuse
 from mor.data.segments import write_segments
 from mor.data.streams import StreamOptions, is_streamed
 from mor.data.survey import SourceChanged
@@ -51,9 +49,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SHARD_TOKENS = 2**26
-_OURS = re.compile(
-    rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|{PACKING_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin"
-)
 
 
 def prepare(
@@ -114,7 +109,7 @@ def prepare(
         raise MorError(f"workers is {workers}, expected 0 or more")
     if tokenizer is None:
         check_vocab_size(vocab_size)
-    _check_target(out)
+    check_target(out)
     workshop = Workshop(out)
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
     if is_streamed(source, stream):
@@ -124,7 +119,7 @@ def prepare(
                 f"(--tokenizer DIR), none can be trained on the way"
             )
         options = stream if isinstance(stream, StreamOptions) else StreamOptions()
-        options = options.pinned(source, _begun(out, workshop))
+        options = options.pinned(source, begun(out, workshop))
         plan = streamed(source, options, text_field, validation_fraction, seed)
     else:
         plan = surveyed(source, text_field, validation_fraction, seed, progress, skip_bad_rows)
@@ -138,7 +133,7 @@ def prepare(
         "seed": seed,
     }
     if not overwrite and out.is_dir() and any(out.iterdir()):
-        index = _reuse(out, preparation, skip_bad_rows, progress)
+        index = reuse(out, preparation, skip_bad_rows, progress)
         workshop.sweep()
         return index
     with workshop.open():
@@ -161,17 +156,17 @@ def _begin(
 ) -> None:
     """Go on with what is there of this preparation, or begin it with its tokenizer."""
     if workshop.segments:
-        differences = _differences(workshop.preparation or {}, preparation)
+        different = differences(workshop.preparation or {}, preparation)
         skipped = workshop.segments[-1].get("skipped", {})
         if skipped and not skip_bad_rows:
-            differences = "; ".join(filter(None, [differences, f"there, {skipped_words(skipped)}"]))
-        if not differences:
+            different = "; ".join(filter(None, [different, f"there, {skipped_words(skipped)}"]))
+        if not different:
             workshop.resume()
             return
         if not overwrite:
             raise MorError(
                 f"{workshop.path} holds an unfinished preparation that was begun otherwise "
-                f"({differences}); give the same command again to finish it, or --overwrite to "
+                f"({different}); give the same command again to finish it, or --overwrite to "
                 f"throw it away"
             )
     workshop.discard()
@@ -238,38 +233,6 @@ def _make(
     return replace(index, directory=workshop.target)
 
 
-def _check_target(out: Path) -> None:
-    """Let a missing, an empty or a prepared folder through, nothing else: it may be replaced."""
-    try:
-        if not out.exists():
-            return
-        if not out.is_dir():
-            raise MorError(f"output {out} is a file, expected a folder")
-        names = sorted(entry.name for entry in out.iterdir())
-    except OSError as error:
-        raise MorError(f"cannot look into output {out}: {error.strerror or error}") from error
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
-    if foreign:
-        raise MorError(
-            f"output folder {out} holds other things ({foreign[0]}); choose a new folder"
-        )
-
-
-def _begun(out: Path, workshop: Workshop) -> Mapping[str, Any]:
-    """What is being made there, or was; empty if nothing."""
-    if workshop.preparation is not None:
-        return workshop.preparation
-    return DataIndex.load(out).preparation if (out / INDEX_FILE).is_file() else {}
-
-
-def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{name} is {there.get(name)} there, {value} was asked for"
-        for name, value in asked.items()
-        if there.get(name) != value
-    )
-
-
 def _policy(chosen: PreTrainedTokenizerFast | None, mode: str) -> Bos:
     """What documents begin with. One that is to be trained has a BOS and does not use it itself."""
     if chosen is not None:
@@ -277,25 +240,6 @@ def _policy(chosen: PreTrainedTokenizerFast | None, mode: str) -> Bos:
     if mode not in get_args(BosMode):
         raise MorError(f"bos={mode!r} is not known; use one of: {', '.join(get_args(BosMode))}")
     return Bos(END_OF_TEXT_ID, mode == "always")
-
-
-def _reuse(
-    out: Path, preparation: Mapping[str, Any], skip_bad_rows: bool, progress: Progress
-) -> DataIndex:
-    index = DataIndex.load(out)
-    if index.skipped and not skip_bad_rows:
-        raise MorError(
-            f"{out} was prepared with bad rows left out: {skipped_words(index.skipped)}; choose "
-            "another folder, or skip_bad_rows as there"
-        )
-    if differences := _differences(index.preparation, preparation):
-        raise MorError(
-            f"{out} already holds another preparation ({differences}); "
-            f"choose another folder, or overwrite it"
-        )
-    index.verify_all(progress)
-    load_tokenizer(index.tokenizer_dir)
-    return replace(index, reused=True)
 
 
 def _program() -> str:

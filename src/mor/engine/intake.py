@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mor.config import MoRConfig
+from mor.data import prompt_tokens
 from mor.engine.params import SamplingParams, whole
 from mor.engine.request import Request
 from mor.engine.store import KVStore
@@ -18,7 +19,7 @@ from mor.hf.modeling import MoRForCausalLM
 
 
 def prompt_ids(prompt: str | Sequence[int], tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
-    """Ids of a prompt. An empty text is the beginning-of-text token.
+    """Ids of a prompt; a text is begun as the model's texts are (`mor.data.bos.prompt_tokens`).
 
     Raises:
         MorError: no tokenizer for a text, nothing in it, ids that the model does not have.
@@ -26,11 +27,7 @@ def prompt_ids(prompt: str | Sequence[int], tokenizer: Any, config: MoRConfig) -
     if isinstance(prompt, str):
         if tokenizer is None:
             raise MorError("prompt is a text, but the engine has no tokenizer; give token ids")
-        ids = list(tokenizer(prompt).input_ids) if prompt else []
-        if not ids:
-            start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-            start = start[0] if isinstance(start, list) else start
-            ids = [] if start is None else [start]
+        ids = prompt_tokens(prompt, tokenizer, config)
     else:
         ids = list(prompt)
     if not ids:

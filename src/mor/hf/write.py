@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from mor.data.bos import apply_bos, model_bos
+from mor.hf.bos import record_bos, tokenizer_of
 from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder
 from mor.hf.modeling import MoRForCausalLM
 
@@ -28,6 +30,34 @@ def write_model(
         model.save_pretrained(folder)
         copy_companions(companions, folder)
         check_tokenizer(folder, model.config.vocab_size, companions)
+        keep_policy(model, companions, folder)
         for name, content in (notes or {}).items():
             (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return out
+
+
+def keep_policy(model: MoRForCausalLM, companions: Path, folder: Path) -> None:
+    """Write down how the texts of a model begin, and let the tokenizer beside it do the same.
+
+    Args:
+        model: its configuration is changed where it does not say it yet.
+        companions: whose tokenizer is the one that the model was trained with.
+        folder: where model and companions have been written; changed where need be.
+    """
+    theirs, ours = tokenizer_of(companions), tokenizer_of(folder)
+    if theirs is None or ours is None:
+        return
+    before = model.config.bos_token_id, model.config.add_bos_token
+    record_bos(model, theirs)
+    if (model.config.bos_token_id, model.config.add_bos_token) != before:
+        model.config.save_pretrained(folder)
+        settings = folder / "generation_config.json"
+        if settings.is_file():
+            written = json.loads(settings.read_text("utf-8"))
+            if written.get("bos_token_id") == before[0]:
+                written["bos_token_id"] = model.config.bos_token_id
+                settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
+    if model.config.add_bos_token is not None:
+        told = apply_bos(ours, model_bos(model.config))
+        if told is not ours:
+            told.save_pretrained(folder)
