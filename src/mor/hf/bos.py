@@ -8,7 +8,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from mor.config import MoRConfig
-from mor.data.bos import Bos, apply_bos, model_bos, own_frame
+from mor.data.bos import Bos, apply_bos, model_bos, own_frame, resolve_bos
 from mor.hf.modeling import MoRForCausalLM
 
 
@@ -22,13 +22,19 @@ def set_bos(model: MoRForCausalLM, bos: Bos) -> None:
     config.add_bos_token = bool(bos.added)
 
 
-def record_bos(model: MoRForCausalLM, tokenizer: Any) -> None:
+def record_bos(model: MoRForCausalLM, tokenizer: Any, *, imported: bool = False) -> None:
     """Write down what the tokenizer beside a model does, where the configuration says nothing.
 
     A tokenizer that begins texts with several tokens is left to do so by itself.
+
+    Args:
+        model: its configuration is changed.
+        tokenizer: the one that it was trained with.
+        imported: whether others trained it: then their tokenizer alone decides.
     """
     if model.config.add_bos_token is None and len(own_frame(tokenizer)[0]) < 2:
-        set_bos(model, model_bos(model.config, tokenizer))
+        bos = resolve_bos(tokenizer, "auto") if imported else model_bos(model.config, tokenizer)
+        set_bos(model, bos)
 
 
 def tokenizer_of(folder: Path) -> Any | None:

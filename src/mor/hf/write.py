@@ -8,7 +8,7 @@ from typing import Any
 
 from mor.data.bos import apply_bos, model_bos
 from mor.hf.bos import record_bos, tokenizer_of
-from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder
+from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder, read_mapping
 from mor.hf.modeling import MoRForCausalLM
 
 
@@ -48,7 +48,9 @@ def keep_policy(model: MoRForCausalLM, companions: Path, folder: Path) -> None:
     if theirs is None or ours is None:
         return
     before = model.config.bos_token_id, model.config.add_bos_token
-    record_bos(model, theirs)
+    source = companions / "config.json"
+    kind = read_mapping(source).get("model_type") if source.is_file() else None
+    record_bos(model, theirs, imported=kind != model.config.model_type)
     if (model.config.bos_token_id, model.config.add_bos_token) != before:
         model.config.save_pretrained(folder)
         settings = folder / "generation_config.json"
