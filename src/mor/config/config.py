@@ -49,6 +49,11 @@ class MoRConfig(Fields, PretrainedConfig):
         relaxation_rank: rank of ``lora``; a map that has less takes what it has.
         relaxation_alpha: scale of ``lora`` times the rank; default the rank, so that it is 1.
 
+    Texts (see ``mor.data.bos``):
+        bos_token_id: the tokenizer's token that begins a text, used or not.
+        add_bos_token: whether every text begins with it, in training as in prompts; None where
+            that was not written down: then as the tokenizer beside the model does.
+
     Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
         router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
             ``expert_choice``, ``token_choice``, ``threshold`` or ``random``.

@@ -17,6 +17,7 @@ from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.packed import Quantization, serving_view
+from mor.model.packed_layers import copy_around
 from mor.run_files import TOKENIZER, beside_model, model_folder
 
 
@@ -108,12 +109,7 @@ def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None
     Raises:
         MorError: the quantization cannot run here.
     """
-    network = serving_view(model.model, quantization)
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # costs neither memory nor draws
-        served = MoRForCausalLM(model.config)
-    served.model = network
-    served.generation_config = model.generation_config
-    return served.eval()
+    return copy_around(model, model=serving_view(model.model, quantization))
 
 
 @contextmanager

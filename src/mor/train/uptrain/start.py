@@ -19,7 +19,9 @@ from transformers import GenerationConfig
 
 from mor.config import MoRConfig, field_types
 from mor.data import DataIndex
+from mor.data.bos import Bos, check_same_bos, model_bos
 from mor.errors import MorError
+from mor.hf.bos import tokenizer_of
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
 from mor.hf.load import load_model, tokenizer_beside
@@ -58,11 +60,12 @@ def settled(recipe: Recipe) -> Recipe:
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name == "update_rule"
+        free = name.startswith("router") or name in ("update_rule", "add_bos_token")
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
+                " (and add_bos_token)"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -91,6 +94,22 @@ def check_tokenizer(section: UptrainSection, index: DataIndex) -> None:
         tokenizer_beside(model_folder(section.start), index)
 
 
+def check_bos(recipe: Recipe, index: DataIndex) -> None:
+    """Refuse data whose documents begin otherwise than the start reads its texts.
+
+    Where ``model.add_bos_token`` says it, the recipe's model is held to the data instead: so one
+    that reads its texts with BOS is trained, knowingly, to do without.
+
+    Raises:
+        MorError: naming both.
+    """
+    assert recipe.uptrain is not None
+    if recipe.model.get("add_bos_token") is None:
+        folder = model_folder(recipe.uptrain.start)
+        bos = model_bos(MoRConfig.from_pretrained(folder), tokenizer_of(folder))
+        check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
+
+
 def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
     """The model that training starts from, under ``config``; a router that is new starts open.
 
@@ -110,6 +129,8 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
     if isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
+        if source.generation_config.bos_token_id == source.config.bos_token_id:
+            model.generation_config.bos_token_id = config.bos_token_id
     freeze(model, section.freeze)
     return model
 
@@ -164,6 +185,11 @@ def open_teacher(section: UptrainSection, config: MoRConfig) -> Teacher | None:
             f"{config.vocab_size}; their probabilities cannot be compared: both must read one "
             "tokenizer's tokens"
         )
+    if config.add_bos_token is not None:
+        place = model_folder(distill.teacher)
+        whose = f"the teacher in {place}"
+        ours = Bos(config.bos_token_id, config.add_bos_token)
+        check_same_bos(model_bos(theirs, tokenizer_of(place)), ours, whose, "the student's text")
     if distill.top_k is not None and distill.top_k >= theirs.vocab_size:
         raise MorError(
             f"uptrain.distill.top_k={distill.top_k} must be below the vocabulary's "
@@ -195,6 +221,7 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
         raise MorError("train.parallel='fsdp' does not go with uptrain yet; use ddp")
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
+    check_bos(recipe, index)
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":
