@@ -16,23 +16,18 @@ from transformers import set_seed
 from mor.cli.common import open_model, write_json
 from mor.cli.evaluate import run_evaluation, sequence_length
 from mor.cli.report import show_runs
-from mor.data import console_progress, prepare
+from mor.data import console_progress, prepare, prompt_tokens
 from mor.errors import MorError
 from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
+from mor.run_files import EVAL, RECIPE, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
-from mor.train.state.run_folder import RECIPE, SUMMARY
 
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 PROMPT = "HAMLET.\nTo be, or not to be: "
 console = Console(highlight=False)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(demo)
 
 
 def demo(
@@ -123,7 +118,7 @@ def finished(recipe: Recipe) -> bool:
 
 def evaluate_twin(run: Path, data: Path) -> None:
     """Write eval.json unless it is newer than the model."""
-    result_path, model_path = run / "eval.json", run / SUMMARY
+    result_path, model_path = run / EVAL, run / SUMMARY
     if result_path.is_file() and result_path.stat().st_mtime > model_path.stat().st_mtime:
         console.print(f"{run.name}: kept from an earlier run")
         return
@@ -138,7 +133,7 @@ def speak(run: Path, length: int = 160) -> Sample:
     """A passage that the model writes, with the depth each token cost."""
     model, tokenizer = open_model(run), load_tokenizer(run)
     set_seed(0)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids.to(model.device)
+    ids = torch.tensor([prompt_tokens(PROMPT, tokenizer, model.config)], device=model.device)
     tokens, depths = generate_with_depths(
         model, ids, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50
     )

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from mor.config import MoRConfig
 from mor.model.flops import count_parameters, flops_per_token
+from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
 from mor.train.data import indexes, passes
-from mor.train.distributed import world_size
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
 from mor.train.probe import logged_speed, probe_speed
@@ -28,7 +28,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
         MorError: the data is not there, or the budget pays for no step.
     """
     index = indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     section, seq_len = recipe.train, recipe.data.seq_len
     world = world_size()
     plan = plan_budget(section.budget, config, seq_len, recipe.sequences_per_step(world) * seq_len)

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mor.engine.request import Request, TokenLogprobs
+from mor.engine.outputs import TokenLogprobs
+from mor.engine.request import Request
 from mor.ops import native
 
 

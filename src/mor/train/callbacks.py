@@ -20,10 +20,10 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LabelSmoother
 
+from mor.disk import append_jsonl
 from mor.errors import MorError
 from mor.model.model import MoRModel
 from mor.model.routers.base import Router, active_router
-from mor.provenance import append_jsonl
 from mor.train.state.checkpoints import flush_entry
 from mor.train.state.run_folder import write_whole
 from mor.train.state.saving import any_rank
@@ -47,7 +47,7 @@ class RouterCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell the router whether the trainer takes the loss from the logits.
+        """Refuse label smoothing that would scale the gradient wrongly.
 
         Raises:
             MorError: label smoothing with gradient accumulation in a version of Transformers that
@@ -61,17 +61,19 @@ class RouterCallback(TrainerCallback):
                 f"{micro_batches} makes the gradient {micro_batches} times too large before "
                 "Transformers 5.15; upgrade it or accumulate 1"
             )
-        find_router(kwargs["model"]).loss_elsewhere = bool(smoothing)
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tell the router which step this is."""
         router = find_router(kwargs["model"])
-        router.step = state.global_step
-        router.micro_batches = args.gradient_accumulation_steps
         scaler = getattr(kwargs.get("optimizer"), "scaler", None)  # there in float16 training
-        router.loss_scale = 1.0 if scaler is None else scaler.get_scale()
+        router.begin_step(
+            state.global_step,
+            args.gradient_accumulation_steps,
+            loss_scale=1.0 if scaler is None else scaler.get_scale(),
+            loss_elsewhere=bool(args.label_smoothing_factor),
+        )
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -82,9 +84,9 @@ class RouterCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What the arguments of this training said is over."""
+        """Forget what the arguments of this training said."""
         router = find_router(kwargs["model"])
-        router.loss_elsewhere, router.loss_scale = False, 1.0
+        router.begin_step(router.step, router.micro_batches)
 
 
 class EndOfRunCallback(TrainerCallback):

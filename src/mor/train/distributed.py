@@ -13,7 +13,6 @@ once.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -32,13 +31,9 @@ from transformers import Trainer
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.ops.ranks import world_size
 from mor.train.recipe.recipe import Recipe
 from mor.train.state import sharded
-
-
-def world_size() -> int:
-    """How many processes train along, as torchrun and SLURM's launchers say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def check_parallel(recipe: Recipe) -> None:
@@ -115,7 +110,7 @@ def shard(
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     root: Any = model
-    inner.router.lockstep = True
+    inner.router.run_every_depth()
     if not regather:
         root.set_reshard_after_backward(False)
         # Accelerate looks for this name when it accumulates gradients. Without it every micro-batch

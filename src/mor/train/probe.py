@@ -153,7 +153,7 @@ def _times(
     model.to(device)
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
-    model.model.router.step = warmup_steps(config)
+    model.model.router.begin_step(warmup_steps(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=section.dtype == "bfloat16")
 

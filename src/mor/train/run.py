@@ -12,7 +12,9 @@ import torch
 from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.errors import MorError
+from mor.config import MoRConfig
+from mor.errors import Interrupted, MorError
+from mor.hf.bos import save_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters
 from mor.provenance import provenance
@@ -39,10 +41,6 @@ from mor.train.trainer import MoRTrainer, peak_memory_bytes
 from mor.train.uptrain.costs import uptrain_costs
 from mor.train.uptrain.start import check_origin, keep_map, settled
 from mor.train.uptrain.trainer import Uptraining
-
-
-class Interrupted(MorError):
-    """Training ended early because it was asked to; the message says how to go on."""
 
 
 def train(
@@ -107,7 +105,7 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     if not section.branches:
         return [recipe]
     index = indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len
@@ -132,7 +130,7 @@ def _train(
     per_step = recipe.sequences_per_step(world_size())
     run_data = open_run_data(recipe, per_step)
     index = run_data.index
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
     facts = {"sequences_per_step": per_step, "data": data_digest(run_data.stream.parts)}
     # All that can be refused is, before the folder is taken.
@@ -283,7 +281,11 @@ def _save_model(
         return
     (fresh / "training_args.bin").unlink(missing_ok=True)
     if tokenizer_dir.is_dir():
-        AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
+        save_tokenizer(
+            AutoTokenizer.from_pretrained(tokenizer_dir),
+            MoRConfig.from_pretrained(fresh),
+            fresh,
+        )
     if up is not None:
         keep_map(up, fresh)
     checkpoints.flush(fresh)
