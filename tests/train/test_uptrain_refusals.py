@@ -51,8 +51,10 @@ def test_teachers_that_do_not_fit(uptrain: Any, tmp_path: Path, folded: Path) ->
 
 
 def test_starts_that_are_none(uptrain: Any, tmp_path: Path) -> None:
-    with pytest.raises(MorError, match="nor that of a finished run"):
+    with pytest.raises(MorError, match=r"model folder .*nowhere' does not exist"):
         uptrain(start=tmp_path / "nowhere")
+    with pytest.raises(MorError, match="nor is it that of a finished run"):
+        uptrain(start=tmp_path)
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(MorError, match="has model_type='llama', not 'mor'; convert it first"):

@@ -12,9 +12,7 @@ under a name that counts.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
 import zipfile
@@ -24,6 +22,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mor.disk import digest
+from mor.disk import flush as flush_entry
+from mor.disk import flush_tree as flush
 from mor.errors import MorError
 from mor.train.state import sharded
 
@@ -44,29 +45,6 @@ def found(folder: Path) -> list[Path]:
 
 
 # Writing ---------------------------------------------------------------------------------------
-
-
-def flush(folder: Path) -> None:
-    """Have the system write every file and folder under ``folder`` to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        flush_entry(path)
-
-
-def flush_entry(path: Path) -> None:
-    """Have the system write one file, or the names in one folder, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders, and writes their names itself
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def begin(folder: Path) -> Path:

@@ -1,33 +1,23 @@
-"""The run folder: who may write it, which checkpoint to go on from, files that are whole or absent.
-
-RUN/recipe.yaml       the recipe, every default written out
-RUN/log.jsonl         one line per log entry
-RUN/checkpoints/      checkpoint-N of Transformers' Trainer (mor.train.state.checkpoints)
-RUN/tensorboard/      where TensorBoard is installed
-RUN/model/            for ``from_pretrained``, tokenizer included; there once the run is finished
-RUN/summary.json      written last
-"""
+"""The run folder (:mod:`mor.run_files`): who may write it, which checkpoint to go on from."""
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from mor.disk import lock, write_whole
 from mor.errors import MorError
+from mor.run_files import CHECKPOINTS, EVAL, LOG, MODEL, RECIPE, SUMMARY, TENSORBOARD
 from mor.train.recipe.file import dump_recipe
 from mor.train.recipe.recipe import Recipe, parse_recipe
 from mor.train.state import checkpoints
 
-RECIPE, LOG, SUMMARY, MODEL = "recipe.yaml", "log.jsonl", "summary.json", "model"
-CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
-_OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, "eval.json"}
+_OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, EVAL}
 # What may differ between the parts of one run: it changes no weight.
 _FREE = {
     "data": {"path", "verify", "validation_path"},
@@ -64,33 +54,15 @@ def held(run_dir: Path) -> Iterator[None]:
     Raises:
         MorError: another process trains here.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     if not run_dir.is_dir():
         yield
         return
-    handle = os.open(run_dir, os.O_RDONLY)
-    try:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise MorError(
-                        f"{run_dir} is being written by another process; stop that one, or choose "
-                        "another name or output"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a network file system without locks on folders
-                break
+    busy = (
+        f"{run_dir} is being written by another process; stop that one, or choose another name or "
+        "output"
+    )
+    with lock(run_dir, busy, PATIENCE_S):
         yield
-    finally:
-        os.close(handle)
 
 
 def claim(
@@ -237,16 +209,3 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
             if name not in free[section]:
                 flat[f"{section}.{name}"] = value
     return flat
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``path`` so that it is there whole or not at all."""
-    fresh = path.with_name(path.name + ".partial")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        checkpoints.flush_entry(fresh)
-        fresh.replace(path)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise

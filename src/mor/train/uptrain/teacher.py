@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mor.disk import digest
 from mor.hf.modeling import MoRForCausalLM
 from mor.ops.distillation import LiveRows, TeacherRows
-from mor.train.state import checkpoints
+from mor.run_files import model_folder
 from mor.train.uptrain.layer_states import streams
 
 
@@ -66,6 +67,5 @@ class Teacher:
 
 def weights_digest(folder: Path) -> str:
     """One number for the weights of a model folder."""
-    inner = folder if (folder / "config.json").is_file() else folder / "model"
-    files = sorted(inner.glob("*.safetensors"))
-    return hashlib.sha256(" ".join(map(checkpoints.digest, files)).encode()).hexdigest()
+    files = sorted(model_folder(folder).glob("*.safetensors"))
+    return hashlib.sha256(" ".join(map(digest, files)).encode()).hexdigest()
