@@ -8,9 +8,9 @@ from rich.table import Table
 
 from mor.config import MoRConfig
 from mor.model.flops import count_parameters, flops_per_token
+from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
 from mor.train.data import indexes, passes
-from mor.train.distributed import world_size
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
 from mor.train.probe import logged_speed, probe_speed

@@ -30,15 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
-from mor.train.network import find_router
+from mor.ops.ranks import world_size
 from mor.train.recipe.recipe import Recipe
 
 _PATIENCE = timedelta(minutes=30)  # of a rank that waits for the others, as while one saves
-
-
-def world_size() -> int:
-    """How many processes train along, as torchrun and SLURM's launchers say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def rank() -> int:

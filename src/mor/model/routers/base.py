@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mor.config import MoRConfig
 from mor.ops import native
 from mor.ops.compaction import Packing
+from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -315,26 +316,6 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
     if step >= warmup:
         return final
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))
-
-
-def is_distributed() -> bool:
-    """Whether several ranks train along."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def sum_over_ranks(*numbers: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
-    """Each scalar summed over all ranks, as int64 on the device of ``like``; one message."""
-    both = torch.stack([torch.as_tensor(n, device=like.device).long() for n in numbers])
-    torch.distributed.all_reduce(both)
-    return tuple(both.unbind())
-
-
-def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:
-    """``total / count`` over all ranks; nan where nothing was counted."""
-    both = torch.stack((total, count))
-    if is_distributed():
-        torch.distributed.all_reduce(both)
-    return both[0] / both[1]
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import Trainer
 
 from mor.errors import MorError
+from mor.ops.ranks import any_rank
 from mor.train.state import checkpoints
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -27,15 +28,6 @@ _UNWRITTEN = (
     "unexpected pos",
     "iostream error",
 )
-
-
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """Whether ``flag`` is set on any rank; every rank must ask."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return flag
-    raised = torch.tensor(float(flag), device=device)
-    torch.distributed.all_reduce(raised, torch.distributed.ReduceOp.MAX)
-    return bool(raised)
 
 
 def last_good(folder: Path) -> str:
