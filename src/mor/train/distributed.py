@@ -204,7 +204,7 @@ class Parallel:
 
     def _no_exchange(self) -> AbstractContextManager[None]:
         if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()  # type: ignore[no-any-return]
+            return self.model.no_sync()
         if isinstance(self.model, FSDPModule) and not self.regather:
             return _no_gradient_sync(self.model)
         return nullcontext()

@@ -66,7 +66,7 @@ class Objective(Protocol):
 
 
 def count_targets(batches: list[dict[str, Any]]) -> Tensor:
-    """Targets in some micro-batches, a scalar: labels from the second place on that are not -100."""
+    """Targets in some micro-batches, a scalar: labels after the first place, but for -100."""
     return torch.stack([batch["labels"][..., 1:].ne(IGNORE).sum() for batch in batches]).sum()
 
 
@@ -156,9 +156,7 @@ class Distilled:
             shares["kd/hidden"] = error * own / items
             total = total + self.section.hidden * (own / items) * error
         shares["lm_loss"] = ce.detach() / items
-        return LossParts(
-            total, shares, _router_means(output), output.depths, output.traces or ()
-        )
+        return LossParts(total, shares, _router_means(output), output.depths, output.traces or ())
 
     def _head_losses(
         self,
@@ -169,7 +167,7 @@ class Distilled:
         items: Tensor,
         shares: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses at the head, and the cross-entropy, added up over [B T]."""
+        """The weighted losses at the head, and the cross-entropy, each added up over [B T]."""
         states = output.hidden_states
         assert states is not None
         section = self.section

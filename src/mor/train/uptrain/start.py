@@ -44,7 +44,7 @@ def _names() -> list[str]:
     return [p.name for p in parameters if p.name not in skipped and p.kind is not p.VAR_KEYWORD]
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
     Done twice it changes nothing, so that the recipe in a run folder reads the same.
