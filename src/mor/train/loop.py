@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,10 +55,12 @@ class Loop:
             checkpoint into a folder; None where nothing is saved.
         epoch_at: passes over the data after a number of optimiser steps.
         guard: stops the run when a number is not finite.
+        depth_caps: on recursions, of every optimiser step; None: no cap.
 
     Attributes:
         step: optimiser steps done.
         stopped: whether the run ended early because a signal asked for it.
+        depth_cap: of the step at hand; None: no cap.
     """
 
     def __init__(
@@ -75,6 +78,7 @@ class Loop:
         save: Callable[[int, Callable[[Path], None]], None] | None = None,
         epoch_at: Callable[[int], float] | None = None,
         guard: FiniteGuard | None = None,
+        depth_caps: np.ndarray | None = None,
     ) -> None:
         self.parallel, self.objective, self.section, self.steps = (
             parallel,
@@ -86,11 +90,13 @@ class Loop:
         self.validate, self.save_checkpoint = validate, save
         self.epoch_at = epoch_at or (lambda step: 0.0)
         self.guard = guard or FiniteGuard(section.learning_rate, log.path.parent)
+        self.depth_caps = depth_caps
         self.accumulation = section.accumulation(parallel.ranks)
         self.optimiser = Optimiser(parallel.plain, section, steps, rates)
         self.router = find_router(parallel.plain)
         self.signals = StopSignals()
         self.step, self.stopped = 0, False
+        self.depth_cap: int | None = None
 
     def run(self) -> None:
         """Train up to the last step, or until a signal asks to stop."""
@@ -112,10 +118,12 @@ class Loop:
     # One step ------------------------------------------------------------------------------------
 
     def begin_step(self) -> None:
-        """Set what depends on the step: the learning rate, the router's warm-ups."""
+        """Set what depends on the step: learning rate, router's warm-ups, cap on depth."""
         self.parallel.model.train()
         self.optimiser.begin_step(self.step)
         self.router.begin_step(self.step, self.accumulation)
+        if self.depth_caps is not None:
+            self.depth_cap = int(self.depth_caps[self.step])
 
     def learn(self, batches: Iterator[Batch]) -> None:
         """Forward and backward of every micro-batch; gradients add up."""
@@ -179,6 +187,7 @@ class Loop:
             self.step,
         )
         entry |= self.meter.measure(self.step)
+        entry |= {} if self.depth_cap is None else {"depth_cap": self.depth_cap}
         self.log.write(entry | self._position(), self.step)
 
     def evaluate(self) -> None:
@@ -235,4 +244,5 @@ class Loop:
 
     def _move(self, batch: Batch) -> Batch:
         device = self.parallel.device
-        return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        moved = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+        return moved if self.depth_cap is None else moved | {"max_depth": self.depth_cap}

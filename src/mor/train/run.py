@@ -32,6 +32,7 @@ from mor.train.loop import Loop
 from mor.train.meter import Meter, peak_memory_bytes
 from mor.train.objective import NextToken, Objective
 from mor.train.plan.budget import Plan, PlannedFlops, plan_budget
+from mor.train.plan.depth import depth_schedule_of
 from mor.train.recipe.recipe import Recipe
 from mor.train.reporters import open_reporters
 from mor.train.state import sharded
@@ -109,7 +110,8 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len
-    plans = [plan_budget(budget, config, length, per_step * length) for budget in budgets]
+    schedule = depth_schedule_of(section, config.num_recursions)
+    plans = [plan_budget(each, config, length, per_step * length, schedule) for each in budgets]
     return expand_branches(recipe, [plan.steps for plan in plans])
 
 
@@ -126,7 +128,8 @@ def _train(
     data = open_run_data(recipe, per_step)
     config = recipe.model_config_for(data.index.vocab_size, data.index.eos_token_id)
     length = recipe.data.seq_len
-    plan = plan_budget(section.budget, config, length, per_step * length)
+    schedule = depth_schedule_of(section, config.num_recursions)
+    plan = plan_budget(section.budget, config, length, per_step * length, schedule)
     digest = digest_data(data.stream.parts)
     facts: dict[str, Any] = {"sequences_per_step": per_step, "data": digest}
     uptraining = None
@@ -191,14 +194,15 @@ def make_loop(
     samples: Any = stream
     if uptraining is not None:
         objective, samples = uptraining.prepare(stream, device)
-    parallel = Parallel(
-        model, device, find_unused=leaves_unused(config), regather=section.fsdp_regather
-    )
+    schedule = depth_schedule_of(section, config.num_recursions)
+    caps = None if schedule is None else schedule.caps(plan.steps)
+    unused = leaves_unused(config) or caps is not None
+    parallel = Parallel(model, device, find_unused=unused, regather=section.fsdp_regather)
     set_seed(section.seed)  # training draws the same numbers however the model was made
     scored = eval_batch_size(len(data.validation), section.batch_size)
     meter = Meter(
         config,
-        PlannedFlops(config, recipe.data.seq_len, plan.tokens_per_step),
+        PlannedFlops(config, recipe.data.seq_len, plan.tokens_per_step, caps),
         parallel,
         accumulation=section.accumulation(ranks),
         dtype=section.dtype,
@@ -224,6 +228,7 @@ def make_loop(
         save=folder.save,
         epoch_at=lambda step: data.stream.epoch_at(step * per_step),
         guard=FiniteGuard(section.learning_rate, folder.checkpoints),
+        depth_caps=caps,
     )
 
 

@@ -79,6 +79,13 @@ class Recipe(Section):
             config = preset(named, family, **fields) if named else MoRConfig(**fields)
         except MorError as error:
             raise RecipeError(f"model.{error}") from None
+        schedule = self.train.depth_schedule
+        deepest = max((cap for _, cap in schedule), default=1) if isinstance(schedule, list) else 1
+        if deepest > config.num_recursions:
+            raise RecipeError(
+                f"train.depth_schedule caps depth at {deepest}; model.num_recursions="
+                f"{config.num_recursions} allows 1 to {config.num_recursions}"
+            )
         if config.vocab_size < vocab_size:
             raise RecipeError(
                 f"model.vocab_size={config.vocab_size} is smaller than the data's {vocab_size}; "

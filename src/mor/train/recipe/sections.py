@@ -33,6 +33,13 @@ class Section(BaseModel):
 Folder = Annotated[Path, Field(strict=False)]
 
 
+DepthPart = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
+]
+DepthParts = list[DepthPart] | Literal["random"]
+"""Shares of the steps of a run with the depth cap of each; or a random cap for each step."""
+
+
 class Budget(Section):
     """How long to train: exactly one of the three."""
 
@@ -136,6 +143,11 @@ class TrainSection(Section):
     decay_fraction: float = decides(
         "length", 0.2, ge=0, le=1, description="of all steps, linear to 0"
     )
+    depth_schedule: DepthParts | None = decides(
+        "weights and speed",
+        None,
+        description="depth cap by step: [share of steps, cap] in order, or random; None: no cap",
+    )
     dtype: Literal["float32", "bfloat16"] = decides("weights and speed", "float32")
     gradient_checkpointing: bool = decides("speed", False)
     compile: bool = decides("speed", False, description="run the layers through torch.compile")
@@ -202,6 +214,15 @@ class TrainSection(Section):
         return step in self.keep_steps or (
             self.keep_every is not None and step % self.keep_every == 0
         )
+
+    @field_validator("depth_schedule")
+    @classmethod
+    def _whole_run(cls, parts: DepthParts | None) -> DepthParts | None:
+        if isinstance(parts, list):
+            total = sum(share for share, _ in parts)
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"the shares add up to {total:g}; they must add up to 1")
+        return parts
 
     @model_validator(mode="after")
     def _schedule(self) -> TrainSection:

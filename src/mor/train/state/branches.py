@@ -15,6 +15,7 @@ from typing import Any
 from mor.errors import MorError
 from mor.run_files import CHECKPOINTS, RECIPE
 from mor.train.optimiser import trapezoid
+from mor.train.plan.depth import first_difference
 from mor.train.recipe.fields import fields_that_decide
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError, TrainSection
@@ -58,6 +59,13 @@ def expand_branches(recipe: Recipe, steps: list[int]) -> list[Recipe]:
                 f"train.branches: {number} steps leave no stable phase between the warm-up of "
                 f"{warmup} and the cool-down from step {start} on; lower train.decay_fraction or "
                 "raise the budget"
+            )
+        differs = first_difference(section, whole, section, number, start)
+        if differs is not None:
+            raise RecipeError(
+                f"train.branches: under train.depth_schedule a run of {number} steps has other "
+                f"depth caps than one of {whole}, from step {differs} on; leave branches out, or "
+                "use depth_schedule: random"
             )
     kept = sorted({*section.keep_steps, *starts.values()})
     trunk = recipe.model_copy(
@@ -132,6 +140,13 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
         raise MorError(
             f"{source} lies in the {'warm-up' if step < up else 'cool-down'} of its run, whose "
             f"rate is stable from step {up} to {total - down}; branch off a checkpoint there"
+        )
+    differs = first_difference(theirs.train, total, recipe.train, steps, step)
+    if differs is not None:
+        raise MorError(
+            f"{source} was trained under other depth caps than train.depth_schedule gives this "
+            f"budget, from step {differs} on; branch off a checkpoint before that step, or train a "
+            "run of its own"
         )
     own_up, own_down = trapezoid(recipe.train, steps)
     if step > steps - own_down:

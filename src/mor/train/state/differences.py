@@ -72,5 +72,7 @@ def _kept(section: Section) -> dict[str, Any]:
     for name in kept:
         value = getattr(section, name)
         if isinstance(value, list) and value and isinstance(value[0], Section):
-            plain[name] = [_kept(part) for part in value]  # folders of a mixture may move
+            parts = [_kept(part) for part in value]  # folders of a mixture may move
+            alone = all(len(part) == 1 for part in parts)
+            plain[name] = [next(iter(part.values())) for part in parts] if alone else parts
     return plain
