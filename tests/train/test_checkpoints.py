@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import TrainerState
 
 from mor.errors import MorError
 from mor.train import Recipe, train
@@ -278,3 +280,39 @@ def test_the_folder_stays_held_while_it_is_replaced(
     train(stopped, overwrite=True)
     shutil.rmtree(stopped.run_dir)
     train(stopped)
+
+
+# Of earlier versions ---------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_transformers_trainer(stopped: Recipe, finished: Path) -> None:
+    """Versions before the loop was our own wrote through that Trainer: their runs go on.
+
+    Beside our files such a checkpoint has a schedule and arguments, a state with the whole log,
+    and rates in the optimiser's groups that were set for the next step.
+    """
+    shutil.rmtree(kept(stopped) / "checkpoint-8")
+    old = kept(stopped) / "checkpoint-6"
+    groups = torch.load(old / "optimizer.pt", weights_only=True)
+    for group in groups["param_groups"]:
+        group["lr"] = 123.0
+    torch.save(groups, old / "optimizer.pt")
+    torch.save({"last_epoch": 6, "base_lrs": [0.01, 0.01]}, old / "scheduler.pt")
+    torch.save({"anything": 1}, old / "training_args.bin")
+    state = TrainerState(global_step=6, max_steps=8, log_history=[{"loss": 1.0, "step": 6}])
+    state.save_to_json(str(old / "trainer_state.json"))
+    (old / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="has no manifest"):
+        train(stopped, resume=True)
+    assert read(stopped.run_dir) == read(finished)
+
+
+def test_progress_that_cannot_be_read(stopped: Recipe) -> None:
+    newest = kept(stopped) / "checkpoint-8"
+    (newest / "manifest.json").unlink()
+    (newest / "trainer_state.json").write_text('{"global_step": "eight"}')
+    with (
+        pytest.warns(UserWarning, match="has no manifest"),
+        pytest.raises(MorError, match=r"trainer_state\.json is missing or damaged; .*resume-from"),
+    ):
+        train(stopped, resume=True)

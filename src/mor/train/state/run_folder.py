@@ -164,6 +164,7 @@ class RunFolder:
             if not self._locked:
                 self._lock()
             write_whole(self.path / RECIPE, dump_recipe(self.recipe))
+            self.checkpoints.mkdir(exist_ok=True)
         except OSError as error:
             raise MorError(f"{self.path} cannot be written: {error.strerror or error}") from None
 
