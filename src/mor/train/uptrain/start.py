@@ -39,7 +39,7 @@ FOLD = "fold.json"
 _ROUTER_STD = 1e-5
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
     Done twice it changes nothing, so that the recipe in a run folder reads the same.
