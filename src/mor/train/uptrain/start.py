@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from mor.config import MoRConfig
 from mor.data import DataIndex
+from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import Bos, check_same_bos, model_bos
 from mor.errors import MorError
 from mor.hf.bos import tokenizer_of
@@ -125,7 +126,8 @@ def check_tokenizer(section: UptrainSection, index: DataIndex) -> None:
     folder = model_folder(section.start)
     if not (folder / "tokenizer_config.json").is_file() or not index.tokenizer_dir.is_dir():
         return
-    ours, theirs = load_tokenizer(folder).get_vocab(), load_tokenizer_of(index)
+    ours = load_tokenizer(folder).get_vocab()
+    theirs = load_data_tokenizer(index.tokenizer_dir).get_vocab()
     wrong = [token for token, number in theirs.items() if ours.get(token) != number]
     if wrong:
         raise MorError(
@@ -149,13 +151,6 @@ def check_bos(recipe: Recipe, index: DataIndex) -> None:
         folder = model_folder(recipe.uptrain.start)
         bos = model_bos(MoRConfig.from_pretrained(folder), tokenizer_of(folder))
         check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
-
-
-def load_tokenizer_of(index: DataIndex) -> dict[str, int]:
-    """The vocabulary of prepared data."""
-    from mor.data import load_tokenizer as load
-
-    return load(index.tokenizer_dir).get_vocab()
 
 
 def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
