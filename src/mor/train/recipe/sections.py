@@ -67,6 +67,9 @@ class DataSection(Section):
         "concat", description="cut the stream of documents, or fit whole documents and pad"
     )
     document_mask: bool = Field(False, description="no attention from one document to another")
+    loss_on: Literal["all", "answers"] = Field(
+        "all", description="train on every token, or on the answers of a task alone"
+    )
     train_split: str = "train"
     validation_split: str = "validation"
     validation_path: Folder | None = Field(
