@@ -209,7 +209,9 @@ def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
     places = np.arange(model.seq_len)
     for row, (dataset, _) in enumerate(wanted):
         if dataset.task is not None:
-            labels[row, 1:][~dataset.task.is_query(ids[row, :-1])] = IGNORED
+            answer = np.zeros(model.seq_len, dtype=bool)
+            answer[1:] = dataset.task.is_query(ids[row, :-1])
+            labels[row, ~answer] = IGNORED
     if model.packing == "best_fit":
         used = np.array([sum(length for *_, length in parts) for parts in pieces])
         real = places < used[:, None]

@@ -7,7 +7,7 @@ needs no parser. Documents are made from (seed, number), so a preparation that w
 | task | a document | difficulty |
 |---|---|---|
 | `hops` | a map of symbols, a fact a word; queries (symbol, k): where do k steps lead? | k |
-| `phop` | random symbols, then queries k: jump k times to the successor of the last occurrence | k |
+| `phop` | random symbols, then k: jump k times to what followed the last occurrence | k |
 | `chains` | sums and differences of two-digit numbers, the answer a word | operations |
 | `mano` | a prefix expression of + - * modulo a prime, the answer a word | operations |
 """

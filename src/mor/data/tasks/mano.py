@@ -1,4 +1,4 @@
-"""Mano: prefix expressions modulo a prime (Physics of Language Models 4.1; Ouro 2510.25741, B.2)."""
+"""Mano: prefix expressions modulo a prime (Physics of Language Models 4.1; arXiv 2510.25741)."""
 
 from __future__ import annotations
 
