@@ -39,7 +39,8 @@ from mor.data import (
     ShardWriter,
     TrainingStream,
 )
-from mor.provenance import append_jsonl, provenance
+from mor.disk import append_jsonl
+from mor.provenance import provenance
 
 VOCAB, EOS = 49_152, 0
 LAYOUTS: dict[str, dict[str, Any]] = {

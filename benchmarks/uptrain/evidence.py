@@ -99,8 +99,8 @@ class Evidence:
         from mor.eval import calibrate
         from mor.eval.folds import text_sequences
         from mor.eval.passes import run_pass
+        from mor.hf.convert.files import write_model
         from mor.hf.load import load_model, load_tokenizer
-        from mor.hf.write import write_model
 
         model: Any = load_model(folder)
         data = PackedDataset(self.folder / "data", "train", 512, order_seed=1)

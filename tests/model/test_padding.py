@@ -84,7 +84,7 @@ def test_what_stands_at_padding_does_not_matter(
 ) -> None:
     """Neither other ids nor numbers that are none; not for logits, losses or gradients."""
     model = make_model(config, seed, torch.float64)
-    model.model.router.observing = True
+    model.model.router.train(config.router != "random")  # with its losses
     masks = data.draw(padding_masks(lengths))
     rows = distinct_rows(seed, lengths)
     ids, mask = pad_rows(rows, masks, seed)

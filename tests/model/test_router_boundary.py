@@ -105,8 +105,9 @@ def test_evaluation_observes_nothing() -> None:
         model(ids, routing="topk")
         model.train()(ids, routing="causal")
         assert not any(router._seen)
-        router.observing = True  # calibration
-        model.eval()(ids, routing="topk")
+        model.eval()
+        router.train()  # the router alone, over a trunk in evaluation mode
+        model(ids, routing="topk")
         assert [len(seen) for seen in router._seen] == [0, 1, 1]
 
 

@@ -209,7 +209,7 @@ def test_a_rank_without_a_token_keeps_step(
         return before(hidden, depth, *rest)
 
     model.model.recurse = noted  # type: ignore[method-assign]
-    model.model.router.lockstep = True
+    model.model.router.run_every_depth()
     kept = model(**inputs, output_hidden_states=True)
     assert ran == [0, 1, 2]
     assert int(kept.depths.max()) == first

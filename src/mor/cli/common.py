@@ -10,10 +10,11 @@ import torch
 
 from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
+from mor.disk import write_whole
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.train.state.run_folder import write_whole
+from mor.run_files import beside_model
 
 
 def open_model(folder: Path) -> MoRForCausalLM:
@@ -35,17 +36,17 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
         MorError: the data was prepared with another: the model would read nonsense.
     """
     theirs = load_data_tokenizer(index.tokenizer_dir)
-    places = [p for p in (folder, folder / "model") if (p / "tokenizer_config.json").is_file()]
-    if not places:
+    found = beside_model(folder, "tokenizer_config.json")
+    if found is None:
         return theirs
-    ours = load_tokenizer(places[0])
+    ours = load_tokenizer(found.parent)
     vocabulary = ours.get_vocab()
     wrong = [t for t, i in theirs.get_vocab().items() if vocabulary.get(t) != i]
     if wrong:
         raise MorError(
             f"{index.directory} was prepared with another tokenizer than that of {folder} "
             f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {places[0]}"
+            f"--tokenizer {found.parent}"
         )
     return ours
 

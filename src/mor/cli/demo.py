@@ -22,8 +22,8 @@ from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
+from mor.run_files import EVAL, RECIPE, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
-from mor.train.state.run_folder import RECIPE, SUMMARY
 
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 PROMPT = "HAMLET.\nTo be, or not to be: "
@@ -123,7 +123,7 @@ def finished(recipe: Recipe) -> bool:
 
 def evaluate_twin(run: Path, data: Path) -> None:
     """Write eval.json unless it is newer than the model."""
-    result_path, model_path = run / "eval.json", run / SUMMARY
+    result_path, model_path = run / EVAL, run / SUMMARY
     if result_path.is_file() and result_path.stat().st_mtime > model_path.stat().st_mtime:
         console.print(f"{run.name}: kept from an earlier run")
         return

@@ -15,11 +15,13 @@ from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.data import DataIndex, PackedDataset
+from mor.disk import check_new
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
 from mor.eval.levels import calibrate_levels
-from mor.hf.convert.files import check_new, new_folder
+from mor.hf.convert.files import new_folder
 from mor.provenance import provenance
+from mor.run_files import RECIPE
 
 
 def add_to(app: typer.Typer) -> None:
@@ -76,7 +78,7 @@ def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
     if asked is not None:
         return asked
     try:
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
         return int(recipe["data"]["seq_len"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return min(512, int(config.max_position_embeddings))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,11 +10,12 @@ import yaml
 
 from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
+from mor.disk import replace_folder
 from mor.errors import MorError
 from mor.hf.load import load_tokenizer
+from mor.run_files import CHECKPOINTS, RECIPE
 from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded
-from mor.train.state.run_folder import CHECKPOINTS, RECIPE
 
 
 def add_to(app: typer.Typer) -> None:
@@ -50,14 +50,9 @@ def merge(
     if out.exists():
         raise MorError(f"out={out} exists already; choose another name")
     words = load_tokenizer(tokenizer) if tokenizer else _tokenizer_of(checkpoint)
-    fresh = out.with_name(out.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
+    with replace_folder(out) as fresh:
         sharded.merge(checkpoint, fresh)
         words.save_pretrained(fresh)
-        fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
     typer.echo(f"merged: {out}")
 
 

@@ -8,9 +8,9 @@ from rich.table import Table
 
 from mor.config import MoRConfig
 from mor.model.flops import count_parameters, flops_per_token
+from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
-from mor.train.data import indexes, passes
-from mor.train.distributed import world_size
+from mor.train.data import describe_passes, load_indexes
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
 from mor.train.probe import logged_speed, probe_speed
@@ -27,7 +27,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     Raises:
         MorError: the data is not there, or the budget pays for no step.
     """
-    index = indexes(recipe.data)[0]
+    index = load_indexes(recipe.data)[0]
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
     section, seq_len = recipe.train, recipe.data.seq_len
     world = world_size()
@@ -52,7 +52,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
         table.add_row(
             "teacher's FLOPs", f"{spent:.4g} ({more.teacher_flops:.4g} per token; {when})"
         )
-    table.add_row("passes over the data", passes(recipe.data, plan.tokens))
+    table.add_row("passes over the data", describe_passes(recipe.data, plan.tokens))
     _add_memory(table, recipe, config, device, more)
     speed = probe_speed(recipe, config) if measure else logged_speed(recipe)
     if speed is None:

@@ -11,6 +11,7 @@ from mor.cli.common import open_model
 from mor.errors import MorError
 from mor.eval.levels import load_levels
 from mor.hf.load import load_tokenizer
+from mor.run_files import MODEL
 
 
 def add_to(app: typer.Typer) -> None:
@@ -107,7 +108,7 @@ def serve(
 def folder_name(model: Path) -> str:
     """What a model is called: its folder, or the run's where the folder is its ``model``."""
     folder = model.resolve()
-    return folder.parent.name if folder.name == "model" else folder.name
+    return folder.parent.name if folder.name == MODEL else folder.name
 
 
 def _read(path: Path) -> str:

@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from mor.data.index import TOKENIZER_FOLDER
+from mor.disk import append_jsonl
 from mor.errors import MorError
-from mor.provenance import append_jsonl
 
 FORMAT = "mor-data-journal"
 VERSION = 1

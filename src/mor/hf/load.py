@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from transformers.utils import logging
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.run_files import model_folder
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCausalLM:
@@ -26,7 +26,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
         MorError: no folder, no model in it, another architecture, a file cut short, weights that
             are missing, left over or of another shape.
     """
-    folder = _model_folder(Path(folder))
+    folder = model_folder(Path(folder))
     try:
         with _quiet():
             config = MoRConfig.from_pretrained(folder)
@@ -63,7 +63,7 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         MorError: there is none, or it is damaged.
     """
-    folder = _model_folder(Path(folder))
+    folder = model_folder(Path(folder))
     if not (folder / "tokenizer_config.json").is_file():
         raise MorError(f"{folder} holds no tokenizer (tokenizer_config.json, tokenizer.json)")
     try:
@@ -89,24 +89,3 @@ def _quiet() -> Iterator[None]:
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _model_folder(folder: Path) -> Path:
-    """``folder`` itself or, for a run folder, its ``model``; config.json is checked."""
-    if not folder.is_dir():
-        raise MorError(f"model folder {str(folder)!r} does not exist")
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MorError(f"{folder} is no model folder: config.json is missing")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
-        raise MorError(f"{path} is not a JSON object; the checkpoint is damaged") from None
-    if kind != "mor":
-        raise MorError(
-            f"{path} has model_type={kind!r}, not 'mor'; convert it first: "
-            f"mor convert llama {folder} --out DIR"
-        )
-    return folder

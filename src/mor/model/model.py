@@ -307,7 +307,7 @@ class MoRModel(nn.Module):
             kv,
             causal=not topk,
             max_depth=limit,
-            with_losses=topk and (self.training or router.observing),
+            with_losses=topk and router.training,
             keep_states=keep_states,
             keep_traces=keep_traces,
         )

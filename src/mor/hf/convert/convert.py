@@ -7,20 +7,20 @@ from typing import Any
 
 import torch
 
+from mor.disk import check_new
 from mor.hf.convert.assemble import assemble, stack_plan
 from mor.hf.convert.authors import authors_config, authors_plan, without_unused
 from mor.hf.convert.files import (
     ConversionError,
-    check_new,
     find_weights,
     new_folder,
     read_mapping,
     read_weights,
+    write_model,
 )
 from mor.hf.convert.gguf import GGUFFile, gguf_config, gguf_weights
 from mor.hf.convert.gguf_tokenizer import gguf_tokenizer
 from mor.hf.convert.llama import head_apart, llama_config
-from mor.hf.write import write_model
 
 
 def convert_authors(weights: str | Path, config: str | Path, out: str | Path) -> Path:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from mor.disk import check_new, replace_folder
 from mor.errors import MorError
 
 WEIGHT_NAMES = (
@@ -162,33 +163,42 @@ def check_tokenizer(folder: Path, vocab_size: int, source: Path) -> None:
         )
 
 
-def check_new(out: Path) -> None:
-    """Refuse to write into something that is already there.
-
-    Raises:
-        ConversionError: ``out`` is a file or a folder with something in it.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        kind = "folder that is not empty" if out.is_dir() else "file"
-        raise ConversionError(f"{out}: is a {kind}; give a new folder, nothing is overwritten")
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` to write into; it becomes ``out`` if no exception passes.
 
     Raises:
-        ConversionError: ``out`` exists, or the disk refuses.
+        MorError: ``out`` exists, or the disk refuses.
     """
     check_new(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.is_dir():
-            out.rmdir()  # Empty, as checked: some systems do not rename onto a folder.
-        os.replace(partial, out)
+        with replace_folder(out) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{out}: cannot write: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise MorError(f"{out}: cannot write: {one_line(error)}") from error
+
+
+def write_model(
+    model: PreTrainedModel, companions: Path, out: Path, notes: dict[str, Any] | None = None
+) -> Path:
+    """Write ``model`` to the new folder ``out``, whole or not at all.
+
+    Args:
+        model: what to save.
+        companions: the folder whose tokenizer and generation settings come along.
+        out: a new or empty folder.
+        notes: how the model was made, by the name of a JSON file.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        MorError: the tokenizer does not fit the model, ``out`` exists, the disk refuses.
+    """
+    with new_folder(out) as folder:
+        model.save_pretrained(folder)
+        copy_companions(companions, folder)
+        check_tokenizer(folder, model.config.vocab_size, companions)
+        for name, content in (notes or {}).items():
+            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return out

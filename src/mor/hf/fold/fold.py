@@ -15,15 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mor.hf.convert.files import check_new, read_mapping
+from mor.disk import check_new
+from mor.hf.convert.files import read_mapping, write_model
 from mor.hf.fold.plan import Folding, at_home, folded_config, kept_norms, layer_map
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
-from mor.hf.write import write_model
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, Gain, LowRank, short
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.model.routers.base import RouterNet
+from mor.run_files import CONFIG, model_folder
 
 ALL_THROUGH = -1e4
 """A boundary below every logit: until training has found one, every token goes on."""
@@ -41,10 +42,9 @@ def fold_folder(
     """
     source, out = Path(source), Path(out)
     check_new(out)
-    model = load_model(source)
-    config_file = source / "config.json"
-    folder = source if config_file.is_file() else source / "model"
-    stored = read_mapping(folder / "config.json").get("dtype") or "float32"
+    folder = model_folder(source)
+    model = load_model(folder)
+    stored = read_mapping(folder / CONFIG).get("dtype") or "float32"
     folded = fold(model, folding, device)
     folded.to(getattr(torch, stored))
     notes = {"source": str(source), **asdict(folding)} | layer_map(model.config, folding)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mor.config import MoRConfig
 from mor.ops import native
 from mor.ops.compaction import Packing
+from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks  # noqa: F401
 
 
 @dataclass(frozen=True)
@@ -99,18 +100,17 @@ class Router(nn.Module):
     """Base of all routers. Subclasses override what differs.
 
     Attributes:
-        step: the trainer's optimiser step, set by the training callback; warm-ups are functions
-            of it, so that resuming needs no counter of our own.
+        step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
+            so that resuming needs no counter of our own.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
-        observing: compute losses and boundary statistics outside training too (analysis).
-        lockstep: every rank has to run every depth in evaluation too, because weights are gathered
-            from all ranks on the way (:mod:`mor.train.distributed.shard` sets it).
-        micro_batches: per optimiser step, set by the training callback. Only a trainer that takes
-            the loss from hidden states needs it: see :mod:`mor.hf.backbone`.
+        lockstep: whether every rank runs every depth in evaluation too, from
+            :meth:`run_every_depth`.
+        micro_batches: per optimiser step, from :meth:`begin_step`. Only a trainer that takes the
+            loss from hidden states needs it: see :mod:`mor.hf.backbone`.
     """
 
     chooses_once = False
@@ -123,7 +123,6 @@ class Router(nn.Module):
         self.config = config
         self.num_recursions = config.num_recursions
         self.step = 0
-        self.observing = False
         self.micro_batches = 1
         self.lockstep = False
 
@@ -146,6 +145,23 @@ class Router(nn.Module):
         """
         parameters = list(self.parameters())
         return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+    def begin_step(self, step: int, micro_batches: int = 1) -> None:
+        """Start an optimiser step. A training loop calls this first and :meth:`finish_step` last.
+
+        Args:
+            step: how many optimiser steps were done before this one.
+            micro_batches: forward passes of this step.
+        """
+        self.step, self.micro_batches = step, micro_batches
+
+    def run_every_depth(self) -> None:
+        """Run every depth in evaluation too, with or without a token there.
+
+        For weights that are gathered from all ranks on the way: a rank that stopped early would
+        keep the others waiting.
+        """
+        self.lockstep = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
@@ -300,26 +316,6 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
     if step >= warmup:
         return final
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))
-
-
-def is_distributed() -> bool:
-    """Whether several ranks train along."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def sum_over_ranks(*numbers: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
-    """Each scalar summed over all ranks, as int64 on the device of ``like``; one message."""
-    both = torch.stack([torch.as_tensor(n, device=like.device).long() for n in numbers])
-    torch.distributed.all_reduce(both)
-    return tuple(both.unbind())
-
-
-def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:
-    """``total / count`` over all ranks; nan where nothing was counted."""
-    both = torch.stack((total, count))
-    if is_distributed():
-        torch.distributed.all_reduce(both)
-    return both[0] / both[1]
 
 
 def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:

@@ -56,17 +56,38 @@ def training_flops(config: MoRConfig, seq_len: int, step: int | None = None) -> 
     return flops_per_token(config, seq_len, active).training
 
 
+class PlannedFlops:
+    """Training FLOPs of the first n optimiser steps of a run, as planned.
+
+    Args:
+        config: of the model.
+        seq_len: tokens per sequence.
+        tokens_per_step: over all devices and micro-batches.
+    """
+
+    def __init__(self, config: MoRConfig, seq_len: int, tokens_per_step: int) -> None:
+        self.config, self.seq_len, self.tokens_per_step = config, seq_len, tokens_per_step
+        self._known = [0.0]
+
+    def until(self, step: int) -> float:
+        """FLOPs of the first ``step`` steps."""
+        while len(self._known) <= step:
+            one = training_flops(self.config, self.seq_len, len(self._known) - 1)
+            self._known.append(self._known[-1] + one * self.tokens_per_step)
+        return self._known[step]
+
+
 def plan_budget(budget: Budget, config: MoRConfig, seq_len: int, tokens_per_step: int) -> Plan:
     """Steps that spend the budget: the largest number that does not exceed it, at least one.
 
     Raises:
         RecipeError: the budget does not pay for a single step.
     """
-    settled = tokens_per_step * training_flops(config, seq_len)
+    one = tokens_per_step * training_flops(config, seq_len)
     warmup = warmup_steps(config)
 
     def extra(step: int) -> float:
-        return tokens_per_step * training_flops(config, seq_len, step) - settled
+        return tokens_per_step * training_flops(config, seq_len, step) - one
 
     added = 0.0
     if budget.flops is None:
@@ -74,15 +95,15 @@ def plan_budget(budget: Budget, config: MoRConfig, seq_len: int, tokens_per_step
         added = sum(map(extra, range(min(steps, warmup))))
     else:
         steps = 0
-        while steps < warmup and (steps + 1) * settled + added + extra(steps) <= budget.flops:
+        while steps < warmup and (steps + 1) * one + added + extra(steps) <= budget.flops:
             added += extra(steps)
             steps += 1
         if steps == warmup:
-            steps = max(steps, int((budget.flops - added) // settled))
+            steps = max(steps, int((budget.flops - added) // one))
     if steps < 1:
-        first = settled + (extra(0) if warmup else 0.0)
+        first = one + (extra(0) if warmup else 0.0)
         raise RecipeError(
             f"train.budget={budget.model_dump(exclude_none=True)} does not pay for one step of "
             f"{tokens_per_step} tokens ({first:.3g} FLOPs); raise it or shrink the batch"
         )
-    return Plan(steps, tokens_per_step, settled, added)
+    return Plan(steps, tokens_per_step, one, added)

@@ -26,6 +26,7 @@ from pydantic import (
 from mor.config import MoRConfig
 from mor.config.presets import FAMILIES, SHAPES, preset
 from mor.errors import MorError
+from mor.train.recipe.fields import decides
 from mor.train.recipe.sections import (
     DataSection,
     Folder,
@@ -41,12 +42,14 @@ from mor.train.recipe.uptrain import DistillSection, UptrainSection
 class Recipe(Section):
     """One training run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: dict[str, Any] = Field(default_factory=dict)
-    data: DataSection
-    train: TrainSection
-    uptrain: UptrainSection | None = Field(None, description="train on from a model that is there")
-    output: Folder = Field(Path("runs"), description="parent of the run's folder")
+    name: str = decides("nothing", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: dict[str, Any] = decides("weights and speed", default_factory=dict)
+    data: DataSection = decides("weights and speed")
+    train: TrainSection = decides("weights and speed")
+    uptrain: UptrainSection | None = decides(
+        "weights and speed", None, description="train on from a model that is there"
+    )
+    output: Folder = decides("nothing", Path("runs"), description="parent of the run's folder")
 
     @property
     def run_dir(self) -> Path:
@@ -164,7 +167,7 @@ def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: " + "; ".join(problems))
     recipe = Recipe.model_validate(raw)
     if recipe.uptrain is not None and "num_recursions" not in recipe.model:
-        return recipe  # the start's configuration is still to come: see `settled`
+        return recipe  # the start's configuration is still to come: see `resolve_model`
     try:
         # The data's vocabulary is not known yet; everything else about the network is.
         recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None)

@@ -10,11 +10,11 @@ from mor.config import MoRConfig
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.cross_entropy import chunk_rows
+from mor.run_files import model_folder
 from mor.train.plan.memory import FLOAT
 from mor.train.recipe.recipe import Recipe
 from mor.train.uptrain.groups import freeze
 from mor.train.uptrain.layer_states import numbers_at
-from mor.train.uptrain.start import model_folder
 
 
 @dataclass(frozen=True)

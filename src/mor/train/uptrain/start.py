@@ -25,6 +25,7 @@ from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
+from mor.run_files import model_folder
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
@@ -37,39 +38,13 @@ FOLD = "fold.json"
 _ROUTER_STD = 1e-5
 
 
-def model_folder(folder: Path) -> Path:
-    """``folder``, or the model of a run folder.
-
-    Raises:
-        MorError: there is none, or it is not one of ours.
-    """
-    folder = folder.expanduser()
-    for place in (folder, folder / "model"):
-        path = place / "config.json"
-        if not path.is_file():
-            continue
-        try:
-            kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise MorError(f"{path} is damaged: it names no model_type") from None
-        if kind != "mor":
-            raise MorError(
-                f"{path} has model_type={kind!r}, not 'mor'; convert it first: "
-                f"mor convert llama {place} --out DIR"
-            )
-        return place
-    raise MorError(
-        f"{str(folder)!r} is no model folder, nor that of a finished run: config.json is missing"
-    )
-
-
 def _names() -> list[str]:
     parameters = inspect.signature(MoRConfig.__init__).parameters.values()
     skipped = ("self", "num_hidden_layers")
     return [p.name for p in parameters if p.name not in skipped and p.kind is not p.VAR_KEYWORD]
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
     Done twice it changes nothing, so that the recipe in a run folder reads the same.
