@@ -259,11 +259,9 @@ class Evidence:
     @staticmethod
     def shape(config: dict[str, Any]) -> dict[str, Any]:
         """The ``model`` section of a network as its configuration describes it."""
-        import inspect
+        from mor.config import field_types
 
-        from mor import MoRConfig
-
-        names = set(inspect.signature(MoRConfig.__init__).parameters) - {"num_hidden_layers"}
+        names = set(field_types())
         return {"model": {k: v for k, v in config.items() if k in names and v is not None}}
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.batch import KVView
+from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention
 
@@ -84,7 +85,7 @@ def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
     return row_attention
 
 
-class PagedAttend:
+class PagedAttend(Attend):
     """Write the entries of new tokens into their pages, then attend over the pages of each row.
 
     Args:

@@ -13,12 +13,13 @@ from typing import Any, get_args
 
 import torch
 
+from mor.checks import check_whole
 from mor.engine.attend import PagedAttention, best_attention
 from mor.engine.intake import Intake, end_ids
 from mor.engine.integrity import check_residents
 from mor.engine.lanes import Lanes
 from mor.engine.memory import pages_that_fit
-from mor.engine.params import SamplingParams, whole
+from mor.engine.params import SamplingParams
 from mor.engine.request import Request, RequestOutput, Wave
 from mor.engine.runner import Runner
 from mor.engine.sampler import sample
@@ -92,13 +93,13 @@ class Engine:
             "prefill_chunk": prefill_chunk, "page_size": page_size,
         }  # fmt: skip
         for name, value in numbers.items():
-            whole(name, value, 1)
+            check_whole(name, value, 1)
         self.max_residents = residents
         longest, deepest = config.max_position_embeddings, config.num_recursions
         self.max_model_len = longest if max_model_len is None else max_model_len
-        whole("max_model_len", self.max_model_len, 1, longest)
+        check_whole("max_model_len", self.max_model_len, 1, longest)
         max_depth = deepest if max_depth is None else max_depth
-        whole("max_depth", max_depth, 1, deepest)
+        check_whole("max_depth", max_depth, 1, deepest)
         if policy not in get_args(Policy):
             raise MorError(
                 f"policy={policy!r} is not known; use one of: {', '.join(get_args(Policy))}"
@@ -114,7 +115,7 @@ class Engine:
                 config, self.max_depth, page_size, residents * self.max_model_len,
                 memory_fraction, dtype, device,
             )  # fmt: skip
-        whole("num_pages", num_pages, 1)
+        check_whole("num_pages", num_pages, 1)
         self.store = KVStore(
             config, num_pages, page_size, residents, self.max_model_len, self.max_depth, dtype,
             device,

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mor.checks import check_whole
 from mor.config import MoRConfig
-from mor.engine.params import SamplingParams, whole
+from mor.engine.params import SamplingParams
 from mor.engine.request import Request
 from mor.engine.store import KVStore
 from mor.engine.text import TextStream
@@ -136,7 +137,7 @@ class Intake:
     def _limit(self, params: SamplingParams) -> int:
         if params.max_depth is None:
             return self.max_depth
-        whole("max_depth", params.max_depth, 1, self.config.num_recursions)
+        check_whole("max_depth", params.max_depth, 1, self.config.num_recursions)
         limit = min(params.max_depth, self.max_depth)
         if self.config.interleaved and limit != self.max_depth:
             raise MorError(

@@ -17,10 +17,11 @@ from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet, active_router
+from mor.model.routers.base import active_router
+from mor.model.routers.net import RouterNet
 from mor.ops.cross_entropy import plain_cross_entropy
 
 

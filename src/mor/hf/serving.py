@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.packed import Quantization, serving_view
+from mor.model.packed import Quantization, copy_around, serving_view
 
 
 def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None) -> MoRForCausalLM:
@@ -18,6 +16,4 @@ def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None
     Raises:
         MorError: the quantization cannot run here.
     """
-    served = copy.copy(model)
-    served._modules = dict(model._modules) | {"model": serving_view(model.model, quantization)}
-    return served
+    return copy_around(model, model=serving_view(model.model, quantization))

@@ -23,7 +23,7 @@ from mor.hf.modeling import MoRForCausalLM
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, Gain, LowRank, short
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet
+from mor.model.routers.net import RouterNet
 from mor.run_files import CONFIG, model_folder
 
 ALL_THROUGH = -1e4

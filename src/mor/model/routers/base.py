@@ -16,13 +16,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
-from mor.ops import native
 from mor.ops.compaction import Packing
-from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks  # noqa: F401
+from mor.ops.ranks import is_distributed
 
 
 @dataclass(frozen=True)
@@ -56,44 +54,19 @@ class Scores:
         return replace(self, **{k: None if v is None else change(v) for k, v in parts.items()})
 
 
-class RouterNet(nn.Module):
-    """``sets`` small networks of the same shape, hidden -> outputs, without biases.
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens that may run a depth: those that ran the depth before, as rows [A, M].
 
-    ``linear`` is one matrix; ``mlp`` and ``wide_mlp`` are hidden -> 2 hidden -> outputs with exact
-    GELU (the released code makes no difference between the two). Computed in float32 or wider, so
-    that a token's depth does not hang on the training dtype.
+    Attributes:
+        valid: bool [A, M] which places hold a candidate; None when all do.
+        lengths: tokens of each row [A], or one number for all: what a capacity is a share of.
+        total: tokens of the whole batch, rows without a candidate included.
     """
 
-    def __init__(self, config: MoRConfig, sets: int, outputs: int) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.temperature = config.router_temperature
-        self.up: nn.Parameter | None = None
-        if config.router_architecture == "linear":
-            self.weight = nn.Parameter(torch.empty(sets, outputs, width))
-        else:
-            self.up = nn.Parameter(torch.empty(sets, 2 * width, width))
-            self.weight = nn.Parameter(torch.empty(sets, outputs, 2 * width))
-
-    def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
-        """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
-        if self.up is None and native.fits(hidden, self.weight):
-            # A score must not hang on how many tokens are beside it, not even in its last bit.
-            places = torch.as_tensor(index).expand(hidden.shape[:-1])
-            even = hidden if self.temperature == 1 else hidden / self.temperature
-            flat = even.flatten(0, -2)
-            found = native.own_linear(flat, self.weight, places.flatten())
-            return found.unflatten(0, hidden.shape[:-1])
-        if isinstance(index, Tensor):
-            every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)
-            choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
-            return every.gather(-2, choice).squeeze(-2)
-        with torch.autocast(hidden.device.type, enabled=False):
-            wide = torch.promote_types(hidden.dtype, torch.float32)
-            hidden = hidden.to(wide) / self.temperature
-            if self.up is not None:
-                hidden = F.gelu(F.linear(hidden, self.up[index].to(wide)))
-            return F.linear(hidden, self.weight[index].to(wide))
+    valid: Tensor | None
+    lengths: Tensor | int
+    total: Tensor | int
 
 
 class Router(nn.Module):
@@ -193,22 +166,13 @@ class Router(nn.Module):
         """
         raise NotImplementedError
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """Training's rule for candidates [A, M].
 
         Args:
             scores: of the candidates.
             depth: 0-based.
-            valid: [A, M] which places hold a candidate; None when all do.
-            lengths: tokens of each row [A], or one number for all: what capacities refer to.
-            total: tokens of the whole batch, rows without a candidate included.
+            candidates: which places hold one, and what capacities refer to.
 
         Returns:
             A bool mask [A, M], ascending indices [A, k] (long), or None for all candidates.
@@ -241,13 +205,13 @@ class Router(nn.Module):
         return base + weight * (output if rule == "gated" else output - base)
 
     def losses(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> dict[str, Tensor]:
         """Unweighted loss terms of this depth, by name; terms of all depths are added up."""
         return {}
 
     def observe(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> None:
         """Take note of a training batch, for :meth:`finish_step`."""
 
@@ -316,10 +280,3 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
     if step >= warmup:
         return final
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))
-
-
-def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over the valid entries."""
-    if valid is None:
-        return values.mean()
-    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)

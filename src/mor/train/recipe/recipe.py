@@ -12,9 +12,8 @@ twins of different ``num_recursions`` then differ in one word.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,7 +22,7 @@ from pydantic import (
     create_model,
 )
 
-from mor.config import MoRConfig
+from mor.config import MoRConfig, field_types
 from mor.config.presets import FAMILIES, SHAPES, preset
 from mor.errors import MorError
 from mor.train.recipe.fields import decides
@@ -94,13 +93,8 @@ class Recipe(Section):
 
 def _model_section() -> type[BaseModel]:
     """What ``model`` may hold: the parameters of MoRConfig with their types, and the presets."""
-    hints = get_type_hints(MoRConfig.__init__)
-    parameters = inspect.signature(MoRConfig.__init__).parameters.values()
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], None)
-        for p in parameters
-        if p.name != "self" and p.kind is not p.VAR_KEYWORD
-    }
+    types = field_types() | {"num_hidden_layers": int | None}
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in types.items()}
     positive = {"num_recursions": int, "initializer_range": float, "rms_norm_eps": float}
     fields |= {name: (Annotated[kind, Field(gt=0)], None) for name, kind in positive.items()}
     fields["preset"] = (Literal[tuple(SHAPES)], None)

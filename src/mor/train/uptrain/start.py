@@ -9,7 +9,6 @@ A run is one stage. Where a second one adds a router to what the first one made 
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from mor.config import MoRConfig
+from mor.config import MoRConfig, field_types
 from mor.data import DataIndex
 from mor.errors import MorError
 from mor.hf.fold.fold import open_router
@@ -38,12 +37,6 @@ FOLD = "fold.json"
 _ROUTER_STD = 1e-5
 
 
-def _names() -> list[str]:
-    parameters = inspect.signature(MoRConfig.__init__).parameters.values()
-    skipped = ("self", "num_hidden_layers")
-    return [p.name for p in parameters if p.name not in skipped and p.kind is not p.VAR_KEYWORD]
-
-
 def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
@@ -61,7 +54,7 @@ def resolve_model(recipe: Recipe) -> Recipe:
             "this one's folder (uptrain.start)"
         )
     start = MoRConfig.from_pretrained(model_folder(section.start))
-    fields = {name: getattr(start, name) for name in _names() if hasattr(start, name)}
+    fields = {name: getattr(start, name) for name in field_types()}
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
