@@ -139,6 +139,12 @@ class TrainSection(Section):
     decay_fraction: float = decides(
         "length", 0.2, ge=0, le=1, description="of all steps, linear to 0"
     )
+    routing: Literal["causal", "topk", "full"] | None = decides(
+        "weights and speed",
+        None,
+        description="rule that chooses depth: None, the router's selection for training; causal, "
+        "its rule for decoding; full, every token runs every depth",
+    )
     dtype: Literal["float32", "bfloat16"] = decides("weights and speed", "float32")
     gradient_checkpointing: bool = decides("speed", False)
     compile: bool = decides("speed", False, description="run the layers through torch.compile")

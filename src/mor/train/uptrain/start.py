@@ -25,6 +25,7 @@ from mor.hf.fold.plan import open_router_fields
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import model_folder
+from mor.train.gain import prepare_router
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
@@ -58,11 +59,12 @@ def resolve_model(recipe: Recipe) -> Recipe:
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name == "update_rule"
+        free = name.startswith("router") or name in ("update_rule", "kv_sharing")
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
-                f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
+                f"{fields.get(name)!r}; in uptraining only the router's fields, "
+                "update_rule and kv_sharing may be set"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -126,7 +128,9 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
     if isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
-    freeze(model, section.freeze)
+    if section.gain is not None:
+        prepare_router(model, section.gain)
+    freeze(model, [*section.freeze, *(["trunk"] if section.gain is not None else [])])
     return model
 
 
