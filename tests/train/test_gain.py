@@ -72,8 +72,8 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_with_the_targets(elsewhere:
             continue
         for depth in (1, 2):
             goal = find_gain_targets(losses, depth, section)[place] if taught else torch.zeros(())
-            chance = torch.sigmoid(net(states[depth][place], depth)[0])
-            total = total - goal * chance.log() - (1 - goal) * (1 - chance).log()
+            logit = net(states[depth][place], depth)[0]
+            total = total - goal * F.logsigmoid(logit) - (1 - goal) * F.logsigmoid(-logit)
     assert parts.total.item() == pytest.approx(total.item() / 6, rel=1e-5)
 
 

@@ -117,10 +117,8 @@ def prepare(
         raise MorError(
             f"source {source} has a vocabulary of its own; leave out tokenizer={str(tokenizer)!r}"
         )
-    if task is not None:
-        chosen = task_tokenizer(task)
-    else:
-        chosen = None if tokenizer is None else load_tokenizer(tokenizer)
+    chosen = None if tokenizer is None else load_tokenizer(tokenizer)
+    chosen = chosen if task is None else task_tokenizer(task)
     if is_streamed(source, stream):
         if chosen is None:
             raise MorError(

@@ -169,7 +169,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
     ranks = [_ranks(values) for values in (first, second)]
     if any(rank.std() == 0 for rank in ranks):
         return None
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ranks[0], ranks[1])[0, 1])
 
 
 def _ranks(values: np.ndarray) -> np.ndarray:

@@ -83,7 +83,7 @@ def parse_task(text: str, tasks: Mapping[str, type[Task]]) -> Task:
     name, _, given = text.partition(":")
     if name not in tasks:
         raise MorError(f"task {name!r} is not known; use one of: {', '.join(tasks)}")
-    kinds = {field.name: type(field.default) for field in fields(tasks[name])}
+    kinds: dict[str, Any] = {f.name: type(f.default) for f in fields(tasks[name])}
     values: dict[str, Any] = {}
     for part in filter(None, given.split(",")):
         field, equals, value = (piece.strip() for piece in part.partition("="))
