@@ -49,6 +49,16 @@ class MoRConfig(Fields, PretrainedConfig):
         relaxation_rank: rank of ``lora``; a map that has less takes what it has.
         relaxation_alpha: scale of ``lora`` times the rank; default the rank, so that it is 1.
 
+    Between recursions (see ``mor.model.seam``; all of it is off by default):
+        recursion_seam: ``norm_inject``: what enters each recursion but the first is rms_norm(h) +
+            a e, with e the stream before the recursions (arXiv 2609.19107).
+        recursion_seam_weight, recursion_seam_init: a is learned per ``channel`` or as one number
+            (``scalar``), and starts at this value.
+        recursion_scalars: a learned factor per depth of what a recursion contributes.
+        recursion_scale: ``inverse`` multiplies what a recursion contributes by 1 / R.
+        recursion_streams: how many streams are carried between recursions and mixed after each
+            (hyper-connections between loops, arXiv 2604.21254).
+
     Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
         router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
             ``expert_choice``, ``token_choice``, ``threshold`` or ``random``.

@@ -10,10 +10,13 @@ from mor.config.choices import (
     DecisionRule,
     KVSharing,
     Objective,
+    RecursionScale,
+    RecursionSeam,
     Relaxation,
     RouterActivation,
     RouterArchitecture,
     RouterType,
+    SeamWeight,
     Sharing,
     UpdateRule,
 )
@@ -55,6 +58,12 @@ class Fields(Depth):
     relaxation: Relaxation = "none"
     relaxation_rank: int = 16
     relaxation_alpha: float | None = None
+    recursion_seam: RecursionSeam = "none"
+    recursion_seam_weight: SeamWeight = "channel"
+    recursion_seam_init: float = 1.0
+    recursion_scalars: bool = False
+    recursion_scale: RecursionScale = "none"
+    recursion_streams: int = 1
     kv_sharing: KVSharing = "none"
     update_rule: UpdateRule = "gated"
 
