@@ -224,7 +224,8 @@ class Fixed:
         hidden = hidden / self.config.router_temperature
         if net.up is not None:
             hidden = F.gelu(hidden @ net.up[index].T)
-        return hidden @ net.weight[index].T
+        logits = hidden @ net.weight[index].T
+        return logits if net.bias is None else logits + net.bias[index]
 
     def rule(self, base: Tensor, output: Tensor, gate: Tensor) -> Tensor:
         gate = gate[:, None]

@@ -85,6 +85,7 @@ def configs(
         "router_capacities": draw(st.sampled_from([None, chosen])),
         "router_architecture": draw(st.sampled_from(["linear", "mlp"])),
         "router_temperature": draw(st.sampled_from([1.0, 1.5])),
+        "router_init_bias": draw(st.sampled_from([None, None, 1.0])),
         "router_alpha": draw(st.sampled_from([None, 0.7, 1.0])),
         "router_gate_bias": draw(st.sampled_from([0.0, 0.0, 1.5])),
         "router_z_loss_coef": draw(st.sampled_from([0.0, 0.01])),

@@ -37,6 +37,8 @@ SEAMS: dict[str, dict[str, Any]] = {
 OPTIONS: dict[str, dict[str, Any]] = {
     **SEAMS,
     "last": {"update_rule": "last"},
+    "init bias": {"router_init_bias": 1.0},
+    "two-layer router": {"router_architecture": "mlp"},
     "all": {
         "recursion_seam": "norm_inject",
         "recursion_scalars": True,
@@ -44,6 +46,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "recursion_streams": 3,
         "update_rule": "last",
         "router_architecture": "mlp",
+        "router_init_bias": 0.5,
     },
 }
 MASKS = [[True] * 9, [False, True, True, False, True, True, True, False, True]]
@@ -145,6 +148,32 @@ def test_it_starts_without_effect(option: str) -> None:
         assert_close(model(ids).logits, plain(ids).logits, atol=1e-9, rtol=1e-9)
 
 
+@pytest.mark.parametrize("router", ["expert_choice", "threshold", "token_choice"])
+@pytest.mark.parametrize("architecture", ["linear", "mlp"])
+def test_a_router_with_a_bias_starts_deep(router: str, architecture: str) -> None:
+    """Before any training; without it about half of the tokens leave at each depth."""
+    ids, depths = random_ids(0, 8, 32), {}
+    for bias in (None, 0.0, 3.0):
+        torch.manual_seed(0)
+        fields = {"router_architecture": architecture, "router_init_bias": bias}
+        model = MoRForCausalLM(small_config(router, initializer_range=0.1, **fields)).eval()
+        with torch.no_grad():
+            depths[bias] = model(ids, use_cache=False).depths
+    assert float(depths[3.0].float().mean()) > 2.95
+    assert float(depths[None].float().mean()) < 2.6
+    assert torch.equal(depths[None], depths[0.0])  # a bias of 0 is none
+
+
+@pytest.mark.parametrize("router", ["expert_choice", "threshold", "token_choice"])
+def test_the_bias_learns(router: str) -> None:
+    model = make_model(small_config(router, router_init_bias=1.0)).train()
+    ids = random_ids(0, 2, 12)
+    model(ids, labels=ids).loss.backward()
+    grad = model.model.router.net.bias.grad
+    assert grad is not None
+    assert (grad != 0).any()
+
+
 @pytest.mark.parametrize("option", SEAMS)
 def test_the_seam_has_a_part_in_what_comes_out(option: str) -> None:
     """Otherwise the tests above could not fail for it; and every weight of it learns."""
@@ -178,6 +207,7 @@ def test_it_costs_what_it_says(option: str) -> None:
     [
         ({"recursion_seam": "norm"}, "recursion_seam='norm' is not known"),
         ({"recursion_seam_weight": "token"}, "recursion_seam_weight='token' is not known"),
+        ({"router_init_bias": "deep", "router": "threshold"}, "router_init_bias='deep' must be"),
         ({"recursion_streams": 0}, "recursion_streams=0 must be"),
         ({"recursion_scalars": 1}, "recursion_scalars=1 must be true or false"),
         (

@@ -71,6 +71,10 @@ class MoRConfig(Fields, PretrainedConfig):
         router_gate_bias: added to the logit inside the gate, not to what a boundary is compared
             with. With ``router_alpha`` 1 / sigmoid(bias) a logit of 0 is a gate of 1.
 
+        router_init_bias: a bias per depth of the logit that says "go on", learned, which starts at
+            this value: 3 lets nearly all tokens run every depth at first. Token choice has it on
+            the deepest choice. None: logits have no bias.
+
     Caching (paper section 2.3):
         kv_sharing: ``none`` (recursion-wise caching: keys and values per depth, active tokens
             only), ``recursive`` (every depth reads depth 0), ``recursive_update`` (the same, with

@@ -73,6 +73,7 @@ class Fields(Depth):
     router_activation: RouterActivation = _DERIVED
     router_alpha: float = _DERIVED
     router_gate_bias: float = 0.0
+    router_init_bias: float | None = None
     router_temperature: float = 1.0
     router_capacities: list[float] = _DERIVED
     router_capacity_warmup_steps: int = 0

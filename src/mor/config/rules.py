@@ -209,6 +209,8 @@ def _check_router(config: Fields) -> None:
             "router='token_choice'; use 'softmax' or 'sigmoid'"
         )
     _real("router_gate_bias", config.router_gate_bias)
+    if config.router_init_bias is not None:
+        _real("router_init_bias", config.router_init_bias)
     if config.router_gate_bias and config.router_activation == "softmax":
         raise ConfigError(
             f"router_gate_bias={config.router_gate_bias} does nothing under "

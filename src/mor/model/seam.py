@@ -64,9 +64,9 @@ class Seam(Relaxation):
         """Ones for scalars; each depth takes one stream, mixes none, and adds to all."""
         with torch.no_grad():
             if self.inject is not None:
-                self.inject.fill_(self.inject_init)
+                nn.init.constant_(self.inject, self.inject_init)
             if self.scalars is not None:
-                self.scalars.fill_(1.0)
+                nn.init.ones_(self.scalars)
             if self.taken is not None:
                 depths, streams = self.taken.shape
                 places = torch.arange(depths, device=self.taken.device)[:, None] % streams
