@@ -14,6 +14,10 @@ class MorError(Exception):
     """
 
 
+class Interrupted(MorError):
+    """Work ended early because it was asked to; the message says how to go on."""
+
+
 class ConfigError(MorError, ValueError):
     """A field of a model's configuration is wrong; the message names it and what would be right."""
 

@@ -10,7 +10,7 @@ from torch.testing import assert_close
 
 from mor.engine import Engine
 from mor.errors import MorError
-from mor.hf.serving import serving_copy
+from mor.hf.load import serving_copy
 from mor.model.layers import DecoderLayer
 from mor.model.model import MoRModel
 from mor.model.packed import PackedModel, serving_view

@@ -59,6 +59,11 @@ class MoRConfig(Fields, PretrainedConfig):
         recursion_streams: how many streams are carried between recursions and mixed after each
             (hyper-connections between loops, arXiv 2604.21254).
 
+    Texts (see ``mor.data.bos``):
+        bos_token_id: the tokenizer's token that begins a text, used or not.
+        add_bos_token: whether every text begins with it, in training as in prompts; None where
+            that was not written down: then as the tokenizer beside the model does.
+
     Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
         router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
             ``expert_choice``, ``token_choice``, ``threshold`` or ``random``.

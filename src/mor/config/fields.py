@@ -90,6 +90,7 @@ class Fields(Depth):
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None
+    add_bos_token: bool | None = None
     eos_token_id: int | list[int] | None = None
 
 

@@ -91,6 +91,7 @@ def check_config(config: Fields) -> None:
         _real(name, getattr(config, name), 0)
     for name in _FLAGS:
         _flag(name, getattr(config, name))
+    _check_tokens(config)
     _check_widths(config)
     for name, words in _CHOICES.items():
         _choice(name, getattr(config, name), words)
@@ -100,10 +101,19 @@ def check_config(config: Fields) -> None:
     _check_router(config)
 
 
-def _check_widths(config: Fields) -> None:
-    pad = config.pad_token_id
+def _check_tokens(config: Fields) -> None:
+    pad, added, bos = config.pad_token_id, config.add_bos_token, config.bos_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:
         raise ConfigError(f"pad_token_id={pad} must lie in 0..vocab_size - 1 or be left out")
+    if added is not None:
+        _flag("add_bos_token", added)
+    if added and (bos is None or not 0 <= bos < config.vocab_size):
+        raise ConfigError(
+            f"add_bos_token=True needs the token: bos_token_id={bos} must lie in 0..vocab_size - 1"
+        )
+
+
+def _check_widths(config: Fields) -> None:
     if config.num_attention_heads % config.num_key_value_heads:
         raise ConfigError(
             f"num_key_value_heads={config.num_key_value_heads} must divide "

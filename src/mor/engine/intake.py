@@ -10,6 +10,7 @@ from typing import Any
 
 from mor.checks import check_whole
 from mor.config import MoRConfig
+from mor.data import prompt_tokens
 from mor.engine.params import SamplingParams
 from mor.engine.request import Request
 from mor.engine.store import KVStore
@@ -43,7 +44,7 @@ def pair_prompts(
 
 
 def prompt_ids(prompt: Prompt, tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
-    """Ids of a prompt. An empty text is the beginning-of-text token.
+    """Ids of a prompt; a text is begun as the model's texts are (`mor.data.bos.prompt_tokens`).
 
     Raises:
         MorError: no tokenizer for a text, nothing in it, ids that the model does not have.
@@ -51,11 +52,7 @@ def prompt_ids(prompt: Prompt, tokenizer: Any, config: MoRConfig) -> tuple[int, 
     if isinstance(prompt, str):
         if tokenizer is None:
             raise MorError("prompt is a text, but the engine has no tokenizer; give token ids")
-        ids = list(tokenizer(prompt).input_ids) if prompt else []
-        if not ids:
-            start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-            start = start[0] if isinstance(start, list) else start
-            ids = [] if start is None else [start]
+        ids = prompt_tokens(prompt, tokenizer, config)
     else:
         ids = list(prompt)
     if not ids:

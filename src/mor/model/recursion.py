@@ -1,7 +1,6 @@
 """The recursion stage over a batch: score, choose, compact, recurse, update.
 
-One loop serves every router, training and decoding alike. What decides is ``router.decide`` under
-causal routing and ``router.select`` otherwise.
+One loop serves every router, training and decoding alike (:func:`choose` says by which rule).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from mor.config.choices import Routing
 from mor.model.attend.protocol import Attend
 from mor.model.layout import Layout
 from mor.model.reached import Reached
@@ -53,7 +53,7 @@ def run_recursions(
     rope: Rotation,
     layout: Layout,
     *,
-    causal: bool,
+    routing: Routing,
     max_depth: int,
     recorder: Recorder,
 ) -> tuple[Tensor, Tensor]:
@@ -65,7 +65,8 @@ def run_recursions(
         hidden: [A, N, W] what is carried between passes, after the prelude; W is D without a seam.
         rope: rotation of all tokens, each [A, N, head_dim].
         layout: of the batch: positions, rows, keys and values.
-        causal: use ``decide`` instead of ``select``.
+        routing: ``causal`` asks ``router.decide``, ``topk`` ``router.select``, ``full`` nobody:
+            every token runs all depths.
         max_depth: depth cap, at most R.
         recorder: keeps states and traces, and takes the router's losses.
 
@@ -81,10 +82,7 @@ def run_recursions(
         tokens = reached.gather(hidden)
         seen, places = block.narrow(tokens), reached.gather(positions)
         scores = router.score(seen, depth, places, reached.take(started))
-        if causal:
-            active = router.decide(scores, depth)
-        else:
-            active = select(router, scores, depth, reached)
+        active = choose(router, scores, depth, reached, routing)
         recorder.add_choice(router, scores, active, depth, reached)
         if active is not None:
             inner = compact(active, reached, kv.flat)
@@ -103,6 +101,17 @@ def run_recursions(
         hidden, depths = reached.scatter(hidden, updated), reached.scatter(depths, ran)
         recorder.add_state(block.narrow(hidden))
     return hidden, depths if everyone.valid is None else depths * everyone.valid
+
+
+def choose(
+    router: Router, scores: Scores, depth: int, reached: Reached, routing: Routing
+) -> Tensor | None:
+    """Which candidates run ``depth``: a mask [A, M], ascending indices [A, k], or None for all."""
+    if routing == "full":
+        return None
+    if routing == "causal":
+        return router.decide(scores, depth)
+    return select(router, scores, depth, reached)
 
 
 def select(router: Router, scores: Scores, depth: int, reached: Reached) -> Tensor | None:

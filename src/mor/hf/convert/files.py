@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mor.disk import check_new, replace_folder
 from mor.errors import MorError
@@ -179,29 +178,3 @@ def new_folder(out: Path) -> Iterator[Path]:
             yield folder
     except (OSError, SafetensorError) as error:
         raise MorError(f"{out}: cannot write: {one_line(error)}") from error
-
-
-def write_model(
-    model: PreTrainedModel, companions: Path, out: Path, notes: dict[str, Any] | None = None
-) -> Path:
-    """Write ``model`` to the new folder ``out``, whole or not at all.
-
-    Args:
-        model: what to save.
-        companions: the folder whose tokenizer and generation settings come along.
-        out: a new or empty folder.
-        notes: how the model was made, by the name of a JSON file.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        MorError: the tokenizer does not fit the model, ``out`` exists, the disk refuses.
-    """
-    with new_folder(out) as folder:
-        model.save_pretrained(folder)
-        copy_companions(companions, folder)
-        check_tokenizer(folder, model.config.vocab_size, companions)
-        for name, content in (notes or {}).items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return out

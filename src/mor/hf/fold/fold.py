@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from mor.disk import check_new
-from mor.hf.convert.files import read_mapping, write_model
+from mor.hf.convert.files import read_mapping
+from mor.hf.convert.write import write_model
 from mor.hf.fold.plan import Folding, at_home, folded_config, kept_norms, layer_map
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM

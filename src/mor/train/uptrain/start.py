@@ -19,12 +19,15 @@ from transformers import GenerationConfig
 
 from mor.config import MoRConfig, field_types
 from mor.data import DataIndex
+from mor.data.bos import Bos, check_same_bos, model_bos
 from mor.errors import MorError
+from mor.hf.bos import tokenizer_of
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import model_folder
+from mor.train.gain import prepare_router
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
@@ -35,9 +38,10 @@ from mor.train.uptrain.teacher import Teacher, weights_digest
 
 FOLD = "fold.json"
 _ROUTER_STD = 1e-5
+_ALSO_FREE = ("update_rule", "kv_sharing", "add_bos_token")
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
     Done twice it changes nothing, so that the recipe in a run folder reads the same.
@@ -58,11 +62,12 @@ def settled(recipe: Recipe) -> Recipe:
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name == "update_rule"
+        free = name.startswith("router") or name in _ALSO_FREE
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
+                f" (and {', '.join(_ALSO_FREE)})"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -87,24 +92,24 @@ def check_tokenizer(section: UptrainSection, index: DataIndex) -> None:
     Raises:
         MorError: naming both.
     """
-    folder = model_folder(section.start)
-    if not (folder / "tokenizer_config.json").is_file() or not index.tokenizer_dir.is_dir():
-        return
-    ours, theirs = load_tokenizer(folder).get_vocab(), load_tokenizer_of(index)
-    wrong = [token for token, number in theirs.items() if ours.get(token) != number]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {folder}"
-        )
+    if index.tokenizer_dir.is_dir():
+        tokenizer_beside(model_folder(section.start), index)
 
 
-def load_tokenizer_of(index: DataIndex) -> dict[str, int]:
-    """The vocabulary of prepared data."""
-    from mor.data import load_tokenizer as load
+def check_bos(recipe: Recipe, index: DataIndex) -> None:
+    """Refuse data whose documents begin otherwise than the start reads its texts.
 
-    return load(index.tokenizer_dir).get_vocab()
+    Where ``model.add_bos_token`` says it, the recipe's model is held to the data instead: so one
+    that reads its texts with BOS is trained, knowingly, to do without.
+
+    Raises:
+        MorError: naming both.
+    """
+    assert recipe.uptrain is not None
+    if recipe.model.get("add_bos_token") is None:
+        folder = model_folder(recipe.uptrain.start)
+        bos = model_bos(MoRConfig.from_pretrained(folder), tokenizer_of(folder))
+        check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
 
 
 def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
@@ -126,7 +131,11 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
     if isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
-    freeze(model, section.freeze)
+        if source.generation_config.bos_token_id == source.config.bos_token_id:
+            model.generation_config.bos_token_id = config.bos_token_id
+    if section.gain is not None:
+        prepare_router(model, section.gain)
+    freeze(model, [*section.freeze, *(["trunk"] if section.gain is not None else [])])
     return model
 
 
@@ -180,6 +189,11 @@ def open_teacher(section: UptrainSection, config: MoRConfig) -> Teacher | None:
             f"{config.vocab_size}; their probabilities cannot be compared: both must read one "
             "tokenizer's tokens"
         )
+    if config.add_bos_token is not None:
+        place = model_folder(distill.teacher)
+        whose = f"the teacher in {place}"
+        ours = Bos(config.bos_token_id, config.add_bos_token)
+        check_same_bos(model_bos(theirs, tokenizer_of(place)), ours, whose, "the student's text")
     if distill.top_k is not None and distill.top_k >= theirs.vocab_size:
         raise MorError(
             f"uptrain.distill.top_k={distill.top_k} must be below the vocabulary's "
@@ -211,6 +225,7 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
         raise MorError("train.parallel='fsdp' does not go with uptrain yet; use ddp")
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
+    check_bos(recipe, index)
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":
