@@ -106,11 +106,8 @@ class MoRPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Relaxation):
+        elif isinstance(module, (Relaxation, RouterNet)):
             module.reset(std)
-        elif isinstance(module, RouterNet):
-            for parameter in module.parameters(recurse=False):
-                nn.init.normal_(parameter, 0.0, std)
         elif isinstance(module, BoundaryRouter):
             nn.init.constant_(module.boundary, module.half_rule)
             nn.init.zeros_(module.boundary_steps)
