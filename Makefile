@@ -45,7 +45,7 @@ test: $(STAMP) ## run the tests (those that need the internet are left out)
 	@echo '==> pytest, $(WORKERS) processes'
 	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
-check: $(STAMP) ## lint, types and import contracts
+check: $(STAMP) ## lint, types, import contracts, twins
 	@echo '==> ruff format --check'
 	@$(BIN)/ruff format --check .
 	@echo '==> ruff check'
@@ -54,6 +54,8 @@ check: $(STAMP) ## lint, types and import contracts
 	@$(BIN)/mypy
 	@echo '==> lint-imports'
 	@$(BIN)/lint-imports --no-logo
+	@echo '==> twins'
+	@$(BIN)/python tools/find_twins.py src
 
 format: $(STAMP) ## rewrite the code in the house format
 	@$(BIN)/ruff format .
