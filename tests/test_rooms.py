@@ -246,6 +246,36 @@ def test_overridden_names_are_seen() -> None:
     assert list(overridden(type("A", (ours,), {}), node)) == []
 
 
+# Docstrings --------------------------------------------------------------------------------------
+
+
+def test_public_methods_have_docstrings_unless_they_override() -> None:
+    """An override does what the method above it says; the linter cannot know which these are."""
+    bare = []
+    for path in FILES:
+        if path.name == "__main__.py":
+            continue
+        module = importlib.import_module(module_of(path))
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not is_private(node.name):
+                kind = getattr(module, node.name)
+                bare += [
+                    f"{name_of(path)}: {node.name}.{name}" for name in undocumented(kind, node)
+                ]
+    assert not bare, "\n".join(bare)
+
+
+def undocumented(kind: type, node: ast.ClassDef) -> Iterator[str]:
+    """Public methods of a class body without a docstring that no base class has."""
+    for method in node.body:
+        if not isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        new = not any(method.name in vars(base) for base in kind.__mro__[1:])
+        setter = any(ast.unparse(one).endswith(".setter") for one in method.decorator_list)
+        if new and not setter and method.name[0] != "_" and ast.get_docstring(method) is None:
+            yield method.name
+
+
 # Floors ------------------------------------------------------------------------------------------
 
 

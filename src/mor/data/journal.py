@@ -113,7 +113,7 @@ class Workshop:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def discard(self) -> None:
-        """Forget what was done."""
+        """Remove the finished segments and what is being made."""
         self.preparation, self.segments = None, []
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)

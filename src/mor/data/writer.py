@@ -79,7 +79,7 @@ class ShardWriter:
         return self.info
 
     def __enter__(self) -> ShardWriter:
-        """Return the writer itself."""
+        """Begin writing; the writer itself."""
         return self
 
     def __exit__(
@@ -138,7 +138,7 @@ class SegmentWriter:
         return done
 
     def __enter__(self) -> SegmentWriter:
-        """Return the writer itself."""
+        """Begin writing; the writer itself."""
         return self
 
     def __exit__(

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from mor.data import DataIndex, PackedDataset, TrainingStream, console_progress
+from mor.data import DataIndex, PackedDataset, TrainingSamples, console_progress
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection
 
@@ -25,7 +25,7 @@ class RunData:
         index: of the (first) folder: vocabulary and tokenizer, the same in all.
     """
 
-    stream: TrainingStream
+    stream: TrainingSamples
     validation: Subset[dict[str, Tensor]]
     index: DataIndex
 
@@ -62,13 +62,13 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
 
     seed = recipe.train.seed
     train = parts(section.train_split, seed)
-    stream = TrainingStream(train, weights, per_step=per_step, seed=seed)
+    stream = TrainingSamples(train, weights, per_step=per_step, seed=seed)
     if other is not None:
         elsewhere = PackedDataset(other, section.validation_split, section.seq_len)
         elsewhere.index.check_same_tokenizer(train[0].index)
-        scored = TrainingStream([elsewhere])
+        scored = TrainingSamples([elsewhere])
     else:
-        scored = TrainingStream(parts(section.validation_split, None), weights)
+        scored = TrainingSamples(parts(section.validation_split, None), weights)
     count = min(recipe.train.eval_sequences, scored.num_fresh)
     return RunData(stream, Subset(scored, range(count)), train[0].index)
 
@@ -93,11 +93,11 @@ def passes(section: DataSection, tokens: int) -> str:
 class EpochCallback(TrainerCallback):
     """Makes the logged epoch count passes over the data.
 
-    To the Trainer a run is one epoch of ``TrainingStream``, and after a resume it would count
+    To the Trainer a run is one epoch of ``TrainingSamples``, and after a resume it would count
     from 0 again.
     """
 
-    def __init__(self, stream: TrainingStream) -> None:
+    def __init__(self, stream: TrainingSamples) -> None:
         self.stream = stream
 
     def on_step_end(

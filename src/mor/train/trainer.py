@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from mor.data import ResumableSampler, TrainingStream
+from mor.data import ResumableSampler, TrainingSamples
 from mor.errors import MorError
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.metrics import batch_metrics
@@ -123,7 +123,7 @@ class MoRTrainer(AtomicSaves, RanksTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler | None:
         """In order, from the step the run is at: what lies before is not even listed."""
         dataset = train_dataset or self.train_dataset
-        if isinstance(dataset, TrainingStream):
+        if isinstance(dataset, TrainingSamples):
             # Asked when the first batch is wanted: by then a resumed run's state is loaded.
             per_step = dataset.per_step
             return ResumableSampler(dataset, lambda: self.state.global_step * per_step)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mor.data import TrainingStream
+from mor.data import TrainingSamples
 from mor.data.dataset import read_rows
 from mor.errors import MorError
 from mor.ops.distillation import KnownRows
@@ -117,7 +117,7 @@ class TeacherCache:
         rows = np.asarray(self.maps["rows"]).tolist()
         self.slots = {(part, row): slot for slot, (part, row) in enumerate(rows)}
 
-    def fill(self, stream: TrainingStream, batch: int, tell: Any = None) -> None:
+    def fill(self, stream: TrainingSamples, batch: int, tell: Any = None) -> None:
         """Have the teacher say what is missing about the sequences of ``stream``.
 
         Args:
@@ -207,10 +207,10 @@ class TeacherCache:
         return lesson
 
 
-class TaughtStream(TrainingStream):
+class TaughtStream(TrainingSamples):
     """A stream of samples that carry what the teacher said about them."""
 
-    def __init__(self, stream: TrainingStream, cache: TeacherCache) -> None:
+    def __init__(self, stream: TrainingSamples, cache: TeacherCache) -> None:
         self.__dict__ |= stream.__dict__
         self.cache = cache
 

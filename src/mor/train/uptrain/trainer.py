@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from transformers import TrainingArguments
 
 from mor.config import MoRConfig
-from mor.data import DataIndex, TrainingStream
+from mor.data import DataIndex, TrainingSamples
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.loss import combine_losses, next_token_targets
 from mor.ops.cross_entropy import IGNORE
@@ -184,8 +184,8 @@ class Uptraining:
         return TeacherCache(distill.cache.expanduser(), self.teacher, self.made_from)
 
     def trainer(
-        self, stream: TrainingStream, arguments: TrainingArguments
-    ) -> tuple[Callable[..., UpTrainer], TrainingStream]:
+        self, stream: TrainingSamples, arguments: TrainingArguments
+    ) -> tuple[Callable[..., UpTrainer], TrainingSamples]:
         """The trainer, and the samples it reads.
 
         A cache is filled first, by the first process of a node; the others wait.
