@@ -144,19 +144,19 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
         return Backbone(self.model)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """The token embedding."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding."""
+        """Replace the token embedding."""
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """The vocabulary projection."""
         return self.model.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head."""
+        """Replace the vocabulary projection."""
         self.model.lm_head = new_embeddings
 
     def forward(

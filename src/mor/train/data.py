@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset
 from transformers import default_data_collator
 
-from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingStream, console_progress
+from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection
 
@@ -30,7 +30,7 @@ class RunData:
         index: of the (first) folder: vocabulary and tokenizer, the same in all.
     """
 
-    stream: TrainingStream
+    stream: TrainingSamples
     validation: Subset[dict[str, Tensor]]
     index: DataIndex
 
@@ -68,15 +68,15 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
 
     seed = recipe.train.seed
     train = parts(section.train_split, seed)
-    stream = TrainingStream(train, weights, per_step=per_step, seed=seed)
+    stream = TrainingSamples(train, weights, per_step=per_step, seed=seed)
     if other is not None:
         elsewhere = PackedDataset(
             other, section.validation_split, section.seq_len, loss_on=section.loss_on
         )
         elsewhere.index.check_same_tokenizer(train[0].index)
-        scored = TrainingStream([elsewhere])
+        scored = TrainingSamples([elsewhere])
     else:
-        scored = TrainingStream(parts(section.validation_split, None), weights)
+        scored = TrainingSamples(parts(section.validation_split, None), weights)
     count = min(recipe.train.eval_sequences, scored.num_fresh)
     return RunData(stream, Subset(scored, range(count)), train[0].index)
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mor.data import TrainingStream
+from mor.data import TrainingSamples
 from mor.data.dataset import read_rows
 from mor.disk import write_whole
 from mor.errors import MorError
@@ -118,7 +118,7 @@ class TeacherCache:
         rows = np.asarray(self.maps["rows"]).tolist()
         self.slots = {(part, row): slot for slot, (part, row) in enumerate(rows)}
 
-    def fill(self, stream: TrainingStream, batch: int, tell: Any = None) -> None:
+    def fill(self, stream: TrainingSamples, batch: int, tell: Any = None) -> None:
         """Have the teacher say what is missing about the sequences of ``stream``.
 
         Args:
@@ -211,7 +211,7 @@ class TeacherCache:
 class TaughtSamples(Dataset[dict[str, Tensor]]):
     """The samples of a run, each with what the teacher says about it."""
 
-    def __init__(self, stream: TrainingStream, cache: TeacherCache) -> None:
+    def __init__(self, stream: TrainingSamples, cache: TeacherCache) -> None:
         self.stream, self.cache = stream, cache
 
     def __len__(self) -> int:

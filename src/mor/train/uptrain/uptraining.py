@@ -6,7 +6,7 @@ import torch
 from torch.utils.data import Dataset
 
 from mor.config import MoRConfig
-from mor.data import DataIndex, TrainingStream
+from mor.data import DataIndex, TrainingSamples
 from mor.train.distributed import first_process_first
 from mor.train.gain import DepthGain
 from mor.train.objective import Distilled, NextToken, Objective
@@ -50,7 +50,7 @@ class Uptraining:
         return TeacherCache(distill.cache.expanduser(), self.teacher, self.made_from)
 
     def prepare(
-        self, stream: TrainingStream, device: torch.device
+        self, stream: TrainingSamples, device: torch.device
     ) -> tuple[Objective, Dataset[dict[str, torch.Tensor]]]:
         """The objective, and the samples that it learns from.
 
