@@ -1,6 +1,6 @@
 """Reporters beside ``log.jsonl``: Accelerate's trackers, and Transformers' callbacks for the rest.
 
-Accelerate knows TensorBoard, W&B, MLflow, Trackio and others as trackers that are started, told
+Accelerate knows TensorBoard, W&B, MLflow, Trackio and others as trackers that are started, given
 values and finished. A few services exist only as callbacks of Transformers' Trainer; they are
 called here at the same moments as the Trainer would call them.
 """
@@ -88,7 +88,8 @@ class TrackerReporter:
             arguments = (project, *(folder if make.requires_logging_directory else ()))
         named = {_RUN_ARGUMENTS[self.name]: self.recipe.name} if self.name in _RUN_ARGUMENTS else {}
         self.tracker = make(*arguments, **named)
-        self.tracker.start()
+        if hasattr(self.tracker, "start"):  # older releases of Accelerate start as they are made
+            self.tracker.start()
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Pass on one entry."""

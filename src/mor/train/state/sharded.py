@@ -156,7 +156,7 @@ def merge(checkpoint: Path, out: Path) -> None:
     One process, on the CPU, with one copy of the weights in memory.
 
     Raises:
-        MorError: ``checkpoint`` is none, or a file of it is missing or damaged.
+        MorError: ``checkpoint`` is not a checkpoint, or a file of it is missing or damaged.
     """
     if not (checkpoint / "config.json").is_file():
         raise MorError(f"{checkpoint} is no checkpoint: config.json is missing")

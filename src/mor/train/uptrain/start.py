@@ -118,7 +118,7 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
     """The model that training starts from, under ``config``; a router that is new starts open.
 
     Raises:
-        MorError: the folder cannot be read, or a group to freeze is none.
+        MorError: the folder cannot be read, or a group to freeze does not exist.
     """
     source = load_model(section.start)
     with torch.random.fork_rng(devices=[]):
@@ -248,7 +248,7 @@ def check_origin(checkpoint: Path, facts: dict[str, Any]) -> None:
 
 
 def keep_map(section: UptrainSection, out: Path) -> None:
-    """Take the start's layer map along, for the stage after this one."""
+    """Copy the start's layer map into ``out``, for the stage after this one."""
     path = model_folder(section.start) / FOLD
     if path.is_file():
         shutil.copyfile(path, out / FOLD)
