@@ -191,6 +191,8 @@ class Fixed:
         return output
 
     def net(self, net: Any, hidden: Tensor, index: int) -> Tensor:
+        if self.config.update_rule == "last":
+            hidden = hidden.detach()
         hidden = hidden / self.config.router_temperature
         if net.up is not None:
             hidden = F.gelu(hidden @ net.up[index].T)
@@ -202,6 +204,7 @@ class Fixed:
             "gated": base + gate * output,
             "additive": base + output,
             "residual": (1 - gate) * base + gate * output,
+            "last": output + (gate - gate.detach()) * (output - base).detach(),
         }[self.config.update_rule]
 
     def count(self, row: Row, depth: int) -> int:

@@ -1,6 +1,9 @@
-"""The one base class of every error that a user's input can cause."""
+"""The one base class of every error that a user's input can cause, and how a name is corrected."""
 
 from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
 
 
 class MorError(Exception):
@@ -9,3 +12,17 @@ class MorError(Exception):
     The message names the field, the value found and what would be right. The command line prints
     it on one line and exits with 2; library callers catch it like any exception.
     """
+
+
+class Interrupted(MorError):
+    """Work ended early because it was asked to; the message says how to go on."""
+
+
+class ConfigError(MorError, ValueError):
+    """A field of a model's configuration is wrong; the message names it and what would be right."""
+
+
+def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The known word that ``word`` is most likely a misspelling of, if any is close."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)
+    return close[0] if close else None

@@ -110,7 +110,7 @@ def test_several_frames_in_one_file(tmp_path: Path) -> None:
 
 
 def test_parquet(tmp_path: Path) -> None:
-    write_parquet(tmp_path / "a.parquet", ["x", None, "z"])
+    write_parquet(tmp_path / "a.parquet", ["x", "", "z"])
     assert list(iter_documents(tmp_path)) == [
         Document("a.parquet:1", "x"),
         Document("a.parquet:2", ""),
@@ -301,7 +301,7 @@ def test_limits(dataset: Path, tokenizer: Path, tmp_path: Path) -> None:
 
 def test_empty_rows_are_counted(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
-    write_parquet(tmp_path / "in" / "a.parquet", [None, *texts(12), " ", ""])
+    write_parquet(tmp_path / "in" / "a.parquet", ["", *texts(12), " ", ""])
     index = prepare(
         *(tmp_path / "in", tmp_path / "out"),
         tokenizer=tokenizer,

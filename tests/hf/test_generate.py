@@ -13,6 +13,7 @@ from transformers import TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
 
 from mor import MoRCache, MoRConfig, MoRForCausalLM
+from mor.hf.arguments import CACHE_NAME
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -169,7 +170,7 @@ def test_the_cache_that_comes_back_shows_what_was_saved(router: str) -> None:
     model = make_model(small_config(router), 6)
     ids = prompts(0, 2, 12)
     out = write(model, ids, return_dict_in_generate=True, max_new_tokens=20)
-    cache = out.past_key_values
+    cache = getattr(out, CACHE_NAME)
     assert isinstance(cache, MoRCache)
     assert cache.get_seq_length() == 12 + 20 - 1  # the last token is written, not read
     assert 0 < cache.nbytes() < cache.vanilla_nbytes()
@@ -184,9 +185,9 @@ def test_the_cache_that_comes_back_shows_what_was_saved(router: str) -> None:
 def test_a_conversation_goes_on_with_its_cache(kv_sharing: str) -> None:
     model = make_model(small_config("threshold", kv_sharing), 7)
     cache = MoRCache(model.config)
-    first = write(model, prompts(0, 1, 5), past_key_values=cache)
+    first = write(model, prompts(0, 1, 5), **{CACHE_NAME: cache})
     joined = torch.cat((first, prompts(1, 1, 4)), 1)
-    assert torch.equal(write(model, joined, past_key_values=cache), argmax(model, joined))
+    assert torch.equal(write(model, joined, **{CACHE_NAME: cache}), argmax(model, joined))
     assert cache.get_seq_length() == joined.shape[1] + NEW - 1
 
 

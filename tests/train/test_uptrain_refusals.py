@@ -10,8 +10,8 @@ import pytest
 
 from mor.errors import MorError
 from mor.hf.convert.llama import plain_depth
+from mor.recipes import builtin_recipes
 from mor.train import load_recipe, parse_recipe
-from mor.train.recipe.file import builtin_recipes
 from mor.train.uptrain.start import resolve_model
 from tests.train.uptraining import fields, other_model
 

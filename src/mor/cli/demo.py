@@ -16,7 +16,7 @@ from transformers import set_seed
 from mor.cli.common import open_model, write_json
 from mor.cli.evaluate import run_evaluation, sequence_length
 from mor.cli.report import show_runs
-from mor.data import console_progress, prepare
+from mor.data import console_progress, prepare, prompt_tokens
 from mor.errors import MorError
 from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
@@ -28,11 +28,6 @@ from mor.train import Recipe, dump_recipe, load_recipe
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 PROMPT = "HAMLET.\nTo be, or not to be: "
 console = Console(highlight=False)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(demo)
 
 
 def demo(
@@ -138,7 +133,7 @@ def speak(run: Path, length: int = 160) -> Sample:
     """A passage that the model writes, with the depth each token cost."""
     model, tokenizer = open_model(run), load_tokenizer(run)
     set_seed(0)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids.to(model.device)
+    ids = torch.tensor([prompt_tokens(PROMPT, tokenizer, model.config)], device=model.device)
     tokens, depths = generate_with_depths(
         model, ids, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50
     )

@@ -19,16 +19,10 @@ from mor.disk import check_new
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
 from mor.eval.levels import calibrate_levels
+from mor.hf.bos import record_bos, save_tokenizer
 from mor.hf.convert.files import new_folder
 from mor.provenance import provenance
 from mor.run_files import RECIPE
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("eval")(evaluate)
-    app.command()(calibrate)
-
 
 Model = Annotated[Path, typer.Argument(help="a model folder or a run folder")]
 Data = Annotated[Path, typer.Option(help="a folder made by `mor data prepare`")]
@@ -194,8 +188,9 @@ def calibrate(
     if levels:
         more = calibrate_levels(loaded, dataset, max_sequences=max_sequences, batch_size=batch_size)
     with new_folder(out) as folder:
+        record_bos(loaded, tokenizer)
         loaded.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, loaded.config, folder)
         if more is not None:
             more.save(folder)
     shown = ", ".join(f"{b:.4f}" for b in boundaries)

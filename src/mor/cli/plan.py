@@ -30,7 +30,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
         MorError: the data is not there, or the budget pays for no step.
     """
     index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     section, seq_len = recipe.train, recipe.data.seq_len
     world = world_size()
     schedule = depth_schedule_of(section, config.num_recursions)

@@ -14,11 +14,6 @@ from mor.hf.load import load_tokenizer
 from mor.run_files import MODEL
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(serve)
-
-
 def serve(
     model: Annotated[Path, typer.Argument(help="a model folder or a run folder")],
     host: Annotated[str, typer.Option(help="0.0.0.0: reachable from elsewhere")] = "127.0.0.1",

@@ -16,11 +16,6 @@ from mor.train import train as run_training
 from mor.train.run import with_branches
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(uptrain)
-
-
 def uptrain(
     recipes: Annotated[
         list[str],

@@ -7,7 +7,7 @@ from typing import Literal
 
 Sharing = Literal["cycle", "sequence", "middle_cycle", "middle_sequence"]
 KVSharing = Literal["none", "recursive", "recursive_update"]
-UpdateRule = Literal["gated", "additive", "residual"]
+UpdateRule = Literal["gated", "additive", "residual", "last"]
 Relaxation = Literal["none", "lora", "gains", "embeddings"]
 RouterType = Literal["fixed", "random", "expert_choice", "token_choice", "threshold"]
 RouterArchitecture = Literal["linear", "mlp", "wide_mlp"]

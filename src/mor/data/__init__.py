@@ -11,8 +11,9 @@ so that one that was stopped goes on at the exact sample. Every mistake in a fil
 `MorError`.
 """
 
+from mor.data.bos import Bos, prompt_tokens, resolve_bos
 from mor.data.dataset import PackedDataset
-from mor.data.documents import Document
+from mor.data.documents import BadRow, Document
 from mor.data.index import TRAIN, VALIDATION, DataIndex
 from mor.data.prepare import SHARD_TOKENS, prepare
 from mor.data.progress import Progress, console_progress, no_progress
@@ -35,6 +36,10 @@ __all__ = [
     "TRAIN",
     "VALIDATION",
     "Document",
+    "BadRow",
+    "Bos",
+    "prompt_tokens",
+    "resolve_bos",
     "iter_documents",
     "train_tokenizer",
     "load_tokenizer",

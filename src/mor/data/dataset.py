@@ -5,7 +5,8 @@
 | `concat` | `seq_len` tokens of the stream of all documents, as in the paper's training runs |
 | `best_fit` | whole documents, as many as fit, then padding (`mor.data.packing`) |
 
-Every document is ended by the end-of-text token; there is no BOS. With `document_mask` a row says
+Every document is ended by the end-of-text token, and begins with BOS where the folder was prepared
+so (`mor.data.bos`); a piece of a document that goes on does not. With `document_mask` a row says
 which of its tokens belong together, so that attention need not cross from one document to another.
 """
 

@@ -35,16 +35,22 @@ class ReadingPlan:
 
 
 def surveyed(
-    source: str | Path, text_field: str, fraction: float | None, seed: int, progress: Progress
+    source: str | Path,
+    text_field: str,
+    fraction: float | None,
+    seed: int,
+    progress: Progress,
+    skip_bad_rows: bool = False,
 ) -> ReadingPlan:
     """Look through the source first: copies are left out, validation gets its share of the bytes.
 
     Raises:
-        MorError: `fraction` is out of range, the source is wrong or holds too little.
+        MorError: `fraction` is out of range, the source is wrong or holds too little, or a row
+            gives no text and is not to be skipped.
     """
     fraction = SURVEYED_FRACTION if fraction is None else fraction
     check_fraction(fraction)
-    survey = survey_source(str(source), text_field, progress)
+    survey = survey_source(str(source), text_field, progress, skip_bad_rows=skip_bad_rows)
     held_out = choose_validation(survey.sizes, fraction, seed)
 
     def split_of(name: str, text_hash: int) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mor.engine.attend import PagedAttend, PagedAttention
-from mor.engine.batch import ForwardBatch, Piece, block_batch, longs, private_batch
+from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch, to_int64
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.request import Wave
@@ -54,7 +54,7 @@ class Runner:
         batch = private_batch(waves, self.store)
         self.boundaries.enter(waves, batch.lanes.device)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
-        hidden = self.model.embed(longs(ids, batch.lanes.device)[None])
+        hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
         attend = PagedAttend(self.config, batch.view, self.attention)
         hidden = self.model.prelude(hidden, self._rope(batch), attend)
         self.lanes.hidden.index_copy_(0, batch.lanes, hidden[0])
@@ -102,7 +102,7 @@ class Runner:
         last = [e for e, w in zip(ends, waves, strict=True) if w.end == len(w.request.tokens)]
         if not last:
             return None
-        return self.model.head(hidden[0].index_select(0, longs(last, hidden.device)))
+        return self.model.head(hidden[0].index_select(0, to_int64(last, hidden.device)))
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""

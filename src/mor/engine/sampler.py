@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mor.engine.request import Request, TokenLogprobs
+from mor.engine.outputs import TokenLogprobs
+from mor.engine.request import Request
 from mor.ops import native
 
 
@@ -97,7 +98,8 @@ def _draw(scores: Tensor, requests: Sequence[Request], filtered: bool) -> Tensor
         top_k = _column([p.top_k or vocabulary for p in params], scores)
         chances = chances.masked_fill(torch.arange(vocabulary, device=scores.device) >= top_k, 0.0)
         # top-p counts among what top-k left; a token stays if those before it do not reach p.
-        chances = chances / chances.sum(-1, keepdim=True)
+        # (Threads share the plain sum of one long row, but not those of several: other bits.)
+        chances = chances / chances.cumsum(-1)[:, -1:]
         before = chances.cumsum(-1) - chances
         top_p = _column([p.top_p for p in params], scores)
         # 1 means all: sums of probabilities may come to a little more.

@@ -148,7 +148,7 @@ def _scores(scores: dict[str, Any]) -> str:
 
 
 def _model(recipe: Recipe, summary: dict[str, Any], index: DataIndex) -> list[tuple[str, str]]:
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     layers = (
         f"{config.num_hidden_layers} unrolled: {config.num_prelude_layers} + "
         f"{config.num_recursions} x {config.num_recursion_layers} + {config.num_coda_layers}"

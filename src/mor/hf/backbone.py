@@ -7,35 +7,58 @@ by another door: they hang on the hidden states and enter with the backward pass
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from mor.hf.arguments import CACHE_NAMES, take_known
 from mor.model.model import MoRModel
-from mor.model.routers.base import active_router
+from mor.model.routers.base import Router, active_router
 
 
 class _AddedLoss(torch.autograd.Function):
-    """The hidden states as they are; in the backward pass, gradient 1 for the loss beside them."""
+    """A tensor as it is; in the backward pass, a gradient for the loss beside it.
+
+    What comes from above is not looked at: it is some part of a loss that is not known here.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, loss: Tensor) -> Tensor:
-        ctx.like = loss.detach()
-        return hidden.view_as(hidden)
+    def forward(ctx: Any, values: Tensor, loss: Tensor, gradient: float) -> Tensor:
+        ctx.like, ctx.gradient = loss.detach(), gradient
+        return values.view_as(values)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor]:
-        return gradients[0], torch.ones_like(ctx.like)
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, Tensor, None]:
+        return gradients[0], torch.full_like(ctx.like, ctx.gradient), None
+
+
+def hang_router_losses(values: Tensor, losses: dict[str, Tensor], router: Router) -> Tensor:
+    """``values``, with the weighted router terms in their backward pass.
+
+    The terms of a micro-batch are divided by ``router.micro_batches``, as TRL does with the
+    balancing loss of experts, and multiplied by ``router.loss_scale``. (The model's own loss is
+    exact where micro-batches differ in size: it weighs them by their targets, which are not known
+    here.)
+
+    Args:
+        values: hidden states or logits that a loss is taken from elsewhere.
+        losses: unweighted router terms by name.
+        router: in use.
+    """
+    weighted = [router.loss_weight(name) * term for name, term in losses.items()]
+    if not weighted or not values.requires_grad:
+        return values
+    total = torch.stack(weighted).sum() / router.micro_batches
+    return _AddedLoss.apply(values, total, router.loss_scale)
 
 
 class Backbone:
     """``MoRModel`` with Transformers' arguments and ``last_hidden_state`` after the final norm.
 
-    In training, the weighted router terms of a micro-batch are divided by ``router.micro_batches``,
-    as TRL does with the balancing loss of experts. (The model's own loss is exact where
-    micro-batches differ in size: it weighs them by their targets, which are not known here.)
+    In training the router terms hang on it: see :func:`hang_router_losses`.
     """
 
     def __init__(self, model: MoRModel) -> None:
@@ -53,36 +76,50 @@ class Backbone:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        seq_idx: Tensor | None = None,
+        return_dict: bool | None = None,
         **kwargs: Any,
-    ) -> BaseModelOutput:
+    ) -> BaseModelOutput | tuple:
         """Hidden states [B, T, D] for ids [B, T] or embeddings [B, T, D]; never a cache.
 
         Args:
             input_ids, attention_mask, inputs_embeds: as for :class:`mor.hf.MoRForCausalLM`.
             position_ids: [B, T].
-            use_cache: not looked at.
-            cu_seq_lens_q: see :func:`packed_documents`.
+            cu_seq_lens_q, seq_idx: see :func:`packed_documents`.
+            return_dict: False for a tuple.
+            kwargs: what :func:`mor.hf.arguments.take_known` lets through, ``use_cache=False`` too.
+
+        Raises:
+            ArgumentError: an unknown argument, or one that would ask for more than hidden states.
         """
+        known = {"cu_seq_lens_q": cu_seq_lens_q}
+        take_known("the model without its head", kwargs, _PARAMETERS, _ELSEWHERE, known)
         output = self._model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             positions=position_ids,
             inputs_embeds=inputs_embeds,
-            document_ids=packed_documents(position_ids, attention_mask, cu_seq_lens_q),
+            document_ids=packed_documents(position_ids, attention_mask, cu_seq_lens_q, seq_idx),
         )
         hidden = self._model.norm(output.hidden)
-        router = active_router(self._model.router)
-        weighted = [router.loss_weight(name) * term for name, term in output.losses.items()]
-        if weighted and hidden.requires_grad:
-            total = torch.stack(weighted).sum() / router.micro_batches
-            hidden = _AddedLoss.apply(hidden, total)
-        return BaseModelOutput(last_hidden_state=hidden)
+        hidden = hang_router_losses(hidden, output.losses, active_router(self._model.router))
+        result = BaseModelOutput(last_hidden_state=hidden)
+        return result.to_tuple() if return_dict is False else result
+
+
+_PARAMETERS = tuple(inspect.signature(Backbone.__call__).parameters)[1:-1]
+_ELSEWHERE = dict.fromkeys(
+    ("labels", "logits_to_keep", "num_items_in_batch", "output_hidden_states", "use_cache"),
+    "call the whole model for that",
+) | dict.fromkeys(CACHE_NAMES, "call the whole model for that")
 
 
 def packed_documents(
-    position_ids: Tensor | None, attention_mask: Tensor | None, cu_seq_lens_q: Tensor | None
+    position_ids: Tensor | None,
+    attention_mask: Tensor | None,
+    cu_seq_lens_q: Tensor | None,
+    seq_idx: Tensor | None = None,
 ) -> Tensor | None:
     """Which document each token belongs to, from what Transformers' packing collators send.
 
@@ -92,11 +129,16 @@ def packed_documents(
         attention_mask: [B, T'] or None.
         cu_seq_lens_q: [documents + 1] where the documents of one row [1, T] begin, and the last
             one's end.
+        seq_idx: [B, T] the answer itself.
 
     Returns:
         [B, T], or None where every row is one document.
     """
+    if seq_idx is not None:
+        return seq_idx if bool((seq_idx != seq_idx[..., :1]).any()) else None
     if cu_seq_lens_q is not None:
+        if len(cu_seq_lens_q) < 3:
+            return None
         places = torch.arange(int(cu_seq_lens_q[-1]), device=cu_seq_lens_q.device)
         return torch.bucketize(places, cu_seq_lens_q[1:-1], right=True)[None]
     if position_ids is None or attention_mask is not None or position_ids.shape[-1] < 2:

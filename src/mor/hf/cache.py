@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
@@ -15,6 +17,9 @@ class MoRCache(DepthCache, Cache):
 
     ``nbytes()`` counts what is cached, ``vanilla_nbytes()`` what a vanilla model of the same
     unrolled depth would hold. Rows can be reordered for beams, repeated, and cropped.
+
+    ``Cache`` answers what it is asked about by asking each of its layer objects. There are none
+    here, and "all of none" is true: so every such answer is given below.
     """
 
     is_compileable = False
@@ -32,6 +37,26 @@ class MoRCache(DepthCache, Cache):
         return len(self.groups())
 
     @property
+    def is_linear(self) -> list[bool]:
+        """Per unrolled layer: none keeps a running state instead of keys and values."""
+        return [False] * self.config.num_hidden_layers
+
+    @property
+    def is_sliding(self) -> list[bool]:
+        """Per unrolled layer: none forgets what is far back."""
+        return [False] * self.config.num_hidden_layers
+
+    @property
+    def is_dummy(self) -> list[bool]:
+        """Per unrolled layer: none stands for another."""
+        return [False] * self.config.num_hidden_layers
+
+    @property
+    def batch_size(self) -> int:
+        """Rows, or -1 before anything is cached."""
+        return -1 if self.seen is None else len(self.seen)
+
+    @property
     def is_croppable(self) -> bool:
         """Entries know their token, so that the last tokens can be taken back."""
         return True
@@ -44,6 +69,11 @@ class MoRCache(DepthCache, Cache):
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Columns cached so far, padding included: what ``generate`` slices its inputs by."""
         return self.columns
+
+    def get_mask_sizes(self, query_length: Any, layer_idx: int = 0) -> tuple[int, int]:
+        """Columns that a mask over cached and new tokens has, and the first one."""
+        new = query_length if isinstance(query_length, int) else len(query_length)
+        return self.columns + new, 0
 
     def get_max_length(self, layer_idx: int | None = None) -> int:
         """No limit, as Transformers writes it."""

@@ -9,8 +9,18 @@ import torch
 from torch import Tensor
 from transformers.generation.streamers import BaseStreamer
 
+from mor.hf.arguments import CACHE_NAME
 from mor.hf.modeling import MoRForCausalLM
 
+# Options of ``generate`` under which a call of the model is not one token of the text.
+_PLAIN = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "prompt_lookup_num_tokens": None,
+    "assistant_model": None,
+    "assistant_early_exit": None,
+    "custom_generate": None,
+}
 OnToken = Callable[[int, int], None]
 
 
@@ -19,15 +29,16 @@ class _DepthStreamer(BaseStreamer):
 
     def __init__(self, on_token: OnToken) -> None:
         self.on_token = on_token
-        self.depth = 0
-        self.prompt_seen = False
+        # By the number of tokens that the call ended with: Transformers may hand out a token a step
+        # late, when the next one has run already, and run a prompt in several calls.
+        self.depths: dict[int, int] = {}
+        self.tokens = 0
 
     def put(self, value: Tensor) -> None:
         """Called by ``generate``: first with the prompt, then with each token."""
-        if not self.prompt_seen:
-            self.prompt_seen = True
-            return
-        self.on_token(int(value.flatten()[-1]), self.depth)
+        if self.tokens:
+            self.on_token(int(value.flatten()[-1]), self.depths.pop(self.tokens))
+        self.tokens += value.numel()
 
     def end(self) -> None:
         """Nothing is held back."""
@@ -48,14 +59,20 @@ def generate_with_depths(
         model: in evaluation mode.
         input_ids: [1, T].
         on_token: called with (token id, depth) as soon as a token is there.
-        options: for ``generate``; no beams, one sequence.
+        options: for ``generate``; one sequence, one token for each call of the model.
 
     Returns:
         New token ids and their depths.
 
     Raises:
-        ValueError: more than one prompt.
+        ValueError: more than one prompt, or an option that makes several sequences, or several
+            tokens at once.
     """
+    for name, plain in _PLAIN.items():
+        if options.get(name) not in (None, plain):
+            raise ValueError(
+                f"{name}={options[name]!r} does not go with a depth for every token; leave it out"
+            )
     if input_ids.dim() != 2 or len(input_ids) != 1:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [1, T]")
     tokens: list[int] = []
@@ -70,7 +87,9 @@ def generate_with_depths(
     streamer = _DepthStreamer(note)
 
     def remember(module: Any, args: Any, output: Any) -> None:
-        streamer.depth = int(output.depths[0, -1])
+        cache = getattr(output, CACHE_NAME)
+        tokens = output.depths.shape[1] if cache is None else cache.columns
+        streamer.depths[tokens] = int(output.depths[0, -1])
 
     handle = model.register_forward_hook(remember)
     try:

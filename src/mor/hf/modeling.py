@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,18 +11,29 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mor.config import MoRConfig
 from mor.config.choices import Routing
-from mor.hf.backbone import Backbone, packed_documents
+from mor.hf.arguments import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    check_ids,
+    check_length,
+    one_cache,
+    take_known,
+)
+from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
 from mor.hf.cache import MoRCache
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet, active_router
+from mor.model.routers.base import active_router
+from mor.model.routers.net import RouterNet
+from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
 
 
@@ -34,12 +47,19 @@ class MoRCausalLMOutput(CausalLMOutputWithPast):
         router_losses: unweighted router terms by name (``aux_loss``, ``balancing_loss``, ...).
         depths: [B, T] recursions each token ran, 0 at padding.
         traces: scores and selections per depth, with ``output_router_traces=True``.
+
+    The cache has Transformers' name for it, ``cache`` or before 5.24 ``past_key_values``; both can
+    be read.
     """
 
     lm_loss: Tensor | None = None
     router_losses: dict[str, Tensor] | None = None
     depths: Tensor | None = None
     traces: tuple[DepthTrace, ...] | None = None
+
+
+if CACHE_NAME != "cache":  # before 5.24; since then the other name is a property
+    MoRCausalLMOutput.cache = property(lambda output: output.past_key_values)  # type: ignore[attr-defined]
 
 
 class MoRPreTrainedModel(PreTrainedModel):
@@ -51,8 +71,25 @@ class MoRPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     # Routers compare float32 numbers with float32 boundaries in every training dtype.
     _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As PyTorch's; tensors that are taken over (``assign``) are laid in aligned memory."""
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            align_weights(self)
+        return found
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -93,8 +130,15 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__(config)
+        # Read off the class's name otherwise; by it the Trainer knows that labels are shifted
+        # inside, when it counts the targets of a step.
+        self.loss_type = "ForCausalLM"
         self.model = MoRModel(config)
         self.post_init()
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _list_class(cls)
 
     @property
     def base_model(self) -> Any:
@@ -136,6 +180,7 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
         return_dict: bool | None = None,
         cu_seq_lens_q: Tensor | None = None,
+        cache: MoRCache | None = None,
         **kwargs: Any,
     ) -> MoRCausalLMOutput | tuple:
         """Logits, loss, depths and cache for ids [B, T].
@@ -144,36 +189,50 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             input_ids: [B, T]; or ``inputs_embeds`` [B, T, D].
             attention_mask: [B, T'] with 1 for real tokens; the last T columns are these tokens'.
             position_ids: [B, T]; default counts the real tokens of each row.
-            past_key_values: a :class:`MoRCache`.
+            past_key_values, cache: a :class:`MoRCache`, by its old or its new name.
             document_ids: [B, T], where several documents share a row and must not see each other.
-                Transformers' own ways to say so are understood too: ``cu_seq_lens_q`` and, without
-                a mask and a cache, positions that start again within a row.
-            labels: [B, T], shifted inside, -100 where there is no target.
+                Transformers' own ways to say so are understood too: ``cu_seq_lens_q``, ``seq_idx``
+                and, without a mask and a cache, positions that start again within a row.
+            labels: [B, T], shifted inside, -100 where there is no target. Or ``shift_labels``
+                [B, T], shifted already.
             use_cache: return a cache; default the configuration's, and False while training.
             logits_to_keep: last positions (or indices) that get logits; 0 for all.
             return_logits: False, with labels, for the loss alone: the logits are then made and
                 used a chunk at a time, and are None in the output.
             routing, max_depth: see the class.
-            output_hidden_states: also return the stream at the seams of the stages.
+            output_hidden_states: also return the stream at the seams of the stages; default the
+                configuration's, as for ``return_dict``.
             output_router_traces: also return scores and selections per depth.
-            num_items_in_batch: targets in the whole optimiser step, from the Trainer.
+            num_items_in_batch: targets in the whole optimiser step, from the Trainer. Without
+                labels it says that the Trainer takes a loss of its own from the logits: the router
+                terms then hang on them, and ``router_losses`` in the output are for reading only.
+            kwargs: other arguments that Transformers documents, as long as they change nothing
+                (:func:`mor.hf.arguments.take_known`).
 
         Raises:
-            ValueError: wrong shapes, a token id out of range, a foreign cache, too long a sequence.
+            ArgumentError: an unknown argument, one that is not supported, a foreign cache.
+            ValueError: wrong shapes, a token id out of range, too long a sequence.
         """
-        self._check_ids(input_ids)
-        if document_ids is None and past_key_values is None:
-            document_ids = packed_documents(position_ids, attention_mask, cu_seq_lens_q)
+        cache = one_cache(past_key_values, cache)
+        shift_labels, seq_idx = (kwargs.pop(name, None) for name in _MORE)
+        inputs = inputs_embeds if input_ids is None else input_ids
+        if kwargs:
+            past = 0 if cache is None else cache.columns
+            width = 0 if inputs is None else inputs.shape[1]
+            known = {"cu_seq_lens_q": cu_seq_lens_q, "past": past, "width": width}
+            take_known(type(self).__name__, kwargs, _PARAMETERS, context=known)
+        check_ids(input_ids, self.config.vocab_size)
+        if document_ids is None:
+            positions = position_ids if cache is None else None
+            document_ids = packed_documents(positions, attention_mask, cu_seq_lens_q, seq_idx)
+        labelled = labels is not None or shift_labels is not None
         wanted = self.config.use_cache and not self.training and document_ids is None
         wanted = wanted if use_cache is None else use_cache
-        cache = past_key_values
-        if cache is not None and not isinstance(cache, MoRCache):
-            raise ValueError(
-                f"past_key_values is a {type(cache).__name__}; MoR caches per depth: use MoRCache"
-            )
-        if cache is None and wanted and labels is None:
+        if cache is None and wanted and not labelled:
             cache = MoRCache(self.config)
-        self._check_length(inputs_embeds if input_ids is None else input_ids, attention_mask, cache)
+        check_length(inputs, attention_mask, cache, self.config.max_position_embeddings)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
         states = bool(output_hidden_states)
         output = self.model(
             input_ids=input_ids,
@@ -188,73 +247,76 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
             keep_traces=output_router_traces,
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        router, router_losses = active_router(self.model.router), output.losses
         logits = loss = lm_loss = None
-        if return_logits or labels is None:
+        if return_logits or not labelled:
             logits = self.model.head(output.hidden[:, keep])
-        if labels is not None:
-            targets = next_token_targets(labels)
+        if labelled:
+            targets = next_token_targets(labels, shift_labels)
             if logits is None:
                 summed = self.model.head_loss(output.hidden, targets)
             else:
                 summed = plain_cross_entropy(logits.flatten(0, -2), targets)
-            router = active_router(self.model.router)
-            parts = combine_losses(summed, targets, router, output.losses, num_items_in_batch)
+            parts = combine_losses(summed, targets, router, router_losses, num_items_in_batch)
             loss, lm_loss = parts.total, parts.lm
+        elif self.training and (num_items_in_batch is not None or router.loss_elsewhere):
+            assert logits is not None
+            logits = hang_router_losses(logits, router_losses, router)
+            router_losses = {name: term.detach() for name, term in router_losses.items()}
         if states:
             output.states.append(self.model.norm(output.hidden))
         result = MoRCausalLMOutput(
             loss=loss,
             logits=logits,
-            past_key_values=cache,
             hidden_states=tuple(output.states) if states else None,
             lm_loss=lm_loss,
-            router_losses=output.losses or None,
+            router_losses=router_losses or None,
             depths=output.depths,
             traces=tuple(output.traces) if output_router_traces else None,
+            **{CACHE_NAME: cache},  # type: ignore[arg-type]
         )
+        if return_dict is None:
+            return_dict = self.config.return_dict
         return result.to_tuple() if return_dict is False else result
-
-    def _check_ids(self, input_ids: Tensor | None) -> None:
-        # A wrong id on a GPU kills the process long after; there the check would cost a sync.
-        if input_ids is None or input_ids.device.type != "cpu" or not input_ids.numel():
-            return
-        low, high = int(input_ids.min()), int(input_ids.max())
-        if low < 0 or high >= self.config.vocab_size:
-            raise ValueError(
-                f"input_ids holds token id {low if low < 0 else high}; "
-                f"vocab_size={self.config.vocab_size} allows 0..{self.config.vocab_size - 1}"
-            )
-
-    def _check_length(
-        self, inputs: Tensor | None, attention_mask: Tensor | None, cache: MoRCache | None
-    ) -> None:
-        limit, width = self.config.max_position_embeddings, 0 if inputs is None else inputs.shape[1]
-        if width + (0 if cache is None else cache.columns) <= limit:
-            return
-        # Padding is no token: only now that it matters are the real ones counted.
-        seen = 0 if cache is None or cache.seen is None else cache.seen
-        real = torch.tensor(width) if attention_mask is None else attention_mask[:, -width:].sum(1)
-        tokens = int((real + seen).max())
-        if tokens > limit:
-            raise ValueError(
-                f"the sequence is {tokens} tokens long, past max_position_embeddings={limit}"
-            )
 
     def _prepare_cache_for_generation(  # type: ignore[override]
         self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
     ) -> None:
-        """``generate`` decodes through a :class:`MoRCache`."""
-        given = model_kwargs.get("past_key_values")
+        """``generate`` decodes through a :class:`MoRCache`, by the name that it uses itself."""
         if generation_config.cache_implementation is not None:
             raise ValueError(
                 f"cache_implementation={generation_config.cache_implementation!r} is not available:"
                 " MoR caches per depth; leave it out"
             )
-        if given is None and generation_config.use_cache is not False:
-            model_kwargs["past_key_values"] = MoRCache(self.config)
+        names = ("past_key_values", "cache")
+        given = one_cache(*(model_kwargs.pop(name, None) for name in names))
+        if given is not None:
+            model_kwargs[CACHE_NAME] = given
+            super()._prepare_cache_for_generation(  # type: ignore[misc]
+                generation_config, model_kwargs, *args, **kwargs
+            )
+        elif generation_config.use_cache is not False:
+            model_kwargs[CACHE_NAME] = MoRCache(self.config)
+
+
+# Understood, but no parameters: a Trainer takes every parameter with "label" in its name for a
+# column that evaluation cannot do without.
+_MORE = ("shift_labels", "seq_idx")
+_PARAMETERS = (*tuple(inspect.signature(MoRForCausalLM.forward).parameters)[1:-1], *_MORE)
+
+
+def _list_class(kind: type) -> None:
+    """Put a class on Transformers' list of the names of causal language models.
+
+    The Trainer's label smoothing, pipelines and model cards ask that list, which the Auto classes'
+    ``register`` does not fill. A class that is not on it trains on labels that are not shifted. Its
+    subclasses go by names of their own: FSDP makes one of every model.
+    """
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"mor:{kind.__name__}"] = kind.__name__
 
 
 def register() -> None:
-    """Make AutoConfig and AutoModelForCausalLM know ``model_type: mor``."""
+    """Make Transformers know ``model_type: mor``: the Auto classes, and the name of our class."""
     AutoConfig.register("mor", MoRConfig, exist_ok=True)
     AutoModelForCausalLM.register(MoRConfig, MoRForCausalLM, exist_ok=True)
+    _list_class(MoRForCausalLM)

@@ -27,11 +27,15 @@ class LossParts:
     router: dict[str, Tensor]
 
 
-def next_token_targets(labels: Tensor) -> Tensor:
+def next_token_targets(labels: Tensor | None, shifted: Tensor | None = None) -> Tensor:
     """[B T] what each place has to predict, from labels [B, T]; -100 where nothing.
 
-    The labels move, not the logits: a shifted view of [B, T, V] would have to be copied.
+    The labels move, not the logits: a shifted view of [B, T, V] would have to be copied. Labels
+    that come ``shifted`` [B, T] are taken as they are.
     """
+    if shifted is not None:
+        return shifted.reshape(-1)
+    assert labels is not None
     return F.pad(labels[:, 1:], (0, 1), value=IGNORE).reshape(-1)
 
 

@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Any
 
 from mor.config import MoRConfig
+from mor.data import prompt_tokens
 from mor.engine.intake import prompt_ids
 from mor.engine.text import TextStream
 from mor.errors import MorError
@@ -58,6 +59,9 @@ class Tokens:
     ) -> tuple[int, ...]:
         """Token ids of a chat by the chat template, which sets the special tokens itself.
 
+        A BOS with which the model's texts begin is there once, whether the template writes it or
+        not.
+
         Raises:
             ApiError: there is no template, or it refuses these messages.
         """
@@ -82,7 +86,7 @@ class Tokens:
                 raise ApiError(
                     400, f"The chat template refuses the messages: {why}", param="messages"
                 ) from None
-            ids = self.tokenizer(text, add_special_tokens=False).input_ids
+            ids = prompt_tokens(text, self.tokenizer, self.config) if text else []
             return prompt_ids(ids, self.tokenizer, self.config)
 
         try:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.loss import combine_losses, next_token_targets
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.ops.cross_entropy import IGNORE
 from mor.ops.distillation import linear_distillation
 from mor.train.network import find_network, find_router

@@ -10,7 +10,8 @@ from transformers import AutoTokenizer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from mor.config import MoRConfig
-from mor.errors import MorError
+from mor.errors import Interrupted, MorError
+from mor.hf.bos import save_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.ops.ranks import world_size
 from mor.run_files import SUMMARY
@@ -42,10 +43,6 @@ from mor.train.state.summary import summarise
 from mor.train.uptrain.start import check_origin, keep_map, resolve_model
 from mor.train.uptrain.uptraining import Uptraining
 from mor.train.validation import validate
-
-
-class Interrupted(MorError):
-    """Training ended early because it was asked to; the message says how to go on."""
 
 
 def train(
@@ -106,7 +103,7 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     if not section.branches:
         return [recipe]
     index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len
@@ -126,7 +123,8 @@ def _train(
     disable_progress_bar()  # one bar is enough: ours
     per_step = recipe.sequences_per_step(world_size())
     data = open_run_data(recipe, per_step)
-    config = recipe.model_config_for(data.index.vocab_size, data.index.eos_token_id)
+    index = data.index
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     length = recipe.data.seq_len
     schedule = depth_schedule_of(section, config.num_recursions)
     plan = plan_budget(section.budget, config, length, per_step * length, schedule)
@@ -134,7 +132,7 @@ def _train(
     facts: dict[str, Any] = {"sequences_per_step": per_step, "data": digest}
     uptraining = None
     if recipe.uptrain is not None:
-        uptraining = Uptraining(recipe, config, data.index, digest)
+        uptraining = Uptraining(recipe, config, index, digest)
         facts |= uptraining.facts
     reporters = open_reporters(recipe, plan.steps)
     device = join_ranks()
@@ -247,7 +245,7 @@ def _publish(
         if not folder.first:
             return
         if tokenizer.is_dir():
-            AutoTokenizer.from_pretrained(tokenizer).save_pretrained(out)
+            save_tokenizer(AutoTokenizer.from_pretrained(tokenizer), config, out)
         if recipe.uptrain is not None:
             keep_map(recipe.uptrain, out)
 

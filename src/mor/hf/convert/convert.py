@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mor.disk import check_new
+from mor.hf.bos import save_tokenizer, set_bos
 from mor.hf.convert.assemble import assemble, stack_plan
 from mor.hf.convert.authors import authors_config, authors_plan, without_unused
 from mor.hf.convert.files import (
@@ -16,11 +17,11 @@ from mor.hf.convert.files import (
     new_folder,
     read_mapping,
     read_weights,
-    write_model,
 )
 from mor.hf.convert.gguf import GGUFFile, gguf_config, gguf_weights
-from mor.hf.convert.gguf_tokenizer import gguf_tokenizer
+from mor.hf.convert.gguf_tokenizer import gguf_bos, gguf_tokenizer
 from mor.hf.convert.llama import head_apart, llama_config
+from mor.hf.convert.write import write_model
 
 
 def convert_authors(weights: str | Path, config: str | Path, out: str | Path) -> Path:
@@ -113,10 +114,12 @@ def convert_gguf(source: str | Path, out: str | Path, dtype: torch.dtype = torch
     tokenizer = gguf_tokenizer(file, config.vocab_size)
     weights = gguf_weights(file, config, dtype)
     model = assemble(config, stack_plan(config), weights, source)
+    if tokenizer is not None:
+        set_bos(model, gguf_bos(file, tokenizer))
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, model.config, folder)
     return out
 
 

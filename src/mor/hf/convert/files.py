@@ -15,10 +15,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from mor.disk import check_new, replace_folder
 from mor.errors import MorError
+from mor.ops.alignment import aligned
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -91,6 +91,8 @@ def find_weights(path: Path) -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors by name, from ``.safetensors``, ``.bin`` or an index of either, or a folder.
 
+    They lie in aligned memory (:mod:`mor.ops.alignment`).
+
     Raises:
         ConversionError: a file is missing, cut short, or not a weight file.
     """
@@ -131,7 +133,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, not a state_dict")
-    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    return {name: aligned(t) for name, t in content.items() if isinstance(t, Tensor)}
 
 
 def copy_companions(source: Path, out: Path) -> None:
@@ -176,29 +178,3 @@ def new_folder(out: Path) -> Iterator[Path]:
             yield folder
     except (OSError, SafetensorError) as error:
         raise MorError(f"{out}: cannot write: {one_line(error)}") from error
-
-
-def write_model(
-    model: PreTrainedModel, companions: Path, out: Path, notes: dict[str, Any] | None = None
-) -> Path:
-    """Write ``model`` to the new folder ``out``, whole or not at all.
-
-    Args:
-        model: what to save.
-        companions: the folder whose tokenizer and generation settings come along.
-        out: a new or empty folder.
-        notes: how the model was made, by the name of a JSON file.
-
-    Returns:
-        ``out``.
-
-    Raises:
-        MorError: the tokenizer does not fit the model, ``out`` exists, the disk refuses.
-    """
-    with new_folder(out) as folder:
-        model.save_pretrained(folder)
-        copy_companions(companions, folder)
-        check_tokenizer(folder, model.config.vocab_size, companions)
-        for name, content in (notes or {}).items():
-            (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    return out

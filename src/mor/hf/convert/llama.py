@@ -21,7 +21,8 @@ from transformers import (
     SmolLM3Config,
 )
 
-from mor.config.config import ROPE_TYPES, MoRConfig
+from mor.config import MoRConfig
+from mor.config.rules import ROPE_TYPES
 from mor.hf.convert.files import ConversionError, one_line
 
 REQUIRED = (

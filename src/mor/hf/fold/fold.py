@@ -16,14 +16,15 @@ import torch
 from torch import Tensor, nn
 
 from mor.disk import check_new
-from mor.hf.convert.files import read_mapping, write_model
+from mor.hf.convert.files import read_mapping
+from mor.hf.convert.write import write_model
 from mor.hf.fold.plan import Folding, at_home, folded_config, kept_norms, layer_map
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, Gain, LowRank, short
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet
+from mor.model.routers.net import RouterNet
 from mor.run_files import CONFIG, model_folder
 
 ALL_THROUGH = -1e4

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 import json
 import re
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import yaml
 
+from mor.errors import nearest
+from mor.recipes import FOLDER, builtin_recipes
 from mor.train.recipe.recipe import Recipe, parse_recipe
 from mor.train.recipe.sections import RecipeError
-
-_BUILTIN = Path(__file__).resolve().parents[2] / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,12 +69,6 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     return result
 
 
-def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with mor, such as ``demo/threshold``."""
-    found = _BUILTIN.rglob("*.yaml")
-    return sorted(p.relative_to(_BUILTIN).with_suffix("").as_posix() for p in found)
-
-
 def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe, or one that comes with mor by its name, and apply ``--set`` entries.
 
@@ -84,10 +77,10 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
     """
     path = Path(source).expanduser()
     if not path.is_file() and str(source) in builtin_recipes():
-        path = _BUILTIN / f"{source}.yaml"
+        path = FOLDER / f"{source}.yaml"
     if not path.is_file():
-        close = difflib.get_close_matches(str(source), builtin_recipes(), n=1)
-        hint = f"; did you mean {close[0]}?" if close else " (mor recipes lists what comes along)"
+        close = nearest(str(source), builtin_recipes())
+        hint = f"; did you mean {close}?" if close else " (mor recipes lists what comes along)"
         raise RecipeError(f"recipe {str(source)!r} does not exist{hint}")
     try:
         raw = _read_yaml(path.read_text(encoding="utf-8"))

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from mor.errors import MorError
+from mor.errors import MorError, nearest
 from mor.train.recipe.fields import decides
 from mor.train.recipe.reporters import known_reporters
 
 
 def suggest(word: str, known: list[str]) -> str:
     """``; did you mean 'x'?`` or the list of what there is."""
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean {close[0]!r}?" if close else f"; known: {', '.join(sorted(known))}"
+    close = nearest(word, known)
+    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(sorted(known))}"
 
 
 class RecipeError(MorError, ValueError):

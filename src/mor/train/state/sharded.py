@@ -31,7 +31,9 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from mor.config import MoRConfig
+from mor.data import Bos
 from mor.errors import MorError
+from mor.hf.bos import set_bos
 from mor.hf.modeling import MoRForCausalLM
 
 WEIGHTS, OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"
@@ -150,10 +152,15 @@ def save_whole(model: Any, out: Path) -> None:
         _write(model.config, weights, out)
 
 
-def merge(checkpoint: Path, out: Path) -> None:
+def merge(checkpoint: Path, out: Path, bos: Bos | None = None) -> None:
     """Write a checkpoint of either kind as a model folder with one safetensors file.
 
     One process, on the CPU, with one copy of the weights in memory.
+
+    Args:
+        checkpoint: its folder.
+        out: the folder to write.
+        bos: how texts begin, for a checkpoint whose configuration does not say it yet.
 
     Raises:
         MorError: ``checkpoint`` is not a checkpoint, or a file of it is missing or damaged.
@@ -169,4 +176,6 @@ def merge(checkpoint: Path, out: Path) -> None:
     except Exception as error:  # the libraries raise whatever a broken file happens to cause
         line = " ".join(str(error).split())[:200]
         raise MorError(f"{checkpoint} is missing a file or damaged: {line}") from error
+    if bos is not None and config.add_bos_token is None:
+        set_bos(model, bos)
     model.save_pretrained(out)

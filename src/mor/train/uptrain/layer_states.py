@@ -18,7 +18,7 @@ from torch import Tensor
 from mor.config import MoRConfig
 from mor.model.layers import DecoderLayer
 from mor.model.model import MoRModel
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 
 _BEND = 0.1
 """Where the error turns from square to linear."""

@@ -9,7 +9,6 @@ A run is one stage. Where a second one adds a router to what the first one made 
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -18,12 +17,14 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from mor.config import MoRConfig
+from mor.config import MoRConfig, field_types
 from mor.data import DataIndex
+from mor.data.bos import Bos, check_same_bos, model_bos
 from mor.errors import MorError
+from mor.hf.bos import tokenizer_of
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import model_folder
 from mor.train.recipe.recipe import Recipe
@@ -36,12 +37,6 @@ from mor.train.uptrain.teacher import Teacher, weights_digest
 
 FOLD = "fold.json"
 _ROUTER_STD = 1e-5
-
-
-def _names() -> list[str]:
-    parameters = inspect.signature(MoRConfig.__init__).parameters.values()
-    skipped = ("self", "num_hidden_layers")
-    return [p.name for p in parameters if p.name not in skipped and p.kind is not p.VAR_KEYWORD]
 
 
 def resolve_model(recipe: Recipe) -> Recipe:
@@ -61,15 +56,16 @@ def resolve_model(recipe: Recipe) -> Recipe:
             "this one's folder (uptrain.start)"
         )
     start = MoRConfig.from_pretrained(model_folder(section.start))
-    fields = {name: getattr(start, name) for name in _names() if hasattr(start, name)}
+    fields = {name: getattr(start, name) for name in field_types()}
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name == "update_rule"
+        free = name.startswith("router") or name in ("update_rule", "add_bos_token")
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
+                " (and add_bos_token)"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -94,24 +90,24 @@ def check_tokenizer(section: UptrainSection, index: DataIndex) -> None:
     Raises:
         MorError: naming both.
     """
-    folder = model_folder(section.start)
-    if not (folder / "tokenizer_config.json").is_file() or not index.tokenizer_dir.is_dir():
-        return
-    ours, theirs = load_tokenizer(folder).get_vocab(), load_tokenizer_of(index)
-    wrong = [token for token, number in theirs.items() if ours.get(token) != number]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {folder}"
-        )
+    if index.tokenizer_dir.is_dir():
+        tokenizer_beside(model_folder(section.start), index)
 
 
-def load_tokenizer_of(index: DataIndex) -> dict[str, int]:
-    """The vocabulary of prepared data."""
-    from mor.data import load_tokenizer as load
+def check_bos(recipe: Recipe, index: DataIndex) -> None:
+    """Refuse data whose documents begin otherwise than the start reads its texts.
 
-    return load(index.tokenizer_dir).get_vocab()
+    Where ``model.add_bos_token`` says it, the recipe's model is held to the data instead: so one
+    that reads its texts with BOS is trained, knowingly, to do without.
+
+    Raises:
+        MorError: naming both.
+    """
+    assert recipe.uptrain is not None
+    if recipe.model.get("add_bos_token") is None:
+        folder = model_folder(recipe.uptrain.start)
+        bos = model_bos(MoRConfig.from_pretrained(folder), tokenizer_of(folder))
+        check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
 
 
 def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
@@ -133,6 +129,8 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
     if isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
+        if source.generation_config.bos_token_id == source.config.bos_token_id:
+            model.generation_config.bos_token_id = config.bos_token_id
     freeze(model, section.freeze)
     return model
 
@@ -187,6 +185,11 @@ def open_teacher(section: UptrainSection, config: MoRConfig) -> Teacher | None:
             f"{config.vocab_size}; their probabilities cannot be compared: both must read one "
             "tokenizer's tokens"
         )
+    if config.add_bos_token is not None:
+        place = model_folder(distill.teacher)
+        whose = f"the teacher in {place}"
+        ours = Bos(config.bos_token_id, config.add_bos_token)
+        check_same_bos(model_bos(theirs, tokenizer_of(place)), ours, whose, "the student's text")
     if distill.top_k is not None and distill.top_k >= theirs.vocab_size:
         raise MorError(
             f"uptrain.distill.top_k={distill.top_k} must be below the vocabulary's "
@@ -218,6 +221,7 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
         raise MorError("train.parallel='fsdp' does not go with uptrain yet; use ddp")
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
+    check_bos(recipe, index)
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":

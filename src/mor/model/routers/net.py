@@ -1,0 +1,52 @@
+"""The small networks that score tokens."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mor.config import MoRConfig
+from mor.ops import native, pointwise
+
+
+class RouterNet(nn.Module):
+    """``sets`` small networks of the same shape, hidden -> outputs, without biases.
+
+    ``linear`` is one matrix; ``mlp`` and ``wide_mlp`` are hidden -> 2 hidden -> outputs with exact
+    GELU (the released code makes no difference between the two). Computed in float32 or wider, so
+    that a token's depth does not hang on the training dtype.
+    """
+
+    def __init__(self, config: MoRConfig, sets: int, outputs: int) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.temperature = config.router_temperature
+        self.up: nn.Parameter | None = None
+        if config.router_architecture == "linear":
+            self.weight = nn.Parameter(torch.empty(sets, outputs, width))
+        else:
+            self.up = nn.Parameter(torch.empty(sets, 2 * width, width))
+            self.weight = nn.Parameter(torch.empty(sets, outputs, 2 * width))
+
+    def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
+        """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
+        if native.fits(hidden, self.weight):
+            # A score must not hang on how many tokens are beside it, not even in its last bit.
+            places = torch.as_tensor(index).expand(hidden.shape[:-1]).flatten()
+            even = hidden if self.temperature == 1 else hidden / self.temperature
+            found = even.flatten(0, -2)
+            if self.up is not None:
+                found = pointwise.gelu(native.own_linear(found, self.up, places))
+            found = native.own_linear(found, self.weight, places)
+            return found.unflatten(0, hidden.shape[:-1])
+        if isinstance(index, Tensor):
+            every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)
+            choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
+            return every.gather(-2, choice).squeeze(-2)
+        with torch.autocast(hidden.device.type, enabled=False):
+            wide = torch.promote_types(hidden.dtype, torch.float32)
+            hidden = hidden.to(wide) / self.temperature
+            if self.up is not None:
+                hidden = F.gelu(F.linear(hidden, self.up[index].to(wide)))
+            return F.linear(hidden, self.weight[index].to(wide))
