@@ -106,14 +106,20 @@ def save_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
     dcp.save({"optimizer": found}, checkpoint_id=checkpoint / OPTIMIZER)
 
 
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
+def load_weights(model: Any, checkpoint: Path) -> None:
     """Weights and buffers from a checkpoint of either kind into a model of either kind."""
     if has_shards(checkpoint):
         found = {"model": _weights(model)}
         _read(found, checkpoint / WEIGHTS)
         _put_weights(model, found["model"])
         return
-    _put_weights(model, load_file(checkpoint / "model.safetensors"), full_state_dict=True)
+    weights = load_file(checkpoint / "model.safetensors")
+    if isinstance(next(model.parameters()), DTensor):
+        _put_weights(model, weights, full_state_dict=True)
+        return
+    if model.config.tie_word_embeddings:
+        weights[_HEAD] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
