@@ -61,6 +61,7 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
                 order_seed=None if seed is None else seed + number,
                 packing=section.packing,
                 document_mask=section.document_mask,
+                loss_on=section.loss_on,
             )
             for number, (folder, _) in enumerate(section.folders)
         ]
@@ -69,7 +70,9 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
     train = parts(section.train_split, seed)
     stream = TrainingStream(train, weights, per_step=per_step, seed=seed)
     if other is not None:
-        elsewhere = PackedDataset(other, section.validation_split, section.seq_len)
+        elsewhere = PackedDataset(
+            other, section.validation_split, section.seq_len, loss_on=section.loss_on
+        )
         elsewhere.index.check_same_tokenizer(train[0].index)
         scored = TrainingStream([elsewhere])
     else:

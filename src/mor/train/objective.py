@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from mor.config.choices import Routing
 from mor.hf.modeling import MoRCausalLMOutput
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.recorder import DepthTrace
@@ -76,9 +77,11 @@ class NextToken:
 
     Attributes:
         dtype: ``bfloat16`` runs the model under autocast.
+        routing: the rule that chooses depth; None for training's own selection.
     """
 
     dtype: str = "float32"
+    routing: Routing | None = None
 
     def __call__(
         self, model: nn.Module, batch: dict[str, Any], items: Tensor, traces: bool = False
@@ -88,6 +91,7 @@ class NextToken:
             model,
             self.dtype,
             **batch,
+            routing=self.routing,
             return_logits=False,  # nobody looks at them
             output_router_traces=traces,
             num_items_in_batch=items,

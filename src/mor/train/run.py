@@ -188,7 +188,7 @@ def make_loop(
         shard(model, device, regather=section.fsdp_regather, dtype=section.dtype)
     per_step = data.stream.per_step
     stream = data.stream.take(plan.steps * per_step)
-    objective: Objective = NextToken(section.dtype)
+    objective: Objective = NextToken(section.dtype, section.routing)
     samples: Any = stream
     if uptraining is not None:
         objective, samples = uptraining.prepare(stream, device)

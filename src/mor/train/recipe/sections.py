@@ -85,6 +85,9 @@ class DataSection(Section):
     document_mask: bool = decides(
         "weights and speed", False, description="no attention from one document to another"
     )
+    loss_on: Literal["all", "answers"] = decides(
+        "weights", "all", description="train on every token, or on the answers of a task alone"
+    )
     train_split: str = decides("weights and speed", "train")
     validation_split: str = decides("weights", "validation")
     validation_path: Folder | None = decides(
@@ -146,6 +149,12 @@ class TrainSection(Section):
         "weights and speed",
         None,
         description="depth cap by step: [share of steps, cap] in order, or random; None: no cap",
+    )
+    routing: Literal["causal", "topk", "full"] | None = decides(
+        "weights and speed",
+        None,
+        description="rule that chooses depth: None, the router's selection for training; causal, "
+        "its rule for decoding; full, every token runs every depth",
     )
     dtype: Literal["float32", "bfloat16"] = decides("weights and speed", "float32")
     gradient_checkpointing: bool = decides("speed", False)

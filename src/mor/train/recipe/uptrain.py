@@ -53,6 +53,25 @@ class DistillSection(Section):
         return self
 
 
+class GainSection(Section):
+    """Training the router alone, from what deeper passes bring on a frozen trunk."""
+
+    margin: float = decides(
+        "weights", 0.05, ge=0, description="nats that going deeper must save to be worth it"
+    )
+    sharpness: float = decides(
+        "weights", 50.0, gt=0, description="of the target sigmoid(sharpness (gain - margin))"
+    )
+    elsewhere: Literal["shallow", "ignore"] = decides(
+        "weights",
+        "shallow",
+        description="tokens without a label: taught to leave at once, or not taught",
+    )
+    confidence: float = decides(
+        "weights", 0.3, gt=0, lt=1, description="a token goes deeper where the router is surer"
+    )
+
+
 class UptrainSection(Section):
     """Training that goes on from a model; the recipe's ``model`` may change its router alone."""
 
@@ -62,6 +81,11 @@ class UptrainSection(Section):
     distill: DistillSection | None = decides(
         "weights and speed", None, description="None: next-token loss alone"
     )
+    gain: GainSection | None = decides(
+        "weights and speed",
+        None,
+        description="train the router alone, from what each further pass brings; the rest freezes",
+    )
     rates: dict[str, float] = decides(
         "weights",
         {},
@@ -70,6 +94,12 @@ class UptrainSection(Section):
     freeze: list[str] = decides(
         "weights and speed", [], description="groups of parameters that stay as they are"
     )
+
+    @model_validator(mode="after")
+    def _one_objective(self) -> UptrainSection:
+        if self.gain is not None and self.distill is not None:
+            raise ValueError("gain and distill exclude each other: one trains the router alone")
+        return self
 
     @model_validator(mode="after")
     def _positive(self) -> UptrainSection:

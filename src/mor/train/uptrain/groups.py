@@ -18,6 +18,7 @@ GROUPS = {
     "coda": r"\bcoda_layers\.",
     "norms": r"norm\.weight$",
     "routers": r"\brouter\.",
+    "trunk": r"^(?!.*\brouter\.)",
     "relaxation": r"\b(low_rank|attention_gain|mlp_gain|depth_embedding)\.",
 }
 """Groups that have a name; one parameter may belong to several. ``re:PATTERN`` makes others."""

@@ -31,12 +31,14 @@ from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
 from mor.train.state import checkpoints
+from mor.train.uptrain.gain import prepare_router
 from mor.train.uptrain.groups import freeze
 from mor.train.uptrain.layer_states import numbers_at
 from mor.train.uptrain.teacher import Teacher, weights_digest
 
 FOLD = "fold.json"
 _ROUTER_STD = 1e-5
+_ALSO_FREE = ("update_rule", "kv_sharing", "add_bos_token")
 
 
 def resolve_model(recipe: Recipe) -> Recipe:
@@ -60,12 +62,12 @@ def resolve_model(recipe: Recipe) -> Recipe:
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name in ("update_rule", "add_bos_token")
+        free = name.startswith("router") or name in _ALSO_FREE
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
-                " (and add_bos_token)"
+                f" (and {', '.join(_ALSO_FREE)})"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -131,7 +133,9 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         model.generation_config = source.generation_config
         if source.generation_config.bos_token_id == source.config.bos_token_id:
             model.generation_config.bos_token_id = config.bos_token_id
-    freeze(model, section.freeze)
+    if section.gain is not None:
+        prepare_router(model, section.gain)
+    freeze(model, [*section.freeze, *(["trunk"] if section.gain is not None else [])])
     return model
 
 
@@ -222,6 +226,11 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
     check_bos(recipe, index)
+    if section.gain is not None and recipe.train.depth_schedule is not None:
+        raise MorError(
+            f"train.depth_schedule={recipe.train.depth_schedule!r} does not go with uptrain.gain, "
+            "which runs every token at full depth; leave depth_schedule out"
+        )
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":

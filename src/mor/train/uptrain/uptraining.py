@@ -11,6 +11,7 @@ from mor.train.distributed import first_process_first
 from mor.train.objective import Distilled, NextToken, Objective
 from mor.train.recipe.recipe import Recipe
 from mor.train.uptrain.cache import TaughtSamples, TeacherCache, say_progress
+from mor.train.uptrain.gain import DepthGain
 from mor.train.uptrain.groups import rate_factors
 from mor.train.uptrain.start import check_uptrain, open_teacher, start_model
 
@@ -59,8 +60,10 @@ class Uptraining:
             MorError: the cache cannot be written.
         """
         train, distill = self.recipe.train, self.section.distill
+        if self.section.gain is not None:
+            return DepthGain(self.section.gain), stream
         if self.teacher is None or distill is None:
-            return NextToken(train.dtype), stream
+            return NextToken(train.dtype, train.routing), stream
         self.teacher.model.to(device)  # type: ignore[arg-type]
         with first_process_first(of_node=True):
             cache = self._open_cache()
