@@ -8,10 +8,17 @@ WORKERS ?= 2
 # environment, so `make setup CONSTRAINTS=` followed by a plain `make test` does not undo it.
 CONSTRAINTS ?= $(shell cat $(VENV)/.constraints 2>/dev/null || echo constraints.txt)
 PYTEST_ARGS ?=
+# The other end of what pyproject.toml allows: an environment of its own, and what it tests there.
+OLDEST        ?= .venv-oldest
+OLDEST_PYTHON ?= python3.11
+OLDEST_TORCH  ?= 2.11.0
+OLDEST_TESTS  ?= tests/test_config.py tests/hf tests/engine tests/train/test_label_smoothing.py \
+	tests/train/test_trainer.py tests/train/test_peft.py tests/train/test_sft.py
 DEMO_ARGS   ?=
 
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
+OLDEST_STAMP := $(OLDEST)/.setup-done-torch-$(OLDEST_TORCH)
 # Expanded once: a shell call inside ?= would otherwise run at every use.
 PINS  := $(strip $(CONSTRAINTS))
 
@@ -20,12 +27,12 @@ ifneq ($(PINS),$(strip $(shell cat $(VENV)/.constraints 2>/dev/null || echo cons
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format clean distclean
+.PHONY: help setup demo test test-oldest check format clean distclean
 
 help: ## list the targets
 	@echo 'mor: Mixture-of-Recursions language models'
 	@echo
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-18s%s\n", $$1, $$2}'
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
 	@echo
 	@echo 'Options: PYTHON=python3.12 (which Python makes the environment), CONSTRAINTS= (no pins,'
 	@echo 'for your own torch), WORKERS=2 (test processes), PYTEST_ARGS="-k router".'
@@ -44,6 +51,16 @@ demo: $(STAMP) ## train the twins on Shakespeare, compare them, write a report a
 test: $(STAMP) ## run the tests (those that need the internet are left out)
 	@echo '==> pytest, $(WORKERS) processes'
 	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+
+test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
+	@echo '==> pytest with the oldest versions, $(WORKERS) processes'
+	@$(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
+
+$(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
+	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' constraints-oldest.txt > $(OLDEST).pins
+	@sh tools/setup.sh '$(OLDEST)' '$(OLDEST).pins' '$(OLDEST_PYTHON)' data,finetune,gguf,tensorboard,test
+	@rm $(OLDEST).pins
+	@touch $@
 
 check: $(STAMP) ## lint, types and import contracts
 	@echo '==> ruff format --check'
@@ -65,6 +82,6 @@ clean: ## remove caches and build leftovers; the environment, runs/ and data sta
 	@rm -rf .coverage htmlcov src/*.egg-info
 	@find src tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean ## also remove the environment; runs/ and data stay
-	@echo '==> removing $(VENV)'
-	@rm -rf $(VENV)
+distclean: clean ## also remove the environments; runs/ and data stay
+	@echo '==> removing $(VENV) and $(OLDEST)'
+	@rm -rf $(VENV) $(OLDEST) $(OLDEST).pins

@@ -70,9 +70,13 @@ def extras(project: dict[str, Any]) -> dict[str, dict[str, Requirement]]:
     return {name: requirements(lines) for name, lines in groups.items()}
 
 
-def pins() -> dict[str, Requirement]:
-    lines = (ROOT / "constraints.txt").read_text("utf-8").splitlines()
+def pins(file: str = "constraints.txt") -> dict[str, Requirement]:
+    lines = (ROOT / file).read_text("utf-8").splitlines()
     return requirements([line for line in lines if line.strip() and not line.startswith("#")])
+
+
+def pin_of(name: str, file: str) -> Version:
+    return Version(next(iter(pins(file)[name].specifier)).version)
 
 
 def project_files() -> list[Path]:
@@ -167,6 +171,21 @@ def test_pins_are_exact_and_allowed_by_the_project(project: dict[str, Any]) -> N
         )
 
 
+def test_the_oldest_pins_are_the_lower_bounds(project: dict[str, Any]) -> None:
+    """What the project says it runs on is what `make test-oldest` runs on, to the minor version."""
+    file = "constraints-oldest.txt"
+    bounds = core(project)
+    for extra in ("data", "finetune", "gguf", "tensorboard"):
+        bounds |= extras(project)[extra]
+    for name, requirement in bounds.items():
+        (lower,) = (s.version for s in requirement.specifier if s.operator == ">=")
+        pinned = pin_of(name, file)
+        assert requirement.specifier.contains(pinned), f"{name}: {pinned}"
+        assert pinned.release[:2] == (*Version(lower).release, 0)[:2], f"{name}: {pinned}, {lower}"
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    assert f"OLDEST_TORCH  ?= {pin_of('torch', file)}\n" in makefile
+
+
 def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, Any]) -> None:
     own = [
         Requirement(line)
@@ -211,9 +230,14 @@ def test_python_range_is_the_same_everywhere(project: dict[str, Any]) -> None:
 def test_ci_runs_the_two_commands() -> None:
     script = ROOT / ".ci" / "run"
     assert os.access(script, os.X_OK)
-    commands = [line for line in script.read_text("utf-8").splitlines() if line.startswith("make ")]
-    assert commands == ["make check", "make test"]
-    assert "run: .ci/run" in (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    lines = [line.strip() for line in script.read_text("utf-8").splitlines()]
+    commands = [line for line in lines if line.startswith("make ")]
+    assert commands[:2] == ["make check", "make test"]
+    (oldest,) = commands[2:]
+    assert oldest == f"make test-oldest OLDEST_TORCH={pin_of('torch', 'constraints.txt')}"
+    workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
+    assert "run: .ci/run" in workflow
+    assert "run: make test-oldest OLDEST_PYTHON=python" in workflow
 
 
 def imported_packages(path: Path) -> set[str]:

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Make the virtual environment and install mor into it. `make setup` calls this; run it by hand as
-#     tools/setup.sh VENV CONSTRAINTS [PYTHON]
+#     tools/setup.sh VENV CONSTRAINTS [PYTHON [EXTRAS]]
 # An empty CONSTRAINTS installs without pins and leaves a torch that is already in VENV alone.
 # Nothing outside VENV is changed, and running it again is safe.
 set -eu
@@ -8,6 +8,7 @@ set -eu
 venv=$1
 constraints=$2
 wanted=${3:-}
+extras=${4:-dev}
 in_range='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'
 
 say() { printf '==> %s\n' "$*"; }
@@ -48,7 +49,7 @@ else
 fi
 # Twice quiet: errors only.
 "$venv/bin/python" -m pip install --disable-pip-version-check -qq \
-    ${constraints:+--constraint "$constraints"} --editable '.[dev]'
+    ${constraints:+--constraint "$constraints"} --editable ".[$extras]"
 
 "$venv/bin/python" -c 'import platform, torch
 print(f"==> ready: Python {platform.python_version()}, torch {torch.__version__}")'

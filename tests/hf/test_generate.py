@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
+from packaging.version import Version
 from torch import Tensor
 from transformers import TextIteratorStreamer
 from transformers.generation.streamers import BaseStreamer
@@ -214,6 +216,10 @@ def test_texts_that_end_early_wait_for_the_others() -> None:
         assert (ended[row, 5 + len(kept) :] == 0).all()
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.11"),
+    reason="Transformers 5.10 cannot look up in a prompt without an end-of-text token",
+)
 def test_prompt_lookup_takes_back_what_was_guessed_wrong() -> None:
     """Transformers' own speculative decoding relies on crop."""
     model = make_model(small_config("threshold", "recursive_update"), 10)
