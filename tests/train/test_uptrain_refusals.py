@@ -12,7 +12,7 @@ from mor.errors import MorError
 from mor.hf.convert.llama import plain_depth
 from mor.recipes import builtin_recipes
 from mor.train import load_recipe, parse_recipe
-from mor.train.uptrain.start import settled
+from mor.train.uptrain.start import resolve_model
 from tests.train.uptraining import fields, other_model
 
 
@@ -103,7 +103,7 @@ def test_a_model_with_a_router_keeps_it(uptrain: Any) -> None:
 def test_the_recipe_of_a_run_reads_the_same(uptrain: Any) -> None:
     folder = uptrain(model={"router": "threshold"}, train={"budget": {"steps": 1}})
     known = load_recipe(folder / "recipe.yaml")
-    assert settled(known).model == known.model
+    assert resolve_model(known).model == known.model
 
 
 def test_recipes_that_come_along() -> None:

@@ -15,7 +15,7 @@ RouterActivation = Literal["sigmoid", "tanh", "softmax", "none"]
 Objective = Literal["aux_loss", "aux_router", "none"]
 Balancing = Literal["loss", "loss_free", "none"]
 DecisionRule = Literal["boundary", "half"]
-Routing = Literal["causal", "topk"]
+Routing = Literal["causal", "topk", "full"]
 
 
 def default_capacities(num_recursions: int) -> list[float]:

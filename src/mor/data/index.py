@@ -20,6 +20,7 @@ from mor.data.bos import Bos
 from mor.data.content import checked_content
 from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
+from mor.data.task_marks import TaskMarks
 from mor.data.tokenizer import load_tokenizer
 from mor.errors import MorError
 
@@ -67,6 +68,12 @@ class DataIndex:
     add_bos_token: bool | None = None
     skipped: Mapping[str, int] = field(default_factory=dict)
     reused: bool = False
+
+    @property
+    def task(self) -> TaskMarks | None:
+        """Queries and difficulties of a made-up task (`mor.data.tasks`); None for text."""
+        there = self.preparation.get("task")
+        return None if there is None else TaskMarks.of(there)
 
     @property
     def bos(self) -> Bos:

@@ -34,6 +34,7 @@ from mor.data.reuse import begun, check_target, differences, reuse
 from mor.data.segments import write_segments
 from mor.data.streams import StreamOptions, is_streamed
 from mor.data.survey import SourceChanged
+from mor.data.tasks import TASK_PREFIX, open_task, task_tokenizer
 from mor.data.tokenizer import (
     END_OF_TEXT_ID,
     DocumentEncoder,
@@ -111,7 +112,13 @@ def prepare(
         check_vocab_size(vocab_size)
     check_target(out)
     workshop = Workshop(out)
+    task = open_task(str(source)) if str(source).startswith(TASK_PREFIX) else None
+    if task is not None and tokenizer is not None:
+        raise MorError(
+            f"source {source} has a vocabulary of its own; leave out tokenizer={str(tokenizer)!r}"
+        )
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
+    chosen = chosen if task is None else task_tokenizer(task)
     if is_streamed(source, stream):
         if chosen is None:
             raise MorError(
@@ -132,6 +139,8 @@ def prepare(
         "shard_tokens": shard_tokens,
         "seed": seed,
     }
+    if task is not None and chosen is not None:
+        preparation["task"] = task.marks(chosen.get_vocab())
     if not overwrite and out.is_dir() and any(out.iterdir()):
         index = reuse(out, preparation, skip_bad_rows, progress)
         workshop.sweep()

@@ -9,6 +9,7 @@ from typing import Any
 
 from mor.data.hub import HubSource
 from mor.data.sources import CORPORA, HUB_PREFIX, FileSource, Source
+from mor.data.tasks import TASK_PREFIX, TaskSource, open_task
 from mor.errors import MorError
 
 
@@ -73,7 +74,7 @@ def is_streamed(source: str | Path, stream: StreamOptions | bool) -> bool:
     Raises:
         MorError: that makes no sense for it.
     """
-    if str(source).startswith(HUB_PREFIX):
+    if str(source).startswith((HUB_PREFIX, TASK_PREFIX)):
         return True
     if isinstance(stream, StreamOptions) and replace(stream, limits=Limits()) != StreamOptions():
         raise MorError(f"source {source} is none of Hugging Face's; write {HUB_PREFIX}{source}")
@@ -92,6 +93,8 @@ def open_streams(
     Raises:
         MorError: as the sources.
     """
+    if str(source).startswith(TASK_PREFIX):
+        return TaskSource(open_task(str(source))), None
     if not str(source).startswith(HUB_PREFIX):
         return FileSource(source, text_field), None
     name = str(source).removeprefix(HUB_PREFIX)

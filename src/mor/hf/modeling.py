@@ -120,7 +120,7 @@ class MoRPreTrainedModel(PreTrainedModel):
 class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
     """Causal language model over :class:`mor.model.MoRModel`.
 
-    ``forward`` adds three arguments to the usual ones: ``routing`` (``causal`` or ``topk``; default
+    ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default
     top-k in training mode and causal otherwise), ``max_depth`` (a cap on recursions) and
     ``output_router_traces``.
     """

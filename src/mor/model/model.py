@@ -218,7 +218,8 @@ class MoRModel(nn.Module):
                 piece. A document is then a sequence of its own in every respect: its tokens see no
                 others, and what training selects per sequence is selected per document.
             routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
-                ``router.decide``. Default: ``topk`` in training mode, else ``causal``.
+                ``router.decide``, and with ``full`` every token runs every recursion up to the
+                depth cap. Default: ``topk`` in training mode, else ``causal``.
             max_depth: depth cap, 1..R.
             keep_states, keep_traces: fill the output's fields of the same name.
 
@@ -232,15 +233,16 @@ class MoRModel(nn.Module):
             zeros = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
             return ModelOutput(torch.zeros_like(hidden), zeros)
         router, kv = active_router(self.router), layout.kv
-        topk = routing == "topk" or (routing is None and self.training)
-        recorder = Recorder(keep_states, keep_traces, with_losses=topk and router.training)
+        routing = routing or ("topk" if self.training else "causal")
+        taught = routing == "topk" and router.training
+        recorder = Recorder(keep_states, keep_traces, with_losses=taught)
         hidden = layout.lay(hidden)
         rope = self.rope(layout.positions, hidden.dtype)
         recorder.add_state(hidden)
         hidden = self.prelude(hidden, rope, kv.prelude(), recorder)
         hidden, depths = run_recursions(
             self.recurse, router, hidden, rope, layout,
-            causal=not topk, max_depth=limit, recorder=recorder,
+            routing=routing, max_depth=limit, recorder=recorder,
         )  # fmt: skip
         hidden = self.coda(hidden, rope, kv.coda(), recorder)
         kv.finish()

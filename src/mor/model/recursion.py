@@ -1,7 +1,6 @@
 """The recursion stage over a batch: score, choose, compact, recurse, update.
 
-One loop serves every router, training and decoding alike. What decides is ``router.decide`` under
-causal routing and ``router.select`` otherwise.
+One loop serves every router, training and decoding alike (:func:`choose` says by which rule).
 """
 
 from __future__ import annotations
@@ -11,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mor.config.choices import Routing
 from mor.model.attend.protocol import Attend
 from mor.model.layout import Layout
 from mor.model.reached import Reached
@@ -31,7 +31,7 @@ def run_recursions(
     rope: Rotation,
     layout: Layout,
     *,
-    causal: bool,
+    routing: Routing,
     max_depth: int,
     recorder: Recorder,
 ) -> tuple[Tensor, Tensor]:
@@ -43,7 +43,8 @@ def run_recursions(
         hidden: [A, N, D] the stream after the prelude.
         rope: rotation of all tokens, each [A, N, head_dim].
         layout: of the batch: positions, rows, keys and values.
-        causal: use ``decide`` instead of ``select``.
+        routing: ``causal`` asks ``router.decide``, ``topk`` ``router.select``, ``full`` nobody:
+            every token runs all depths.
         max_depth: depth cap, at most R.
         recorder: keeps states and traces, and takes the router's losses.
 
@@ -58,10 +59,7 @@ def run_recursions(
     for depth in range(max_depth):
         tokens = reached.gather(hidden)
         scores = router.score(tokens, depth, reached.gather(positions), reached.take(started))
-        if causal:
-            active = router.decide(scores, depth)
-        else:
-            active = select(router, scores, depth, reached)
+        active = choose(router, scores, depth, reached, routing)
         recorder.add_choice(router, scores, active, depth, reached)
         if active is not None:
             inner = compact(active, reached, kv.flat)
@@ -80,6 +78,17 @@ def run_recursions(
         hidden, depths = reached.scatter(hidden, updated), reached.scatter(depths, ran)
         recorder.add_state(hidden)
     return hidden, depths if everyone.valid is None else depths * everyone.valid
+
+
+def choose(
+    router: Router, scores: Scores, depth: int, reached: Reached, routing: Routing
+) -> Tensor | None:
+    """Which candidates run ``depth``: a mask [A, M], ascending indices [A, k], or None for all."""
+    if routing == "full":
+        return None
+    if routing == "causal":
+        return router.decide(scores, depth)
+    return select(router, scores, depth, reached)
 
 
 def select(router: Router, scores: Scores, depth: int, reached: Reached) -> Tensor | None:

@@ -26,6 +26,7 @@ from mor.config import MoRConfig, field_types
 from mor.config.presets import FAMILIES, SHAPES, preset
 from mor.data.bos import Bos
 from mor.errors import MorError
+from mor.train.recipe.fields import decides
 from mor.train.recipe.sections import (
     DataSection,
     Folder,
@@ -41,12 +42,14 @@ from mor.train.recipe.uptrain import DistillSection, UptrainSection
 class Recipe(Section):
     """One training run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: dict[str, Any] = Field(default_factory=dict)
-    data: DataSection
-    train: TrainSection
-    uptrain: UptrainSection | None = Field(None, description="train on from a model that is there")
-    output: Folder = Field(Path("runs"), description="parent of the run's folder")
+    name: str = decides("nothing", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: dict[str, Any] = decides("weights and speed", default_factory=dict)
+    data: DataSection = decides("weights and speed")
+    train: TrainSection = decides("weights and speed")
+    uptrain: UptrainSection | None = decides(
+        "weights and speed", None, description="train on from a model that is there"
+    )
+    output: Folder = decides("nothing", Path("runs"), description="parent of the run's folder")
 
     @property
     def run_dir(self) -> Path:
@@ -92,6 +95,13 @@ class Recipe(Section):
             config = preset(named, family, **fields) if named else MoRConfig(**fields)
         except MorError as error:
             raise RecipeError(f"model.{error}") from None
+        schedule = self.train.depth_schedule
+        deepest = max((cap for _, cap in schedule), default=1) if isinstance(schedule, list) else 1
+        if deepest > config.num_recursions:
+            raise RecipeError(
+                f"train.depth_schedule caps depth at {deepest}; model.num_recursions="
+                f"{config.num_recursions} allows 1 to {config.num_recursions}"
+            )
         if config.vocab_size < vocab_size:
             raise RecipeError(
                 f"model.vocab_size={config.vocab_size} is smaller than the data's {vocab_size}; "
@@ -183,7 +193,7 @@ def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: " + "; ".join(problems))
     recipe = Recipe.model_validate(raw)
     if recipe.uptrain is not None and "num_recursions" not in recipe.model:
-        return recipe  # the start's configuration is still to come: see `settled`
+        return recipe  # the start's configuration is still to come: see `resolve_model`
     try:
         # The data's vocabulary is not known yet; everything else about the network is.
         bos = Bos(recipe.model.get("bos_token_id") or 0, recipe.model.get("add_bos_token"))

@@ -11,12 +11,10 @@ round.
 
 from __future__ import annotations
 
-import random
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -31,7 +29,6 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.trainer_pt_utils import safe_globals
 
 from mor.config import MoRConfig
 from mor.data import Bos
@@ -136,18 +133,6 @@ def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
                     value.to(parameter.device), parameter.device_mesh, parameter.placements
                 )
     optimizer.load_state_dict(found)
-
-
-def load_first_random_state(checkpoint: Path) -> None:
-    """Random state of the first process that wrote ``checkpoint``; a GPU's keeps its seed."""
-    saved = sorted(checkpoint.glob("rng_state*.pth"))
-    if not saved:
-        return
-    with safe_globals():
-        state = torch.load(saved[0], weights_only=True)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.random.set_rng_state(state["cpu"])
 
 
 # One file -----------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from mor.hf.fold.plan import open_router_fields
 from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import model_folder
+from mor.train.gain import prepare_router
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
@@ -37,9 +38,10 @@ from mor.train.uptrain.teacher import Teacher, weights_digest
 
 FOLD = "fold.json"
 _ROUTER_STD = 1e-5
+_ALSO_FREE = ("update_rule", "kv_sharing", "add_bos_token")
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
     Done twice it changes nothing, so that the recipe in a run folder reads the same.
@@ -60,12 +62,12 @@ def settled(recipe: Recipe) -> Recipe:
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name in ("update_rule", "add_bos_token")
+        free = name.startswith("router") or name in _ALSO_FREE
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
-                " (and add_bos_token)"
+                f" (and {', '.join(_ALSO_FREE)})"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -131,7 +133,9 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         model.generation_config = source.generation_config
         if source.generation_config.bos_token_id == source.config.bos_token_id:
             model.generation_config.bos_token_id = config.bos_token_id
-    freeze(model, section.freeze)
+    if section.gain is not None:
+        prepare_router(model, section.gain)
+    freeze(model, [*section.freeze, *(["trunk"] if section.gain is not None else [])])
     return model
 
 

@@ -14,7 +14,7 @@ from mor.disk import digest
 from mor.hf.modeling import MoRForCausalLM
 from mor.ops.distillation import LiveRows, TeacherRows
 from mor.run_files import model_folder
-from mor.train.uptrain.layer_states import streams
+from mor.train.uptrain.layer_states import record_layer_states
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Teacher:
     def ask(self, inputs: dict[str, Any]) -> Lesson:
         """Run it over a batch as the student's forward takes it."""
         inner = self.model.model
-        with streams(inner, set(self.layers.values())) as found:
+        with record_layer_states(inner, set(self.layers.values())) as found:
             output = inner(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs.get("attention_mask"),
