@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -99,7 +99,8 @@ class MoRPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
+# GenerationMixin by its name: Transformers asks the direct parents whether a model can generate.
+class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
     """Causal language model over :class:`mor.model.MoRModel`.
 
     ``forward`` adds three arguments to the usual ones: ``routing`` (``causal`` or ``topk``; default
