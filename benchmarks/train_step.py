@@ -35,8 +35,9 @@ from rich.table import Table
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MoRConfig, MoRForCausalLM, preset
+from mor.disk import append_jsonl
 from mor.model.flops import batch_flops, flops_per_token
-from mor.provenance import append_jsonl, provenance
+from mor.provenance import provenance
 
 WIDTHS = {
     "hidden_size": 256,

@@ -35,7 +35,8 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_
 from torch.nn.parallel import DistributedDataParallel
 
 from mor import MoRConfig, MoRForCausalLM, preset
-from mor.provenance import append_jsonl, provenance
+from mor.disk import append_jsonl
+from mor.provenance import provenance
 from mor.train.distributed import release, shard
 
 VARIANTS: dict[str, dict[str, Any]] = {

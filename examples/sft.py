@@ -17,6 +17,7 @@ from datasets import load_dataset
 from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
+from mor.data.bos import start_texts, text_start
 from mor.hf.load import load_model, load_tokenizer
 from mor.train import RouterCallback
 
@@ -38,8 +39,10 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--packing", action="store_true", help="several examples in a row")
     options = parser.parse_args(words)
 
-    tokenizer = load_tokenizer(options.model)
-    tokenizer.chat_template = tokenizer.chat_template or CHAT_TEMPLATE
+    model, tokenizer = load_model(options.model), load_tokenizer(options.model)
+    # A chat begins as every text of the model does, with its BOS if it has one.
+    begin = start_texts(tokenizer, text_start(tokenizer, model.config))
+    tokenizer.chat_template = tokenizer.chat_template or begin + CHAT_TEMPLATE
     dataset = load_dataset("json", data_files=str(options.data), split="train")
     lora = None
     if options.lora:
@@ -64,7 +67,7 @@ def main(words: list[str] | None = None) -> None:
         bf16=False,
     )
     trainer = SFTTrainer(
-        model=load_model(options.model),
+        model=model,
         args=arguments,
         train_dataset=dataset,
         processing_class=tokenizer,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from transformers import PretrainedConfig
 
 from mor import ConfigError, MoRConfig, MoRForCausalLM, preset
+from mor.config import field_types
 
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hidden_size": 0}, "hidden_size=0"),
@@ -71,6 +72,23 @@ def test_configuration_survives_its_own_file(tmp_path: Any) -> None:
     config = preset("360m", "mor", 4, router="threshold", kv_sharing="recursive_update")
     config.save_pretrained(tmp_path)
     assert MoRConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+def test_configurations_are_equal_when_all_their_fields_are() -> None:
+    assert MoRConfig(hidden_size=64) == MoRConfig(hidden_size=64, head_dim=16)
+    assert MoRConfig(hidden_size=64) != MoRConfig(hidden_size=128)
+    assert MoRConfig(num_recursions=2) != MoRConfig(num_recursions=2, router="threshold")
+
+
+def test_every_field_has_a_value_or_may_be_none() -> None:
+    config, types = MoRConfig(num_recursions=2, router="threshold"), field_types()
+    optional = {"relaxation_alpha", "router_fixed_depth", "pad_token_id", "bos_token_id"}
+    optional |= {"add_bos_token", "eos_token_id"}
+    assert {name for name in types if getattr(config, name) is None} == optional
+    given = {name: getattr(config, name) for name in types}
+    assert MoRConfig(**given) == MoRConfig(**dict.fromkeys(types) | given) == config
+    nones = {name: None for name, kind in types.items() if type(None) in get_args(kind)}
+    assert MoRConfig(**nones) == MoRConfig()
 
 
 def test_unrolled_depth_is_another_way_to_say_the_block() -> None:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mor import provenance as module
-from mor.provenance import append_jsonl, provenance
+from mor.disk import append_jsonl
+from mor.provenance import provenance
 from mor.report.records import read_log
 
 

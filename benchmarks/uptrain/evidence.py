@@ -85,7 +85,7 @@ class Evidence:
         if self.args.device == "cuda":
             model.cuda()
         tokenizer = load_tokenizer(self.folder / "source")
-        rows = text_sequences(self.folder / "brown.txt", tokenizer, seq_len, tokens)
+        rows = text_sequences(self.folder / "brown.txt", tokenizer, seq_len, tokens, model.config)
         with torch.no_grad():
             return run_pass(model, rows, len(rows), max(1, 1024 // seq_len), "causal").nll
 
@@ -99,8 +99,8 @@ class Evidence:
         from mor.eval import calibrate
         from mor.eval.folds import text_sequences
         from mor.eval.passes import run_pass
+        from mor.hf.convert.write import write_model
         from mor.hf.load import load_model, load_tokenizer
-        from mor.hf.write import write_model
 
         model: Any = load_model(folder)
         data = PackedDataset(self.folder / "data", "train", 512, order_seed=1)
@@ -108,7 +108,9 @@ class Evidence:
         tokenizer = load_tokenizer(self.folder / "source")
         found = {"capacity": capacities[-1]}
         for length, tokens in ((512, 4096), (self.args.seq_len, 2048)):
-            rows = text_sequences(self.folder / "brown.txt", tokenizer, length, tokens)
+            rows = text_sequences(
+                self.folder / "brown.txt", tokenizer, length, tokens, model.config
+            )
             score = run_pass(model, rows, len(rows), max(1, 1024 // length), "causal")
             name = "nll_512" if length == 512 else "nll"
             found |= {name: score.nll, f"{name}_depth": score.score(1.0)["mean_depth"]}
@@ -259,11 +261,9 @@ class Evidence:
     @staticmethod
     def shape(config: dict[str, Any]) -> dict[str, Any]:
         """The ``model`` section of a network as its configuration describes it."""
-        import inspect
+        from mor.config import field_types
 
-        from mor import MoRConfig
-
-        names = set(inspect.signature(MoRConfig.__init__).parameters) - {"num_hidden_layers"}
+        names = set(field_types())
         return {"model": {k: v for k, v in config.items() if k in names and v is not None}}
 
 

@@ -41,7 +41,11 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)  # thinning is meant
     source = load_model(args.model)
     rows = text_sequences(
-        args.text, load_tokenizer(args.model), args.seq_len, args.seq_len * args.sequences
+        args.text,
+        load_tokenizer(args.model),
+        args.seq_len,
+        args.seq_len * args.sequences,
+        source.config,
     )
     ids = rows[0]["input_ids"][None]
     for recursions in (2, 3):

@@ -4,12 +4,36 @@
 AutoConfig and AutoModelForCausalLM.
 """
 
-from mor.config import ConfigError, MoRConfig
-from mor.config.presets import preset
-from mor.errors import MorError
-from mor.hf import MoRCache, MoRForCausalLM, register
+import sys
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mor.config import ConfigError, MoRConfig
+    from mor.config.presets import preset
+    from mor.errors import MorError
+    from mor.hf import MoRCache, MoRForCausalLM
 
 __version__ = "0.1.0"
 __all__ = ["ConfigError", "MoRCache", "MoRConfig", "MoRForCausalLM", "MorError", "preset"]
 
-register()
+_HOMES = {
+    "ConfigError": "mor.errors",
+    "MoRCache": "mor.hf",
+    "MoRConfig": "mor.config",
+    "MoRForCausalLM": "mor.hf",
+    "MorError": "mor.errors",
+    "preset": "mor.config.presets",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+# Importing `mor.hf` registers. The command `mor` does without until a command needs the model.
+if "mor_command" not in sys.modules:
+    import_module("mor.hf")

@@ -14,6 +14,14 @@ class MorError(Exception):
     """
 
 
+class Interrupted(MorError):
+    """Work ended early because it was asked to; the message says how to go on."""
+
+
+class ConfigError(MorError, ValueError):
+    """A field of a model's configuration is wrong; the message names it and what would be right."""
+
+
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:
     """The known word that ``word`` is most likely a misspelling of, if any is close."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)

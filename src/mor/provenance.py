@@ -1,20 +1,18 @@
 """Where a number comes from: the commit, the machine, the versions, the command.
 
-Training, evaluation and benchmarks all write the same header with :func:`provenance` and the same
-JSON lines with :func:`append_jsonl`, so any record can be traced and any log can be read alike.
-Standard library only: this module lies on the lowest floor, beside :mod:`mor.errors`.
+Training, evaluation and benchmarks all write the same header with :func:`provenance`, so any record
+can be traced. Standard library only: this module lies on the lowest floor, beside
+:mod:`mor.errors`.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -96,49 +94,6 @@ def command() -> str:
     else:
         words = [program.name]
     return shlex.join([*words, *sys.argv[1:]])
-
-
-def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
-    """Append ``record`` to ``path`` as one line of strict JSON.
-
-    Numbers that are not finite become ``null``. Where a killed process left half a line at the
-    end, that half is dropped first, so the new line never runs into it.
-    """
-    line = json.dumps(_strict(record), ensure_ascii=False, allow_nan=False) + "\n"
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+b") as file:
-        _mend_tail(file)
-        file.write(line.encode())
-
-
-def _mend_tail(file: Any) -> None:
-    """Make the file end with a newline: complete a whole last record, drop half of one."""
-    end = file.seek(0, os.SEEK_END)
-    start, tail = end, b""
-    while start > 0 and b"\n" not in tail:
-        step = min(4096, start)
-        start = file.seek(start - step)
-        tail = file.read(step) + tail
-    tail = tail.rpartition(b"\n")[2]
-    if not tail:
-        return
-    try:
-        json.loads(tail)
-    except ValueError:
-        file.truncate(end - len(tail))
-    else:
-        file.write(b"\n")
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {str(key): _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return value
 
 
 def _processor() -> str:

@@ -30,7 +30,7 @@ from mor.errors import MorError
 from mor.eval import evaluate
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_model, load_tokenizer
-from mor.train import MoRTrainer
+from mor.train.loop import Loop
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import SEQ_LEN, tiny_fields, write_corpus
 
@@ -304,15 +304,15 @@ def test_ctrl_c(mor_: Mor, recipe: Path, tmp_path: Path, monkeypatch: pytest.Mon
     import os
     import signal
 
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
 
-    def interrupted(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 0 and not os.environ.get("DONE"):
+    def interrupted(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        if self.step == 0 and not os.environ.get("DONE"):
             monkeypatch.setenv("DONE", "1")
             os.kill(os.getpid(), signal.SIGINT)
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", interrupted)
+    monkeypatch.setattr(Loop, "learn_micro_batch", interrupted)
     words = ["train", recipe, "--set", f"output={tmp_path}"]
     done = mor_(*words)
     assert done.code == 130

@@ -64,13 +64,12 @@ def test_the_table_before_training(source: Path, tmp_path: Path, mor_: Mor) -> N
     assert rows[0][:4] == ["source", "1", "-", "-"]
     assert rows[1][:6] == ["cycle", "2", "stepwise", "shared", "-", "6"]
     assert rows[2][:6] == ["cycle", "2", "stepwise", "own", "full", "6"]
-    nll = {tuple(row[:5]): row[7] for row in rows}
+    nll = {tuple(row[:5]): float(row[7]) for row in rows}
     # Full rank is the thinned source, however the shared layers started.
     for sharing in ("cycle", "middle_cycle"):
-        assert (
-            nll[sharing, "2", "stepwise", "own", "full"]
-            == nll[sharing, "2", "average", "own", "full"]
-        )
+        # Other products come to it, so that the last digit printed may be another.
+        full = nll[sharing, "2", "average", "own", "full"]
+        assert nll[sharing, "2", "stepwise", "own", "full"] == pytest.approx(full, abs=1.5e-4)
         assert (
             nll[sharing, "2", "stepwise", "shared", "-"]
             != nll[sharing, "2", "average", "shared", "-"]

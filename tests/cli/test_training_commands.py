@@ -99,4 +99,6 @@ def test_a_fan(command: Command, file: Path, tmp_path: Path) -> None:
     runs = [tmp_path / "runs" / name for name in ("tiny", "tiny-5", "tiny-6")]
     assert (code, out) == (0, "".join(f"trained: {run}\n" for run in runs))
     assert all((run / "model" / "config.json").is_file() for run in runs)
-    assert {4} < {checkpoints.step_of(p) for p in checkpoints.found(runs[0] / "checkpoints")}
+    assert {4} < {
+        checkpoints.step_of(p) for p in checkpoints.list_checkpoints(runs[0] / "checkpoints")
+    }

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from mor.engine import Engine
 from mor.engine.attend import PagedAttention, padded_attention, row_attention
-from mor.engine.batch import KVView
+from mor.engine.batch import KVView, PieceColumns, TokenColumns
 from mor.engine.pages import PagePool, PageTables
 from tests.engine.oracle import Oracle, greedy
 from tests.strategies import KV_SHARING, make_model, random_ids, small_config
@@ -59,17 +59,15 @@ def test_each_query_sees_its_row_up_to_its_own_place(
             seen = [t[: place + 1].transpose(0, 1)[None] for t in (keys, values)]
             mixed = F.scaled_dot_product_attention(one[None, :, None], *seen, enable_gqa=True)
             wanted.append(mixed[0, :, 0])
-    view = KVView(
-        table,
-        torch.arange(len(pieces)),
-        torch.tensor([sum(piece) for piece in pieces]),
-        torch.cat(slots),
-        tuple(count for count, _ in pieces),
-        0,
-        torch.arange(len(pieces)),
-        torch.cat(slots),
-        torch.tensor([sum(piece) for piece in pieces]),
-    )
+    rows, lengths = torch.arange(len(pieces)), torch.tensor([sum(piece) for piece in pieces])
+    counts, slot = tuple(count for count, _ in pieces), torch.cat(slots)
+    own_row, other = rows.repeat_interleave(torch.tensor(counts)), torch.zeros_like(slot)
+    tokens = TokenColumns(
+        position=other, depth=other, limit=other, slot=slot, written=slot, lane=other,
+        own_row=own_row,
+    )  # fmt: skip
+    columns = PieceColumns(rows, lengths, rows, lengths, torch.tensor(counts))
+    view = KVView(table, tokens, columns, counts, writes=0)
     assert_close(
         form(torch.cat(queries), None, None, view, layer),
         torch.stack(wanted),

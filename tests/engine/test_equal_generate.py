@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from mor import MoRConfig
 from mor.engine import Engine
 from mor.engine.attend import padded_attention, row_attention
+from mor.engine.memory import pages_for
 from mor.engine.scheduler import Policy
-from mor.engine.store import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
 from tests.strategies import (
     KV_SHARING,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from mor.engine import Engine
-from mor.engine.store import pages_for
+from mor.engine.memory import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
 from tests.strategies import make_model, random_ids, small_config
 

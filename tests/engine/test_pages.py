@@ -9,8 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mor.engine.pages import PagePool, PageTables, check_integrity
-from mor.engine.store import KVStore, pages_for
+from mor.engine.integrity import check_pages
+from mor.engine.memory import pages_for
+from mor.engine.pages import PagePool, PageTables
+from mor.engine.store import KVStore
 from mor.errors import MorError
 from tests.strategies import configs, small_config
 
@@ -41,7 +43,7 @@ def test_pages_are_owned_once_and_slots_never_meet(
                 table.extend(row, length)
                 assert free - pool.free == missing
                 assert table.missing(row, length) == 0
-        check_integrity(pool, tables, [[], []])
+        check_pages(pool, tables, [[], []])
         slots = []
         for table in tables:
             for own, length in enumerate(table.lengths):
@@ -52,7 +54,7 @@ def test_pages_are_owned_once_and_slots_never_meet(
     for table in tables:
         for row in range(4):
             table.release(row)
-    check_integrity(pool, tables, [[0, 1, 2, 3]] * 2)
+    check_pages(pool, tables, [[0, 1, 2, 3]] * 2)
     assert pool.free == 200
 
 
@@ -85,10 +87,10 @@ def test_every_kind_of_harm_is_found(harm: Any, message: str) -> None:
     pool = pool_of(10, 2)
     table = PageTables(pool, 2, 2, 8)
     table.extend(0, 4)
-    check_integrity(pool, [table], [[1]])
+    check_pages(pool, [table], [[1]])
     harm(pool, table)
     with pytest.raises(MorError, match=message):
-        check_integrity(pool, [table], [[1]])
+        check_pages(pool, [table], [[1]])
 
 
 def test_more_pages_than_there_are_cannot_be_taken() -> None:

@@ -39,7 +39,7 @@ from tests.strategies import make_model, small_config
         ("stop", ["a", 1], "stop=\\['a', 1\\] must be a text"),
         ("stop_token_ids", [-1], "stop_token_ids: token id=-1 must be a whole number"),
         ("stop_token_ids", "ab", "stop_token_ids='ab' must be a list of token ids"),
-        ("ignore_eos", 1, "ignore_eos=1 must be True or False"),
+        ("ignore_eos", 1, "ignore_eos=1 must be true or false"),
         ("logprobs", 21, "logprobs=21 must be a whole number in 0..20"),
         ("n", 0, "n=0 must be a whole number of at least 1"),
         ("max_depth", 0, "max_depth=0 must be a whole number of at least 1"),

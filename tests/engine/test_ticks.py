@@ -9,8 +9,8 @@ import torch
 
 from mor import MoRForCausalLM
 from mor.engine import Engine
+from mor.engine.memory import pages_for
 from mor.engine.request import Wave
-from mor.engine.store import pages_for
 from tests.engine.oracle import Oracle, greedy, idle, run
 from tests.strategies import make_model, random_ids, small_config
 

@@ -16,7 +16,7 @@ from mor.model.metrics import (
     entropy,
     max_violation,
 )
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.model.routers import build_router
 from mor.model.routers.base import Router, Scores
 from mor.ops.compaction import pack

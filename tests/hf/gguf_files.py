@@ -60,6 +60,7 @@ def write_gguf(
     kind: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     tokens: list[str] = TOKENS,
     extra: dict[str, Tensor] | None = None,
+    add_bos: bool | None = None,
     **fields: Any,
 ) -> Path:
     """Write ``model``; ``fields`` are added after the architecture's, or left out where None."""
@@ -98,6 +99,8 @@ def write_gguf(
         writer.add_bos_token_id(0)
         writer.add_eos_token_id(0)
         writer.add_eot_token_id(1)
+        if add_bos is not None:
+            writer.add_add_bos_token(add_bos)
         writer.add_chat_template(TEMPLATE)
     theirs = {ours: name for name, ours in NAMES.items()}
     layers = {ours: name for name, ours in LAYER_NAMES.items()}

@@ -55,7 +55,7 @@ def test_router_terms_are_shared_out_among_micro_batches() -> None:
     ids = random_ids(3, 3, 12)
     found = []
     for micro_batches in (1, 4):
-        model.model.router.micro_batches = micro_batches
+        model.model.router.begin_step(0, micro_batches)
         (model.base_model(ids).last_hidden_state * 0).sum().backward()
         found.append(gradients(model)["model.router.net.weight"])
     assert found[0].abs().max() > 1e-4

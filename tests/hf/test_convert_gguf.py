@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from mor import MorError
+from mor.data import prompt_tokens
 from mor.hf.convert.convert import convert_gguf
 from mor.hf.convert.gguf import turn_back
 from mor.hf.load import load_model, load_tokenizer
@@ -97,6 +98,29 @@ def test_the_tokenizer_and_its_chat_template_come_along(tmp_path: Path) -> None:
     assert ours.apply_chat_template(chat, tokenize=False) == "<|turn|>the"
     assert ours.chat_template == TEMPLATE
     assert (ours.bos_token, ours.eos_token) == ("<|end|>", "<|end|>")
+
+
+@pytest.mark.parametrize(
+    ("pre", "add_bos", "added"),
+    [
+        ("gpt-2", None, False),
+        ("gpt-2", True, True),
+        ("smollm", False, False),
+        ("llama-bpe", None, True),
+        ("llama-bpe", False, False),
+    ],
+)
+def test_texts_begin_as_the_file_says(
+    tmp_path: Path, pre: str, add_bos: bool | None, added: bool
+) -> None:
+    """Transformers leaves the field unread, and its tokenizer adds no BOS in any of these."""
+    file = write_gguf(tmp_path / "tiny.gguf", model_of(), pre=pre, add_bos=add_bos)
+    folder = convert_gguf(file, tmp_path / "out")
+    config, tokenizer = load_model(folder).config, load_tokenizer(folder)
+    assert (config.add_bos_token, config.bos_token_id) == (added, 0)
+    plain = tokenizer("the thin", add_special_tokens=False).input_ids
+    assert prompt_tokens("the thin", tokenizer, config) == [0] * added + plain
+    assert tokenizer("the thin").input_ids == [0] * added + plain
 
 
 def test_digits_are_cut_apart_where_the_file_says_so(tmp_path: Path) -> None:

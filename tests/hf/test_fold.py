@@ -314,7 +314,7 @@ def test_capacity_falls_from_full_depth_as_training_goes_on(router: Any) -> None
     routed = fold(vanilla(8), Folding(3, router=router, capacity_warmup_steps=10)).train()
     ids, means = random_ids(0, 4, 24), []
     for step in (0, 3, 6, 10):
-        routed.model.router.step = step
+        routed.model.router.begin_step(step)
         with torch.no_grad():
             means.append(float(routed(ids).depths.float().mean()))
     assert means[0] == 3

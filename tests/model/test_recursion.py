@@ -36,7 +36,8 @@ def compare(
     """Logits, depths, router losses and every gradient; returns the depths."""
     rows = distinct_rows(seed, lengths)
     expected = reference(model, rows, causal=causal, max_depth=max_depth)
-    model.model.router.observing = not causal  # what makes the router losses appear
+    if not causal and model.config.router != "random":  # which draws anew in training
+        model.model.router.train()  # what makes the router losses appear
     ids, mask = pad_rows(rows, masks, seed)
     found = model(
         ids,

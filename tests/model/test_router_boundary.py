@@ -15,7 +15,7 @@ from mor.model.routers import (
     TokenChoiceRouter,
     batch_boundary,
 )
-from mor.model.routers.base import Scores
+from mor.model.routers.base import Candidates, Scores
 from tests.strategies import (
     KV_SHARING,
     SEEDS,
@@ -28,6 +28,7 @@ from tests.strategies import (
 )
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}
+EVERYONE = Candidates(None, 64, 512)
 
 
 @given(SEEDS, st.integers(1, 40), st.data())
@@ -53,7 +54,7 @@ def test_the_boundary_lets_the_target_share_through(kind: type[BoundaryRouter]) 
     for _ in range(60):
         for _ in range(2):  # two micro-batches to a step
             scores = draw(8)
-            router.observe(scores, router.select(scores, 1, None, 64, 512), 1, None)
+            router.observe(scores, router.select(scores, 1, EVERYONE), 1, EVERYONE)
         router.finish_step()
     assert float(router.boundary_steps[1]) == 60
     assert router.boundary[0] == 0  # a full capacity never looks
@@ -105,8 +106,9 @@ def test_evaluation_observes_nothing() -> None:
         model(ids, routing="topk")
         model.train()(ids, routing="causal")
         assert not any(router._seen)
-        router.observing = True  # calibration
-        model.eval()(ids, routing="topk")
+        model.eval()
+        router.train()  # the router alone, over a trunk in evaluation mode
+        model(ids, routing="topk")
         assert [len(seen) for seen in router._seen] == [0, 1, 1]
 
 

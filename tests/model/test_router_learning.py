@@ -11,7 +11,7 @@ from mor import MoRForCausalLM
 from mor.model.routers import (
     TokenChoiceRouter,
 )
-from mor.model.routers.base import Scores
+from mor.model.routers.base import Candidates, Scores
 from tests.strategies import (
     KV_SHARING,
     ROUTED,
@@ -23,6 +23,7 @@ from tests.strategies import (
 )
 
 NEAR = {"atol": 1e-6, "rtol": 1e-6}
+EVERYONE = Candidates(None, 12, 12)
 
 
 # Losses and their gradients -----------------------------------------------------------------------
@@ -83,10 +84,10 @@ def test_balancing_loss_is_one_at_balance_and_more_elsewhere() -> None:
     logits = torch.eye(3).repeat(4, 1)[None] * 5
     for rows, wanted in ((logits, 1.0), (logits[:, :1].expand(1, 12, 3), None)):
         scores = Scores(gate=rows[..., 0], logits=rows, choice=rows.argmax(-1))
-        loss = float(router.losses(scores, None, 0, None)["balancing_loss"])
+        loss = float(router.losses(scores, None, 0, EVERYONE)["balancing_loss"])
         peak = float(rows[0, 0].softmax(-1).max())
         assert loss == pytest.approx(1.0 if wanted else 3 * peak, abs=1e-5)
-        assert router.losses(scores, None, 1, None) == {}
+        assert router.losses(scores, None, 1, EVERYONE) == {}
 
 
 def test_loss_free_bias_follows_the_load_and_never_enters_the_gate() -> None:

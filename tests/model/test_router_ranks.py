@@ -16,6 +16,7 @@ from torch.testing import assert_close
 
 from mor import MoRForCausalLM
 from mor.model.routers import batch_boundary
+from mor.model.routers.base import Candidates
 from mor.model.routers.quantile import boundary_over_ranks
 from tests.strategies import KV_SHARING, random_ids, small_config
 
@@ -195,8 +196,8 @@ def test_a_rank_without_a_token_keeps_step(
     if routing == "topk":  # as where all that the quantile lets through lies on other ranks
         select = model.model.router.select
 
-        def of_others(scores: Any, depth: int, valid: Tensor | None, *rest: Any) -> Any:
-            chosen = select(scores, depth, valid, *rest)
+        def of_others(scores: Any, depth: int, candidates: Candidates) -> Any:
+            chosen = select(scores, depth, candidates)
             return chosen if depth < first else torch.zeros_like(scores.decision, dtype=torch.bool)
 
         model.model.router.select = of_others  # type: ignore[method-assign]
@@ -209,7 +210,7 @@ def test_a_rank_without_a_token_keeps_step(
         return before(hidden, depth, *rest)
 
     model.model.recurse = noted  # type: ignore[method-assign]
-    model.model.router.lockstep = True
+    model.model.router.run_every_depth()
     kept = model(**inputs, output_hidden_states=True)
     assert ran == [0, 1, 2]
     assert int(kept.depths.max()) == first

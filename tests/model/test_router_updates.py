@@ -16,7 +16,7 @@ from mor.model.routers import (
     ExpertChoiceRouter,
     FixedRouter,
 )
-from mor.model.routers.base import RouterNet
+from mor.model.routers.net import RouterNet
 from tests.strategies import (
     ROUTERS,
     SEEDS,

@@ -180,7 +180,7 @@ def test_capacity_warm_up_is_a_function_of_the_step_alone(router: str) -> None:
     ids, gate = distinct_rows(0, [12, 12]), model.model.router
     batch = torch.stack(ids)
     for step in (0, 1, 4, 7, 8, 100):
-        gate.step = step
+        gate.begin_step(step)
         done = min(1.0, step / 8)
         warm = [c + (1 - c) * 0.5 * (1 + math.cos(math.pi * done)) for c in (1, 2 / 3, 1 / 3)]
         model.train()
@@ -207,13 +207,13 @@ def test_balance_warm_up_sends_everyone_to_the_end() -> None:
         usual = model(ids).depths
         assert len(usual.unique()) > 1
         for step in (0, 4):
-            router.step = step
+            router.begin_step(step)
             router.bias.fill_(0.1)
             assert (train(model, ids).depths == 3).all()
             router.finish_step()
             assert (router.bias == 0).all()
         assert torch.equal(model.eval()(ids).depths, usual)  # the warm-up is training's alone
-        router.step = 5
+        router.begin_step(5)
         assert torch.equal(train(model, ids).depths, usual)
         router.finish_step()
         assert (router.bias != 0).any()

@@ -10,9 +10,11 @@ from torch.testing import assert_close
 
 from mor.engine import Engine
 from mor.errors import MorError
-from mor.hf.serving import serving_copy
+from mor.hf.load import serving_copy
+from mor.model.layers import DecoderLayer
 from mor.model.model import MoRModel
-from mor.model.packed import PackedHalves, ServingStack, serving_view
+from mor.model.packed import PackedModel, serving_view
+from mor.model.packed_layers import PackedDecoderLayer, PackedStage
 from mor.ops import native
 from tests.engine.oracle import Oracle, greedy
 from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_config
@@ -35,19 +37,19 @@ pytestmark = pytest.mark.skipif(native.library() is None, reason=native.missing(
 def test_halves_of_a_layer(fields: dict[str, Any], with_kv: bool | int) -> None:
     model = make_model(small_config("threshold", **{"head_dim": 16} | fields)).model
     layer, view = model.block[0], serving_view(model).block[0]
-    assert isinstance(view.packed, PackedHalves)
+    assert isinstance(view, PackedDecoderLayer)
     hidden, use = torch.randn(1, 11, 32), torch.randint(3, (1, 11))
     rope = model.rope(torch.randint(50, (1, 11)), torch.float32)
     with torch.no_grad():
         wanted = layer.enter(hidden, rope, use, with_kv)
-        found = view.packed.enter(hidden, rope, use, with_kv)
+        found = view.halves.enter(hidden, rope, use, with_kv)
         for one, other in zip(found, wanted, strict=True):
             assert (one is None) is (other is None)
             if one is not None and other is not None:
                 assert_close(one, other, atol=1e-5, rtol=1e-5)
         mixed = torch.randn_like(wanted[0])
         assert_close(
-            view.packed.leave(hidden, mixed, use), layer.leave(hidden, mixed, use),
+            view.halves.leave(hidden, mixed, use), layer.leave(hidden, mixed, use),
             atol=2e-5, rtol=2e-5,
         )  # fmt: skip
 
@@ -55,19 +57,33 @@ def test_halves_of_a_layer(fields: dict[str, Any], with_kv: bool | int) -> None:
 def test_the_model_stays_as_it_was() -> None:
     model = make_model(small_config("threshold", head_dim=16)).model
     view = serving_view(model)
-    assert isinstance(view.block, ServingStack)
-    assert model.block[0].packed is None
-    assert model.packed_head is None
+    assert isinstance(view.block, PackedStage)
+    assert view.block.whole is not None
+    assert type(model.block[0]) is DecoderLayer
+    assert not hasattr(model, "packed_head")
     assert list(view.state_dict()) == list(model.state_dict())
     for name, parameter in model.named_parameters():
         assert view.get_parameter(name) is parameter
 
 
+def test_a_packed_model_has_all_that_a_model_has() -> None:
+    """What a model gets one day has to be handed on here too."""
+    for fields in ({}, {"relaxation": "embeddings"}):
+        model = make_model(small_config("threshold", head_dim=16, **fields)).model
+        view = serving_view(model)
+        public = {name for name in vars(model) if not name.startswith("_")}
+        assert vars(view).keys() >= public
+        assert [name for name, _ in view.named_children()] == [n for n, _ in model.named_children()]
+        assert view.router is model.router
+        assert view.config is model.config
+
+
 @pytest.mark.parametrize("fields", [{"head_dim": 6}, {"relaxation": "lora", "head_dim": 16}])
 def test_layers_that_the_kernels_do_not_know_stay_plain(fields: dict[str, Any]) -> None:
     view = serving_view(make_model(small_config("threshold", **fields)).model)
-    assert view.block[0].packed is None
-    assert not isinstance(view.block, ServingStack)
+    assert not isinstance(view.block[0], PackedDecoderLayer)
+    assert isinstance(view.block, PackedStage)
+    assert view.block.whole is None
 
 
 def test_other_dtypes_have_no_view() -> None:
@@ -106,18 +122,18 @@ def test_batched_equals_alone_to_the_last_bit(router: str) -> None:
 
 def packed_bytes(view: MoRModel) -> int:
     """Bytes of weights that a pass through the layers and the head of a view reads."""
+    assert isinstance(view, PackedModel)
     assert view.packed_head is not None
     stacks = (view.prelude_layers, view.block, view.coda_layers)
-    halves = [layer.packed for stack in stacks for layer in stack]
+    halves = [layer.halves for stack in stacks for layer in stack]
     linears = [linear for half in halves for linear in half.packed.linears]
-    return sum(linear.nbytes for linear in (*linears, view.packed_head[0]))
+    return sum(linear.nbytes for linear in (*linears, view.packed_head))
 
 
 def test_halves_of_bytes_stay_near_and_take_no_gradients() -> None:
     model = make_model(small_config("threshold", head_dim=16)).model
     view = serving_view(model, "int8")
-    layer, packed = model.block[0], view.block[0].packed
-    assert packed is not None
+    layer, packed = model.block[0], view.block[0].halves
     hidden, rope = torch.randn(2, 9, 32), model.rope(torch.arange(9)[None], torch.float32)
     with torch.no_grad():
         wanted, found = layer.enter(hidden, rope, 0, True), packed.enter(hidden, rope, 0, True)

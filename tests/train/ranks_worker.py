@@ -25,8 +25,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mor.model import recursion
-from mor.train import MoRTrainer, train
-from mor.train.callbacks import find_router
+from mor.train import train
+from mor.train.loop import Loop
+from mor.train.network import find_router
 from tests.tiny import prepare_tiny, tiny_recipe
 
 STEPS, SAVED = 4, 2
@@ -72,6 +73,12 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "accumulate": ("threshold", {}, {"gradient_accumulation_steps": 2}),
     "narrow": ("expert_choice", {}, {"dtype": "bfloat16"}),
+    # Steps of one recursion, then of three: what only deeper ones use has no gradient at first.
+    "capped": (
+        "expert_choice",
+        {"relaxation": "lora", "relaxation_rank": 2},
+        {"depth_schedule": [[0.5, 1], [0.5, 3]]},
+    ),
     "checkpointing": ("token_choice", {}, {"gradient_checkpointing": True}),
     # Three groups of parameters, a warm-up that ends after the checkpoint.
     "long": (
@@ -120,6 +127,8 @@ PHASES: list[list[Job]] = [
         Job("accumulate", 2, "regather"),
         Job("narrow", 2, "ddp"),
         Job("narrow", 2, "fsdp"),
+        Job("capped", 2, "ddp"),
+        Job("capped", 2, "fsdp"),
         Job("checkpointing", 2, "regather"),
         Job("long", 2, "fsdp"),
         Job("long", 2, "fsdp", after="long-ddp-1"),
@@ -155,11 +164,11 @@ def prepare_rest(root: Path, job: Job) -> None:
 def work(root: Path, rank: int, phase: list[Job]) -> None:
     """All jobs of a phase on one rank; leaves NAME.RANK.json beside each run."""
     seen: dict[str, Any] = {}
-    plain_train, nobody = MoRTrainer.train, recursion.nobody
+    plain_run, nobody = Loop.run, recursion.nobody
 
-    def watched(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        result = plain_train(self, *args, **kwargs)
-        model: Any = self.model
+    def watched(self: Loop) -> None:
+        plain_run(self)
+        model: Any = self.parallel.plain
         buffers = find_router(model).named_buffers()
         seen["buffers"] = {name: tensor.tolist() for name, tensor in buffers}
         head = model.get_output_embeddings().weight
@@ -169,7 +178,6 @@ def work(root: Path, rank: int, phase: list[Job]) -> None:
             (p.to_local() if isinstance(p, DTensor) else p).numel() for p in model.parameters()
         )
         seen["parameters"] = sum(p.numel() for p in model.parameters())
-        return result
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         seen["nobody"] += 1
@@ -182,15 +190,14 @@ def work(root: Path, rank: int, phase: list[Job]) -> None:
 
         return call
 
-    def step(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
+    def step(self: Loop, *args: Any, **kwargs: Any) -> Any:
         stepping[0] = 1
-        loss = plain_step(self, *args, **kwargs)
+        plain_step(self, *args, **kwargs)
         stepping[0] = 0
-        return loss
 
-    stepping, plain_step = [0], MoRTrainer.training_step
-    MoRTrainer.train, recursion.nobody = watched, counted  # type: ignore[method-assign]
-    MoRTrainer.training_step = step  # type: ignore[method-assign]
+    stepping, plain_step = [0], Loop.learn_micro_batch
+    Loop.run, recursion.nobody = watched, counted  # type: ignore[method-assign]
+    Loop.learn_micro_batch = step  # type: ignore[method-assign]
     # What FSDP2 calls, in older and newer torch.
     for kind in ("all_gather", "reduce_scatter"):
         for name in (f"{kind}_single", f"{kind}_into_tensor", f"{kind}_tensor"):

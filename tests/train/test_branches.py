@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from mor.data import prepare
 from mor.errors import MorError
-from mor.train import Interrupted, MoRTrainer, Recipe, train
+from mor.train import Interrupted, Recipe, train
+from mor.train.loop import Loop
 from mor.train.recipe.sections import RecipeError
 from mor.train.state import checkpoints
 from tests.tiny import SEQ_LEN, tiny_recipe, write_corpus
@@ -202,16 +203,16 @@ def test_a_branch_resumes(
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, in the middle of a step, as a bug would."""
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
     todo = [step]
 
-    def stopping(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        if todo and self.state.global_step == todo[0]:
+    def stopping(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        if todo and self.step == todo[0]:
             todo.pop()
             raise KeyError
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", stopping)
+    monkeypatch.setattr(Loop, "learn_micro_batch", stopping)
 
 
 # The whole fan in one command ------------------------------------------------------------------
@@ -233,7 +234,10 @@ def test_the_fan(data: Path, tmp_path: Path) -> None:
         direct = named(tiny_recipe(data, tmp_path, **fields), f"direct-{number}")
         run = tmp_path / ("tiny" if number == 16 else f"tiny-{number}")
         assert weights(run) == weights(train(direct)), number
-    kept = [checkpoints.step_of(p) for p in checkpoints.found(tmp_path / "tiny" / "checkpoints")]
+    kept = [
+        checkpoints.step_of(p)
+        for p in checkpoints.list_checkpoints(tmp_path / "tiny" / "checkpoints")
+    ]
     assert kept == [6, 9, 16]  # where the cool-downs branch off, whatever the limit
     found = json.loads((tmp_path / "tiny-8" / "summary.json").read_text())
     assert found["branched_at_step"] == 6
@@ -246,19 +250,19 @@ def test_the_fan_resumes(
     """Stopped within the long run, or within a branch (whose steps are 12 at most)."""
     recipe = fan_of(data, tmp_path / "cut", [15, 8])
     train(fan_of(data, tmp_path / "whole", [15, 8]))
-    before, seen = MoRTrainer.training_step, [0]
+    before, seen = Loop.learn_micro_batch, [0]
 
-    def stopping(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        seen[0] += self.state.global_step == step
+    def stopping(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        seen[0] += self.step == step
         if seen[0] == (1 if step == 7 else 3):  # two micro-batches of the long run come first
             seen[0] = 99
             raise KeyError
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", stopping)
+    monkeypatch.setattr(Loop, "learn_micro_batch", stopping)
     with pytest.raises(KeyError):
         train(recipe)
-    monkeypatch.setattr(MoRTrainer, "training_step", before)
+    monkeypatch.setattr(Loop, "learn_micro_batch", before)
     train(recipe, resume=True)
     for name in ("tiny", "tiny-8", "tiny-15"):
         assert weights(tmp_path / "cut" / name) == weights(tmp_path / "whole" / name)
@@ -294,14 +298,14 @@ def test_a_fan_that_cannot_be(
 def test_interrupted_within_the_fan(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
 
-    def told(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == 4:
+    def told(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        if self.step == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", told)
+    monkeypatch.setattr(Loop, "learn_micro_batch", told)
     with pytest.raises(Interrupted, match="stopped at step 5 of 16"):
         train(fan_of(data, tmp_path, [8]))
     assert not (tmp_path / "tiny-8").exists()

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import TrainerState
 
 from mor.errors import MorError
-from mor.train import MoRTrainer, Recipe, train
+from mor.train import Recipe, train
+from mor.train.loop import Loop
 from mor.train.state import checkpoints
 from mor.train.state import run_folder as folders
 from tests.tiny import tiny_recipe
@@ -18,7 +21,6 @@ from tests.tiny import tiny_recipe
 FILES = (
     "model.safetensors",
     "optimizer.pt",
-    "scheduler.pt",
     "rng_state.pth",
     "trainer_state.json",
     "config.json",
@@ -79,7 +81,7 @@ def test_the_offer_is_good(stopped: Recipe, finished: Path) -> None:
     train(stopped, resume_from="checkpoint-6")
     assert read(stopped.run_dir) == read(finished)
     # What was gone back over is out of the way, so that no later --resume meets it.
-    assert [p.name for p in checkpoints.found(kept(stopped))] == [
+    assert [p.name for p in checkpoints.list_checkpoints(kept(stopped))] == [
         "checkpoint-3",
         "checkpoint-6",
         "checkpoint-8",
@@ -105,7 +107,7 @@ def test_two_damaged_ones(stopped: Recipe) -> None:
         train(stopped, resume=True)
     with pytest.raises(MorError, match=r"checkpoint-6 is damaged: optimizer\.pt"):
         train(stopped, resume_from="checkpoint-6")
-    assert len(checkpoints.found(kept(stopped))) == 3  # a refusal moves nothing
+    assert len(checkpoints.list_checkpoints(kept(stopped))) == 3  # a refusal moves nothing
     cut(kept(stopped) / "checkpoint-3" / "model.safetensors")
     with pytest.raises(MorError, match="none before it is whole: start anew with --overwrite"):
         train(stopped, resume=True)
@@ -150,7 +152,7 @@ def test_without_a_manifest(stopped: Recipe, finished: Path) -> None:
 
 
 def test_the_manifest_names_every_file(finished: Path) -> None:
-    for checkpoint in checkpoints.found(finished / "checkpoints"):
+    for checkpoint in checkpoints.list_checkpoints(finished / "checkpoints"):
         content = checkpoints.manifest(checkpoint)
         assert set(content["files"]) == {p.name for p in checkpoint.iterdir()} - {"manifest.json"}
         assert set(FILES) <= set(content["files"])
@@ -173,9 +175,9 @@ def test_a_save_that_was_only_not_renamed_counts(
 ) -> None:
     (kept(stopped) / "saving").mkdir()
     (kept(stopped) / "checkpoint-8").rename(kept(stopped) / "saving" / "checkpoint-8")
-    monkeypatch.setattr(MoRTrainer, "training_step", None)  # nothing is left to train
+    monkeypatch.setattr(Loop, "learn_micro_batch", None)  # nothing is left to train
     train(stopped, resume=True)
-    assert checkpoints.step_of(checkpoints.found(kept(stopped))[-1]) == 8
+    assert checkpoints.step_of(checkpoints.list_checkpoints(kept(stopped))[-1]) == 8
 
 
 def test_rotation_comes_after_the_new_one(
@@ -191,7 +193,9 @@ def test_rotation_comes_after_the_new_one(
     began = next(i for i, steps in enumerate(seen) if steps)
     assert all(seen[began:])
     assert {step for steps in seen for step in steps} == {2, 4, 6, 8}
-    assert [p.name for p in checkpoints.found(folder / "checkpoints")] == ["checkpoint-8"]
+    assert [p.name for p in checkpoints.list_checkpoints(folder / "checkpoints")] == [
+        "checkpoint-8"
+    ]
 
 
 def spying(do: Any, root: Path, seen: list[list[int]]) -> Any:
@@ -201,7 +205,7 @@ def spying(do: Any, root: Path, seen: list[list[int]]) -> Any:
                 result = do(*args, **kwargs)
             whole = [
                 checkpoints.step_of(p)
-                for p in checkpoints.found(root / "tiny" / "checkpoints")
+                for p in checkpoints.list_checkpoints(root / "tiny" / "checkpoints")
                 if all((p / name).is_file() for name in (*FILES, "manifest.json"))
             ]
             seen.append(whole)
@@ -214,13 +218,13 @@ def test_what_is_kept_for_good(data: Path, tmp_path: Path) -> None:
     """Out of the rhythm, beside the limit, and whatever the limit."""
     fields = {"save_steps": 2, "save_total_limit": 1, "keep_steps": [1], "keep_every": 3}
     folder = train(tiny_recipe(data, tmp_path, **fields))
-    steps = [checkpoints.step_of(p) for p in checkpoints.found(folder / "checkpoints")]
+    steps = [checkpoints.step_of(p) for p in checkpoints.list_checkpoints(folder / "checkpoints")]
     assert steps == [1, 3, 6, 8]
 
 
 def test_keeping_without_a_rhythm(data: Path, tmp_path: Path) -> None:
     folder = train(tiny_recipe(data, tmp_path, keep_steps=[5]))
-    steps = [checkpoints.step_of(p) for p in checkpoints.found(folder / "checkpoints")]
+    steps = [checkpoints.step_of(p) for p in checkpoints.list_checkpoints(folder / "checkpoints")]
     assert steps == [5]
 
 
@@ -229,15 +233,15 @@ def test_nothing_waits_to_be_folded_in(
 ) -> None:
     """What routers observe within a step is in no checkpoint: none may be left when one is made."""
     looked = []
-    before = MoRTrainer._save_checkpoint
+    before = Loop.save
 
-    def look(self: MoRTrainer, *args: Any, **kwargs: Any) -> None:
-        router: Any = self._router
+    def look(self: Loop, *args: Any, **kwargs: Any) -> None:
+        router: Any = self.router
         looked.append([len(seen) for seen in router._seen] if hasattr(router, "_seen") else [])
         looked.append([getattr(router, "_load", None)])
         before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "_save_checkpoint", look)
+    monkeypatch.setattr(Loop, "save", look)
     for router in ("threshold", "expert_choice", "token_choice"):
         fields = {"save_steps": 1, "eval_steps": 1, "budget": {"steps": 2}}
         train(tiny_recipe(data, tmp_path / router, router, **fields))
@@ -251,7 +255,7 @@ def test_nothing_waits_to_be_folded_in(
 def test_two_processes_do_not_share_a_run(stopped: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folders, "PATIENCE_S", 0.0)
     with (
-        folders.held(stopped.run_dir),
+        folders.lock_run_folder(stopped.run_dir),
         pytest.raises(MorError, match="is being written by another process"),
     ):
         train(stopped, resume=True)
@@ -262,14 +266,53 @@ def test_the_folder_stays_held_while_it_is_replaced(
     stopped: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(folders, "PATIENCE_S", 0.0)
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
 
-    def intrude(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        with pytest.raises(MorError, match="another process"), folders.held(stopped.run_dir):
+    def intrude(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        with (
+            pytest.raises(MorError, match="another process"),
+            folders.lock_run_folder(stopped.run_dir),
+        ):
             pass
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", intrude)
+    monkeypatch.setattr(Loop, "learn_micro_batch", intrude)
     train(stopped, overwrite=True)
     shutil.rmtree(stopped.run_dir)
     train(stopped)
+
+
+# Of earlier versions ---------------------------------------------------------------------------
+
+
+def test_a_checkpoint_of_transformers_trainer(stopped: Recipe, finished: Path) -> None:
+    """Versions before the loop was our own wrote through that Trainer: their runs go on.
+
+    Beside our files such a checkpoint has a schedule and arguments, a state with the whole log,
+    and rates in the optimiser's groups that were set for the next step.
+    """
+    shutil.rmtree(kept(stopped) / "checkpoint-8")
+    old = kept(stopped) / "checkpoint-6"
+    groups = torch.load(old / "optimizer.pt", weights_only=True)
+    for group in groups["param_groups"]:
+        group["lr"] = 123.0
+    torch.save(groups, old / "optimizer.pt")
+    torch.save({"last_epoch": 6, "base_lrs": [0.01, 0.01]}, old / "scheduler.pt")
+    torch.save({"anything": 1}, old / "training_args.bin")
+    state = TrainerState(global_step=6, max_steps=8, log_history=[{"loss": 1.0, "step": 6}])
+    state.save_to_json(str(old / "trainer_state.json"))
+    (old / "manifest.json").unlink()
+    with pytest.warns(UserWarning, match="has no manifest"):
+        train(stopped, resume=True)
+    assert read(stopped.run_dir) == read(finished)
+
+
+def test_progress_that_cannot_be_read(stopped: Recipe) -> None:
+    newest = kept(stopped) / "checkpoint-8"
+    (newest / "manifest.json").unlink()
+    (newest / "trainer_state.json").write_text('{"global_step": "eight"}')
+    with (
+        pytest.warns(UserWarning, match="has no manifest"),
+        pytest.raises(MorError, match=r"trainer_state\.json is missing or damaged; .*resume-from"),
+    ):
+        train(stopped, resume=True)

@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from mor.train import Interrupted, MoRTrainer, Recipe, train
+from mor.train import Interrupted, Recipe, train
+from mor.train.loop import Loop
 from mor.train.state import checkpoints
 from tests.tiny import tiny_recipe
 
@@ -62,9 +63,9 @@ def live(recipe: Recipe, resume: bool) -> None:
     os.close(2)
     os.open(os.devnull, os.O_WRONLY)
     torch.save = slowed(torch.save)
-    for name in ("flush", "flush_entry", "_remove"):
+    for name in ("flush_tree", "flush", "_remove"):
         setattr(checkpoints, name, slowed(getattr(checkpoints, name)))
-    MoRTrainer.training_step = slowed(MoRTrainer.training_step)  # type: ignore[method-assign]
+    Loop.learn_micro_batch = slowed(Loop.learn_micro_batch)  # type: ignore[method-assign]
     try:
         train(recipe, resume=resume)
     except Interrupted:
@@ -109,7 +110,7 @@ def kill(child: Any, recipe: Recipe, how: str, draw: random.Random) -> bool:
 
 
 def newest(folder: Path) -> int:
-    return max(map(checkpoints.step_of, checkpoints.found(folder)), default=0)
+    return max(map(checkpoints.step_of, checkpoints.list_checkpoints(folder)), default=0)
 
 
 @pytest.mark.parametrize("kind", list(KINDS))
@@ -133,7 +134,7 @@ def test_killed_again_and_again(kind: str, data: Path, tmp_path: Path) -> None:
         assert killed or how == "ending", "the run came to its end, or failed by itself"
         within_saves += (folder / checkpoints.STAGING).is_dir()
         reached.append(newest(folder))
-        for checkpoint in checkpoints.found(folder):
+        for checkpoint in checkpoints.list_checkpoints(folder):
             assert checkpoints.damage(checkpoint) is None, (reached, checkpoint)
         assert reached == sorted(reached), "a checkpoint was lost"
     assert within_saves, "no kill fell into a save"

@@ -16,10 +16,11 @@ from mor.data import PackedDataset
 from mor.eval import calibrate
 from mor.hf.load import load_model
 from mor.model.routers import BoundaryRouter
-from mor.train import MoRTrainer, RouterCallback
+from mor.train import RouterCallback
 from mor.train.callbacks import find_router
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import SEQ_LEN
+from tests.train.loops import loop_of
 
 # Names that Transformers gives up in its next major version; PEFT still uses them.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -137,21 +138,15 @@ def test_training_with_the_router(
     assert_close(logits_of(load_model(tmp_path / "merged")), trained, rtol=1e-4, atol=1e-4)
 
 
-def test_our_trainer_trains_an_adapter_too(data: Path, tmp_path: Path) -> None:
+def test_our_loop_trains_an_adapter_too(data: Path, tmp_path: Path) -> None:
     """With an auxiliary router, which it gives a learning rate of its own."""
     start = base("expert_choice", data, router_objective="aux_router")
     model = lora(start, modules_to_save=["router"])
-    trainer = MoRTrainer(
-        model=model,
-        args=arguments_of(tmp_path, max_steps=12, learning_rate=5e-3),
-        train_dataset=PackedDataset(data, "train", SEQ_LEN),
-        seq_len=SEQ_LEN,
-    )
-    trainer.train()
-    assert trainer.optimizer is not None
+    loop = loop_of(model, data, tmp_path, steps=12, batch_size=2, learning_rate=5e-3)
+    loop.run()
     own = {id(p) for p in find_router(model).auxiliary.parameters()}
-    assert own == {id(p) for p in trainer.optimizer.param_groups[-1]["params"]}
-    log = [entry for entry in trainer.state.log_history if "lm_loss" in entry]
+    assert own == {id(p) for p in loop.optimiser.adamw.param_groups[-1]["params"]}
+    log = [entry for entry in loop.log.entries if "lm_loss" in entry]
     assert log[-1]["lm_loss"] < log[0]["lm_loss"]
     assert find_router(model).boundary_steps.tolist() == [0, 15, 15]
 

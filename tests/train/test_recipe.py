@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from mor.config.choices import RouterType
 from mor.errors import MorError
+from mor.recipes import builtin_recipes
 from mor.train import Recipe, RecipeError, dump_recipe, load_recipe, parse_recipe
-from mor.train.recipe.file import apply_overrides, builtin_recipes
+from mor.train.recipe.file import apply_overrides
 from tests.tiny import tiny_fields
 
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from accelerate import tracking
+from accelerate.tracking import GeneralTracker
 from transformers import TrainerCallback
 from transformers.integrations import integration_utils
 
 from mor.errors import MorError
 from mor.train import train
-from mor.train.recipe.reporters import known_reporters, reporters
+from mor.train.recipe.reporters import choose_reporters, known_reporters
 from tests.tiny import tiny_recipe
 
 
@@ -41,6 +43,51 @@ def test_a_reporter_gets_every_entry(
     assert any("eval_loss" in entry for entry in Recorder.entries)
 
 
+class Tracker(GeneralTracker):
+    """What one of Accelerate's trackers gets, in order."""
+
+    name = "tracker"
+    requires_logging_directory = False
+    calls: ClassVar[list[Any]] = []
+
+    def __init__(self, run_name: str) -> None:
+        Tracker.calls = [run_name]
+
+    @property
+    def tracker(self) -> None:
+        return None
+
+    def start(self) -> None:
+        Tracker.calls.append("start")
+
+    def log(self, values: dict[str, Any], step: int | None = None, **kwargs: Any) -> None:
+        Tracker.calls.append((step, set(values)))
+
+    def finish(self) -> None:
+        Tracker.calls.append("finish")
+
+
+def test_a_tracker_gets_every_entry(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tracker", Tracker)
+    train(tiny_recipe(data, tmp_path, report_to=["tracker"], budget={"steps": 2}))
+    project, started, one, two, scored, finished = Tracker.calls
+    assert (project, started, finished) == ("mor", "start", "finish")
+    assert [one[0], two[0], scored[0]] == [1, 2, 2]
+    assert {"train/loss", "train/router/mean_depth", "train/epoch"} <= two[1]
+    assert {"eval/loss", "eval/nll"} <= scored[1]
+
+
+def test_a_tracker_is_finished_whatever_happens(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(tracking.LOGGER_TYPE_TO_CLASS, "tracker", Tracker)
+    with pytest.raises(MorError, match="at step"):
+        train(tiny_recipe(data, tmp_path, report_to=["tracker"], learning_rate=1e25))
+    assert Tracker.calls[-1] == "finish"
+
+
 def test_the_trainers_names_are_known() -> None:
     assert {"tensorboard", "wandb", "mlflow", "trackio", "comet_ml"} <= set(known_reporters())
 
@@ -59,7 +106,7 @@ def test_one_that_is_not_installed(
 
 
 def test_the_default_is_tensorboard_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert reporters(None) == ["tensorboard"]
+    assert choose_reporters(None) == ["tensorboard"]
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert reporters(None) == []
-    assert reporters([]) == []
+    assert choose_reporters(None) == []
+    assert choose_reporters([]) == []

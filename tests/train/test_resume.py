@@ -18,7 +18,8 @@ import torch
 from safetensors.torch import load_file
 
 from mor.errors import MorError
-from mor.train import Interrupted, MoRTrainer, Recipe, run, train
+from mor.train import Interrupted, Recipe, run, train
+from mor.train.loop import Loop
 from tests.tiny import prepare_tiny, tiny_recipe
 
 WARM = {"router_capacity_warmup_steps": 7}
@@ -107,13 +108,13 @@ def test_the_routers_step_is_the_trainers(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[tuple[int, int]] = []
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
 
-    def spy(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        seen.append((self.state.global_step, self._router.step))
+    def spy(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        seen.append((self.step, self.router.step))
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", spy)
+    monkeypatch.setattr(Loop, "learn_micro_batch", spy)
     recipe = tiny_recipe(data, tmp_path, "threshold", save_steps=4, save_total_limit=9)
     folder = train(recipe)
     as_if_killed(folder, 4)
@@ -128,17 +129,17 @@ def test_the_routers_step_is_the_trainers(
 @pytest.fixture
 def at_step(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, Callable[[], None]], None]:
     """Do something once, in the middle of a step."""
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
 
     def plan(step: int, action: Callable[[], None]) -> None:
         todo = [action]
 
-        def acting(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-            if self.state.global_step == step and todo:
+        def acting(self: Loop, *args: Any, **kwargs: Any) -> Any:
+            if self.step == step and todo:
                 todo.pop()()
             return before(self, *args, **kwargs)
 
-        monkeypatch.setattr(MoRTrainer, "training_step", acting)
+        monkeypatch.setattr(Loop, "learn_micro_batch", acting)
 
     return plan
 
@@ -343,7 +344,7 @@ def test_another_number_of_processes(
     stopped: Recipe, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The same recipe on twice the ranks is twice the batch, which no resumed run may have."""
-    facts = run.data_digest
+    facts = run.digest_data
     manifest = stopped.run_dir / "checkpoints" / "checkpoint-8" / "manifest.json"
     content = json.loads(manifest.read_text())
     assert content["sequences_per_step"] == 4
@@ -351,6 +352,6 @@ def test_another_number_of_processes(
     with pytest.raises(MorError, match="trained on 8 sequences per step, this run would take 4"):
         train(stopped, resume=True)
     manifest.write_text(json.dumps(content))
-    monkeypatch.setattr(run, "data_digest", lambda packed: facts(packed)[::-1])
+    monkeypatch.setattr(run, "digest_data", lambda packed: facts(packed)[::-1])
     with pytest.raises(MorError, match=r"other data than data\.path holds now"):
         train(stopped, resume=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from mor.errors import MorError
-from mor.train import Interrupted, MoRTrainer, Recipe, train
+from mor.train import Interrupted, Recipe, train
+from mor.train.loop import Loop
 from mor.train.state import checkpoints
 from tests.tiny import tiny_recipe
 
@@ -31,13 +31,11 @@ def rank(number: int, port: int, recipe: Recipe, what: str, said: Any) -> None:
     """One of two ranks, in a forked child."""
     meet = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
     os.environ.update(meet | {"RANK": str(number), "LOCAL_RANK": str(number)})
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does; Accelerate warns without
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    before = MoRTrainer.training_step
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does
+    before = Loop.learn_micro_batch
 
-    def acting(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        if what.startswith("SIG") and number == 1 and self.state.global_step == 3:
+    def acting(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        if what.startswith("SIG") and number == 1 and self.step == 3:
             os.kill(os.getpid(), getattr(signal, what))
             os.kill(os.getpid(), signal.SIGTERM)  # the launcher's own, a moment later
         return before(self, *args, **kwargs)
@@ -45,7 +43,7 @@ def rank(number: int, port: int, recipe: Recipe, what: str, said: Any) -> None:
     def full(*args: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    MoRTrainer.training_step = acting  # type: ignore[method-assign]
+    Loop.learn_micro_batch = acting  # type: ignore[method-assign]
     if what == "full" and number == 0:
         checkpoints.publish = full
     try:
@@ -83,7 +81,7 @@ def test_one_is_told_and_all_stop(data: Path, tmp_path: Path) -> None:
     said = run_two(recipe, "SIGUSR1")
     assert set(said) == {0, 1}
     assert all("stopped at step 4 of 8" in text for text in said.values()), said
-    [checkpoint] = checkpoints.found(recipe.run_dir / "checkpoints")
+    [checkpoint] = checkpoints.list_checkpoints(recipe.run_dir / "checkpoints")
     assert checkpoints.damage(checkpoint) is None
     files = checkpoints.manifest(checkpoint)["files"]
     assert {"rng_state_0.pth", "rng_state_1.pth"} <= set(files)  # of both ranks, before it counts
@@ -97,4 +95,4 @@ def test_one_cannot_save_and_all_stop(data: Path, tmp_path: Path) -> None:
     said = run_two(recipe, "full")
     assert "the disk is full" in said[0]
     assert "checkpoint-4 was not written: another rank failed" in said[1]
-    assert checkpoints.found(recipe.run_dir / "checkpoints") == []
+    assert checkpoints.list_checkpoints(recipe.run_dir / "checkpoints") == []

@@ -15,8 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from mor.errors import MorError
-from mor.train import MoRTrainer, Recipe, guards, train
-from mor.train import run as runs
+from mor.train import Recipe, guards, train
+from mor.train.loop import Loop
+from mor.train.objective import LossParts, NextToken
+from mor.train.optimiser import Optimiser
 from mor.train.state import checkpoints
 from tests.tiny import tiny_recipe
 
@@ -24,7 +26,9 @@ pytestmark = pytest.mark.slow
 
 
 def kept(recipe: Recipe) -> list[int]:
-    return [checkpoints.step_of(p) for p in checkpoints.found(recipe.run_dir / "checkpoints")]
+    return [
+        checkpoints.step_of(p) for p in checkpoints.list_checkpoints(recipe.run_dir / "checkpoints")
+    ]
 
 
 def weights(run: Path) -> bytes:
@@ -53,8 +57,8 @@ def once_at(
     done: list[int] = []
     before = getattr(target, name)
 
-    def acting(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        if self.state.global_step == step and not done:
+    def acting(self: Loop, *args: Any, **kwargs: Any) -> Any:
+        if self.step == step and not done:
             done.append(step)
             act()
         return before(self, *args, **kwargs)
@@ -86,16 +90,16 @@ def test_a_disk_that_is_full(
     size: int, recipe: Recipe, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Real failing writes: of config.json, of the weights (Rust), of the optimiser (C++)."""
-    before = MoRTrainer._save_checkpoint
+    before = Loop.save
 
-    def cramped(self: MoRTrainer, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step == 6:
+    def cramped(self: Loop, *args: Any, **kwargs: Any) -> None:
+        if self.step == 6:
             with files_at_most(size):
                 before(self, *args, **kwargs)
         before(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(MoRTrainer, "_save_checkpoint", cramped)
+        patch.setattr(Loop, "save", cramped)
         with pytest.raises(MorError, match=r"checkpoint-6 could not be written") as caught:
             train(recipe)
     said = str(caught.value)
@@ -113,7 +117,7 @@ def full(*args: Any, **kwargs: Any) -> None:
 
 @pytest.mark.parametrize(
     ("where", "name"),
-    [(checkpoints, "flush"), (checkpoints, "digest"), (checkpoints, "flush_entry")],
+    [(checkpoints, "flush_tree"), (checkpoints, "digest"), (checkpoints, "flush")],
 )
 def test_a_disk_that_fills_while_a_save_is_sealed(
     where: Any, name: str, recipe: Recipe, whole: bytes, monkeypatch: pytest.MonkeyPatch
@@ -121,8 +125,8 @@ def test_a_disk_that_fills_while_a_save_is_sealed(
     with monkeypatch.context() as patch:
         once_at(
             6,
-            MoRTrainer,
-            "_save_checkpoint",
+            Loop,
+            "save",
             lambda: patch.setattr(where, name, full),
             patch,
         )
@@ -134,14 +138,15 @@ def test_a_disk_that_fills_while_a_save_is_sealed(
 
 
 @pytest.mark.parametrize(
-    ("name", "last"), [("mor.train.callbacks.append_jsonl", 4), ("mor.train.run.write_whole", 8)]
+    ("name", "last"),
+    [("mor.train.log.append_jsonl", 4), ("mor.train.state.run_folder.write_whole", 8)],
 )
 def test_a_disk_that_fills_elsewhere(
     name: str, last: int, recipe: Recipe, whole: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The log at step 5, the summary at the end."""
     with monkeypatch.context() as patch:
-        once_at(4, MoRTrainer, "training_step", lambda: patch.setattr(name, full), patch)
+        once_at(4, Loop, "learn_micro_batch", lambda: patch.setattr(name, full), patch)
         with pytest.raises(
             MorError, match=rf"stopped after step \d: the disk is full.*checkpoint-{last} is kept"
         ):
@@ -187,7 +192,7 @@ def test_out_of_memory(
         raise error
 
     with monkeypatch.context() as patch:
-        once_at(5, MoRTrainer, "training_step", fail, patch)
+        once_at(5, Loop, "learn_micro_batch", fail, patch)
         with pytest.raises(MorError, match="out of memory after step 5") as caught:
             train(recipe)
     said = str(caught.value)
@@ -200,23 +205,28 @@ def test_out_of_memory(
 
 
 def test_memory_that_is_really_not_there(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    once_at(1, MoRTrainer, "training_step", lambda: torch.empty(2**60), monkeypatch)
+    once_at(1, Loop, "learn_micro_batch", lambda: torch.empty(2**60), monkeypatch)
     with pytest.raises(MorError, match=r"out of memory after step 1.*no checkpoint was saved yet"):
         train(recipe)
 
 
 def test_what_would_be_lighter(data: Path, tmp_path: Path) -> None:
     last = tiny_recipe(data, tmp_path, batch_size=1, gradient_checkpointing=True)
-    assert guards.lighter(last) == "shorten data.seq_len or shrink the model, in a new run"
+    assert (
+        guards.suggest_less_memory(last) == "shorten data.seq_len or shrink the model, in a new run"
+    )
     odd = tiny_recipe(data, tmp_path, batch_size=11, gradient_checkpointing=True)
-    assert "train.batch_size=1 and train.gradient_accumulation_steps=22 " in guards.lighter(odd)
+    assert (
+        "train.batch_size=1 and train.gradient_accumulation_steps=22 "
+        in guards.suggest_less_memory(odd)
+    )
 
 
 def test_any_other_error_stays_what_it_is(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong() -> None:
         raise RuntimeError("shapes differ")
 
-    once_at(3, MoRTrainer, "training_step", wrong, monkeypatch)
+    once_at(3, Loop, "learn_micro_batch", wrong, monkeypatch)
     with pytest.raises(RuntimeError, match="shapes differ"):
         train(recipe)
 
@@ -243,37 +253,44 @@ def test_a_loss_that_is_no_number_stops_that_step(
     """In the step where it happens, before the optimiser moves anything, whatever is logged."""
     recipe = tiny_recipe(data, tmp_path, model=model, **fields(logging_steps=100))
     weights_before: list[torch.Tensor] = []
-    trainers: list[MoRTrainer] = []
-    before = MoRTrainer.compute_loss
+    models: list[torch.nn.Module] = []
+    before = NextToken.__call__
     calls = 0
 
-    def poisoned(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
+    def poisoned(self: NextToken, model: torch.nn.Module, *args: Any, **kwargs: Any) -> LossParts:
         nonlocal calls
         calls += 1
-        loss = before(self, *args, **kwargs)
+        parts = before(self, model, *args, **kwargs)
         if calls == 2 * 4 + 1:  # step 5 begins
-            weights_before.extend(p.detach().clone() for p in self.model.parameters())  # type: ignore[union-attr]
-            trainers.append(self)
-        return loss * value if calls == 2 * 4 + 1 + micro_batch else loss
+            weights_before.extend(p.detach().clone() for p in model.parameters())
+            models.append(model)
+        if calls == 2 * 4 + 1 + micro_batch:
+            parts.total = parts.total * value
+        return parts
 
-    monkeypatch.setattr(MoRTrainer, "compute_loss", poisoned)
+    monkeypatch.setattr(NextToken, "__call__", poisoned)
     with pytest.raises(MorError, match=r"is (nan|inf) at step 5; lower train\.learning_rate=0\.01"):
         train(recipe)
     assert kept(recipe) == [2, 4]
-    now = trainers[0].model.parameters()  # type: ignore[union-attr]
+    now = models[0].parameters()
     assert all(torch.equal(a, b) for a, b in zip(weights_before, now, strict=True))
     assert not (recipe.run_dir / "model").exists()
 
 
 def test_a_loss_may_be_infinite_alone(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
     """A penalty that overflows has finite gradients; it is no loss to go on with."""
-    before = MoRTrainer.compute_loss
+    before = NextToken.__call__
+    calls = 0
 
-    def poisoned(self: MoRTrainer, *args: Any, **kwargs: Any) -> Any:
-        loss = before(self, *args, **kwargs)
-        return loss + float("inf") if self.state.global_step == 2 else loss
+    def poisoned(self: NextToken, *args: Any, **kwargs: Any) -> LossParts:
+        nonlocal calls
+        calls += 1
+        parts = before(self, *args, **kwargs)
+        if (calls - 1) // 2 == 2:  # two micro-batches a step
+            parts.total = parts.total + float("inf")
+        return parts
 
-    monkeypatch.setattr(MoRTrainer, "compute_loss", poisoned)
+    monkeypatch.setattr(NextToken, "__call__", poisoned)
     with pytest.raises(MorError, match="the loss is inf at step 3"):
         train(recipe)
 
@@ -283,14 +300,17 @@ def test_an_auxiliary_routers_gradient_counts(
 ) -> None:
     """It is clipped by itself, so the network's norm does not show it."""
     recipe = tiny_recipe(data, tmp_path, model={"router_objective": "aux_router"}, **fields())
-    before = MoRTrainer._clip_grad_norm
+    before = Optimiser.clip
+    calls = 0
 
-    def poisoned(self: MoRTrainer, model: Any) -> Any:
-        if self.state.global_step == 2:
-            self._auxiliary()[0].grad.fill_(float("nan"))  # type: ignore[union-attr]
-        return before(self, model)
+    def poisoned(self: Optimiser) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            self.auxiliary[0].grad.fill_(float("nan"))  # type: ignore[union-attr]
+        return before(self)
 
-    monkeypatch.setattr(MoRTrainer, "_clip_grad_norm", poisoned)
+    monkeypatch.setattr(Optimiser, "clip", poisoned)
     with pytest.raises(MorError, match="the auxiliary router's gradient norm is nan at step 3"):
         train(recipe)
     assert kept(recipe) == [2]
@@ -311,7 +331,7 @@ def test_a_rate_that_breaks_all(logging_steps: int, data: Path, tmp_path: Path) 
     with pytest.raises(MorError, match=r"at step [23]; lower train.learning_rate=1e\+25") as caught:
         train(recipe)
     assert "\n" not in str(caught.value)
-    saved = checkpoints.found(recipe.run_dir / "checkpoints")
+    saved = checkpoints.list_checkpoints(recipe.run_dir / "checkpoints")
     assert saved
     for checkpoint in saved:
         tensors = load_file(checkpoint / "model.safetensors")
@@ -323,15 +343,15 @@ def test_weights_that_are_no_numbers_are_not_saved(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever broke them between the gradient and the save."""
-    before = MoRTrainer._save_checkpoint
+    before = Loop.save
 
-    def poisoned(self: MoRTrainer, *args: Any, **kwargs: Any) -> None:
-        if self.state.global_step == 4:
+    def poisoned(self: Loop, *args: Any, **kwargs: Any) -> None:
+        if self.step == 4:
             with torch.no_grad():
-                next(iter(self.model.parameters()))[0] = float("nan")  # type: ignore[union-attr]
+                next(iter(self.parallel.plain.parameters()))[0] = float("nan")
         before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "_save_checkpoint", poisoned)
+    monkeypatch.setattr(Loop, "save", poisoned)
     with pytest.raises(MorError, match="a weight is not a finite number at step 4"):
         train(recipe)
     assert kept(recipe) == [2]
@@ -343,4 +363,3 @@ def test_evaluation_draws_nothing_from_training(
     """The random router's draws, and so the weights, do not hang on how often one evaluates."""
     runs_ = [train(tiny_recipe(data, tmp_path / str(n), "random", eval_steps=n)) for n in (1, None)]
     assert weights(runs_[0]) == weights(runs_[1])
-    assert runs.SUMMARY == "summary.json"

@@ -14,12 +14,15 @@ import torch
 import torch.distributed as dist
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
+from transformers.optimization import get_wsd_schedule
 
 from mor import MoRConfig, MoRForCausalLM
 from mor.data import PackedDataset
 from mor.hf.load import load_model
 from mor.model.routers import BoundaryRouter
-from mor.train import MoRTrainer, RouterCallback, dump_recipe, train
+from mor.train import RouterCallback, dump_recipe, train
+from mor.train.optimiser import Optimiser
+from mor.train.recipe.sections import TrainSection
 from tests.processes import run_group
 from tests.strategies import random_ids, small_config
 from tests.tiny import SEQ_LEN, tiny_recipe
@@ -36,51 +39,70 @@ def arguments(folder: Path, **fields: Any) -> TrainingArguments:
     )
 
 
-def trainer_of(config: MoRConfig, folder: Path, **fields: Any) -> MoRTrainer:
+def optimiser_of(config: MoRConfig) -> tuple[MoRForCausalLM, Optimiser]:
     model = MoRForCausalLM(config)
-    return MoRTrainer(model=model, args=arguments(folder, **fields), seq_len=SEQ_LEN)
+    section = TrainSection.model_validate(
+        {"budget": {"steps": 9}, "learning_rate": 1e-3, "warmup_fraction": 0.0}
+    )
+    return model, Optimiser(model, section, 9)
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_decay_on_all_but_norms(tied: bool, tmp_path: Path) -> None:
-    trainer = trainer_of(small_config("expert_choice", tie_word_embeddings=tied), tmp_path)
-    assert trainer.model is not None
-    groups = trainer.create_optimizer().param_groups
+def test_decay_on_all_but_norms(tied: bool) -> None:
+    model, optimiser = optimiser_of(small_config("expert_choice", tie_word_embeddings=tied))
+    groups = optimiser.adamw.param_groups
     decayed = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
-    for name, parameter in trainer.model.named_parameters():
+    for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (re.search(r"norm", name) is None), name
     assert {group["weight_decay"] for group in groups} == {0.1, 0.0}
-    assert sum(len(group["params"]) for group in groups) == len(list(trainer.model.parameters()))
+    assert sum(len(group["params"]) for group in groups) == len(list(model.parameters()))
 
 
-def test_an_auxiliary_router_has_a_rate_of_its_own(tmp_path: Path) -> None:
+def test_an_auxiliary_router_has_a_rate_of_its_own() -> None:
     config = small_config("expert_choice", router_objective="aux_router")
-    trainer = trainer_of(config, tmp_path, lr_scheduler_type="constant")
-    optimizer = trainer.create_optimizer()
-    router = trainer.model.model.router  # type: ignore[union-attr]
-    own = {id(p) for p in router.auxiliary.parameters()}
-    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    for parameter in trainer.model.parameters():  # type: ignore[union-attr]
+    model, optimiser = optimiser_of(config)
+    own = {id(p) for p in model.model.router.auxiliary.parameters()}  # type: ignore[union-attr]
+    groups = optimiser.adamw.param_groups
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}
+    for parameter in model.parameters():
         assert rates[id(parameter)] == pytest.approx(0.01 if id(parameter) in own else 0.001)
-    assert trainer.create_optimizer() is optimizer
-    assert len(optimizer.param_groups) == 3
+    assert len(groups) == 3
 
 
-def test_an_auxiliary_router_is_clipped_by_itself(tmp_path: Path) -> None:
+def test_an_auxiliary_router_is_clipped_by_itself() -> None:
     """However large its gradient is, the network's stays as it is."""
-    trainer = trainer_of(small_config("expert_choice", router_objective="aux_router"), tmp_path)
-    assert isinstance(trainer.model, MoRForCausalLM)
-    own = list(trainer.model.model.router.auxiliary.parameters())  # type: ignore[union-attr]
-    others = [p for p in trainer.model.parameters() if all(p is not q for q in own)]
-    for parameter in trainer.model.parameters():
+    model, optimiser = optimiser_of(small_config("expert_choice", router_objective="aux_router"))
+    own = list(model.model.router.auxiliary.parameters())  # type: ignore[union-attr]
+    others = [p for p in model.parameters() if all(p is not q for q in own)]
+    for parameter in model.parameters():
         parameter.grad = torch.full_like(parameter, 1e-4)
     for parameter in own:
         parameter.grad = torch.full_like(parameter, 1e4)
-    norm = trainer._clip_grad_norm(trainer.model)
-    assert norm < 1
+    norms = optimiser.clip()
+    assert norms["gradient norm"] < 1
+    assert norms["auxiliary router's gradient norm"] > 1e4
     assert all(bool((p.grad == 1e-4).all()) for p in others)
     total = torch.stack([p.grad.norm() for p in own if p.grad is not None]).norm()
     assert float(total) == pytest.approx(1.0, rel=1e-3)
+
+
+@pytest.mark.parametrize("warmup", [0, 3])
+@pytest.mark.parametrize("decay", [0, 4, 10])
+def test_the_trapezoid_is_that_of_the_library(warmup: int, decay: int) -> None:
+    """Rate by rate what Transformers' warmup_stable_decay schedule gives."""
+    steps, section = 13, {"budget": {"steps": 13}, "warmup_steps": warmup, "learning_rate": 0.3}
+    section |= {"decay_fraction": decay / steps, "warmup_fraction": 0.0}
+    optimiser = Optimiser(
+        MoRForCausalLM(small_config("fixed")), TrainSection.model_validate(section), steps
+    )
+    assert (optimiser.warmup, optimiser.decay) == (warmup, decay)
+    plain = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    schedule = get_wsd_schedule(plain, warmup, decay, steps, decay_type="linear")
+    for step in range(steps):
+        optimiser.begin_step(step)
+        assert optimiser.rate == schedule.get_last_lr()[0]
+        plain.step()
+        schedule.step()
 
 
 @pytest.mark.parametrize("router", ["expert_choice", "threshold", "token_choice"])

@@ -12,7 +12,6 @@ import pytest
 import torch
 from rich.console import Console
 from torch.testing import assert_close
-from transformers import TrainerState
 
 from mor.data import PackedDataset
 from mor.errors import MorError
@@ -20,10 +19,9 @@ from mor.eval import evaluate
 from mor.hf.load import load_model, load_tokenizer
 from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
-from mor.train.arguments import trapezoid
-from mor.train.callbacks import ProgressCallback
+from mor.train.log import ProgressBar
+from mor.train.optimiser import trapezoid
 from mor.train.plan.budget import training_flops
-from mor.train.state.run_folder import claim
 from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus
 
 TOKENS = 2 * 2 * SEQ_LEN  # of one step of the tiny recipe
@@ -164,17 +162,15 @@ def test_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     said = {}
     for terminal in (True, False):
         console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
-        progress, state = ProgressCallback("tiny", console), TrainerState(max_steps=40)
-        state.is_world_process_zero = True
-        told: Any = (None, state, None)
-        progress.on_train_begin(*told)
+        progress = ProgressBar("tiny", 40, console)
+        progress.start(0)
         for step in range(1, 41):
-            state.global_step = step
-            progress.on_step_end(*told)
+            progress.advance(step)
             if step % 2 == 0:
-                progress.on_log(*told, logs={"lm_loss": 9 - step / 10, "tokens_per_s": 1234.5})
-        progress.on_log(*told, logs={"eval_loss": 3.0})
-        progress.on_train_end(*told)
+                entry = {"step": step, "lm_loss": 9 - step / 10, "tokens_per_s": 1234.5}
+                progress.show(entry)
+        progress.show({"step": 40, "eval_loss": 3.0})
+        progress.close()
         progress.close()
         said[terminal] = console.file.getvalue()
     assert "40/40" in said[True]
@@ -316,7 +312,7 @@ def test_overwrite_removes_runs_and_nothing_else(data: Path, tmp_path: Path) -> 
 def test_an_output_that_cannot_be_made(data: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(MorError, match="cannot be written"):
-        claim(recipe_in(data, tmp_path / "file"), resume=False, overwrite=False)
+        train(recipe_in(data, tmp_path / "file"))
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,11 @@ from torch.testing import assert_close
 from mor import MoRForCausalLM
 from mor.hf.load import load_model
 from mor.model.attend.rows import CausalAttend
-from mor.train import MoRTrainer, parse_recipe, train
-from mor.train.uptrain.groups import members
-from mor.train.uptrain.trainer import UpTrainer
+from mor.train import parse_recipe, train
+from mor.train.loop import Loop
+from mor.train.objective import Distilled
+from mor.train.optimiser import Optimiser
+from mor.train.uptrain.groups import parameters_of_group
 from tests.train.uptraining import fields, steps_of, weights
 
 
@@ -50,23 +52,22 @@ def test_the_loss_is_what_it_says(
 ) -> None:
     """The first micro-batch's loss and gradient against a few plain lines."""
     seen: dict[str, Any] = {}
-    before = UpTrainer.compute_loss
+    before = Distilled.__call__
 
-    def spy(self: UpTrainer, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+    def spy(self: Distilled, model: Any, inputs: Any, items: Any, **kwargs: Any) -> Any:
         if seen:
-            return before(self, model, inputs, *args, **kwargs)
+            return before(self, model, inputs, items, **kwargs)
         seen["ids"] = inputs["input_ids"].clone()
         seen["model"] = copy.deepcopy(model)
-        items = kwargs["num_items_in_batch"]
-        loss = before(self, model, dict(inputs), *args, **kwargs)
+        loss = before(self, model, dict(inputs), items, **kwargs).total
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         moving = [p for p in model.parameters() if p.requires_grad]
         slopes = torch.autograd.grad(loss, moving, allow_unused=True)
         seen["slopes"] = dict(zip(names, slopes, strict=True))
         seen["loss"], seen["items"] = loss.detach(), items
-        return before(self, model, inputs, *args, **kwargs)
+        return before(self, model, inputs, items, **kwargs)
 
-    monkeypatch.setattr(UpTrainer, "compute_loss", spy)
+    monkeypatch.setattr(Distilled, "__call__", spy)
     weights_ = {"lm": 0.3, "logits": 0.7, "hidden": 2.0, "temperature": 2.0, "top_k": 7}
     uptrain(distill=weights_, train={"budget": {"steps": 1}})
     model, teacher, ids = seen["model"], load_model(source), seen["ids"]
@@ -136,18 +137,18 @@ def test_routed_students_compare_what_ran(uptrain: Any, where: str) -> None:
 
 def test_frozen_weights_stay(uptrain: Any, folded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[torch.optim.Optimizer] = []
-    before = UpTrainer.create_optimizer
+    before = Optimiser.__init__
 
-    def spy(self: UpTrainer, model: Any = None) -> Any:
-        made.append(before(self, model))
-        return made[-1]
+    def spy(self: Optimiser, *args: Any) -> None:
+        before(self, *args)
+        made.append(self.adamw)
 
-    monkeypatch.setattr(UpTrainer, "create_optimizer", spy)
+    monkeypatch.setattr(Optimiser, "__init__", spy)
     frozen = ["embeddings", "norms", r"re:block\.1\."]
     folder = uptrain(freeze=frozen)
     old = load_file(folded / "model.safetensors")
     model = load_model(folder)
-    still = {name for group in frozen for name in members(model, group, "x")}
+    still = {name for group in frozen for name in parameters_of_group(model, group, "x")}
     assert still < set(dict(model.named_parameters()))
     for name, tensor in weights(folder).items():
         assert tensor.equal(old[name]) == (name in still), name
@@ -161,16 +162,16 @@ def test_frozen_weights_stay(uptrain: Any, folded: Path, monkeypatch: pytest.Mon
 
 def test_groups_have_their_rates(uptrain: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rates: dict[str, float] = {}
-    before = MoRTrainer.training_step
+    before = Loop.learn_micro_batch
 
     def spy(self: Any, *args: Any, **kwargs: Any) -> Any:
-        names = {id(p): n for n, p in self.model.named_parameters()}
-        for group in self.optimizer.param_groups:
+        names = {id(p): n for n, p in self.parallel.plain.named_parameters()}
+        for group in self.optimiser.adamw.param_groups:
             for p in group["params"]:
                 rates[names[id(p)]] = group["initial_lr"]
         return before(self, *args, **kwargs)
 
-    monkeypatch.setattr(MoRTrainer, "training_step", spy)
+    monkeypatch.setattr(Loop, "learn_micro_batch", spy)
     asked = {"routers": 10.0, "relaxation": 5.0, "embeddings": 0.1, "block": 2.0}
     model = {"router": "threshold"}
     uptrain(rates=asked, model=model, train={"budget": {"steps": 1}})

@@ -14,14 +14,14 @@ from mor.train import parse_recipe, train
 from mor.train.plan.memory import estimate_memory
 from mor.train.probe import logged_speed
 from mor.train.uptrain.costs import uptrain_costs
-from mor.train.uptrain.start import settled
+from mor.train.uptrain.start import resolve_model
 from tests.tiny import SEQ_LEN
 from tests.train.uptraining import cached, fields
 
 
 def test_against_the_run(data: Path, tmp_path: Path, source: Path, folded: Path) -> None:
     raw = fields(data, tmp_path / "runs", source, folded, freeze=["embeddings", "norms"])
-    recipe = settled(parse_recipe(raw))
+    recipe = resolve_model(parse_recipe(raw))
     config = MoRConfig.from_pretrained(folded)
     costs = uptrain_costs(recipe, config)
     folder = train(recipe)
@@ -40,7 +40,7 @@ def test_against_the_run(data: Path, tmp_path: Path, source: Path, folded: Path)
     assert logged_speed(recipe) is not None
     # Without the teacher it would be faster.
     alone = {**raw, "uptrain": raw["uptrain"] | {"distill": None}}
-    assert logged_speed(settled(parse_recipe(alone))) is None
+    assert logged_speed(resolve_model(parse_recipe(alone))) is None
 
 
 @pytest.mark.parametrize("where", ["layers", "depths"])
@@ -49,7 +49,7 @@ def test_what_is_asked_for_costs(
 ) -> None:
     def of(**distill: object) -> float:
         raw = fields(data, tmp_path, source, folded, distill={"hidden_at": where, **distill})
-        return uptrain_costs(settled(parse_recipe(raw)), config).teacher_bytes
+        return uptrain_costs(resolve_model(parse_recipe(raw)), config).teacher_bytes
 
     config = MoRConfig.from_pretrained(folded)
     theirs = MoRConfig.from_pretrained(source)
@@ -64,9 +64,9 @@ def test_what_is_asked_for_costs(
 def test_a_cache_and_no_teacher(data: Path, tmp_path: Path, source: Path, folded: Path) -> None:
     config = MoRConfig.from_pretrained(folded)
     raw = fields(data, tmp_path, source, folded, distill=cached(tmp_path))
-    assert uptrain_costs(settled(parse_recipe(raw)), config).cached
+    assert uptrain_costs(resolve_model(parse_recipe(raw)), config).cached
     raw["uptrain"]["distill"] = None
-    alone = uptrain_costs(settled(parse_recipe(raw)), config)
+    alone = uptrain_costs(resolve_model(parse_recipe(raw)), config)
     assert alone.teacher_bytes == alone.teacher_flops == alone.teacher_parameters == 0
     assert alone.trained == count_parameters(config)[0]
 

@@ -10,9 +10,9 @@ import pytest
 
 from mor.errors import MorError
 from mor.hf.convert.llama import plain_depth
+from mor.recipes import builtin_recipes
 from mor.train import load_recipe, parse_recipe
-from mor.train.recipe.file import builtin_recipes
-from mor.train.uptrain.start import settled
+from mor.train.uptrain.start import resolve_model
 from tests.train.uptraining import fields, other_model
 
 
@@ -51,8 +51,10 @@ def test_teachers_that_do_not_fit(uptrain: Any, tmp_path: Path, folded: Path) ->
 
 
 def test_starts_that_are_none(uptrain: Any, tmp_path: Path) -> None:
-    with pytest.raises(MorError, match="nor that of a finished run"):
+    with pytest.raises(MorError, match=r"model folder .*nowhere' does not exist"):
         uptrain(start=tmp_path / "nowhere")
+    with pytest.raises(MorError, match="nor is it that of a finished run"):
+        uptrain(start=tmp_path)
     (tmp_path / "llama").mkdir()
     (tmp_path / "llama" / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(MorError, match="has model_type='llama', not 'mor'; convert it first"):
@@ -101,7 +103,7 @@ def test_a_model_with_a_router_keeps_it(uptrain: Any) -> None:
 def test_the_recipe_of_a_run_reads_the_same(uptrain: Any) -> None:
     folder = uptrain(model={"router": "threshold"}, train={"budget": {"steps": 1}})
     known = load_recipe(folder / "recipe.yaml")
-    assert settled(known).model == known.model
+    assert resolve_model(known).model == known.model
 
 
 def test_recipes_that_come_along() -> None:

@@ -14,7 +14,8 @@ from mor.bench.rates import Rates
 from mor.bench.systems import EngineSystem
 from mor.bench.trace import Run, medians, numbers
 from mor.bench.workload import Workload
-from mor.provenance import append_jsonl, provenance
+from mor.disk import append_jsonl
+from mor.provenance import provenance
 
 System = EngineSystem | Peer
 Runs = dict[tuple[str, str], list[Run]]
@@ -22,7 +23,7 @@ Runs = dict[tuple[str, str], list[Run]]
 
 @dataclass
 class Results:
-    """What came out.
+    """What a benchmark measured.
 
     Attributes:
         rows: one record per system and workload.

@@ -16,6 +16,7 @@ from mor.config import MoRConfig
 from mor.engine.scheduler import Policy
 from mor.errors import MorError
 from mor.model.packed import Quantization
+from mor.run_files import model_folder
 
 PEERS = ("transformers", "openvino", "vllm", "fake")
 FAMILY = re.compile(r"(vanilla|recursive|mor)(\d+)?(?:@(\d+))?")
@@ -78,11 +79,7 @@ def config_of(spec: Spec, shape: str) -> MoRConfig:
     """The configuration of one of our systems."""
     if spec.folder is None:
         return bench_config(shape, spec.recursions, spec.layers, spec.family)
-    inner = spec.folder / "model"
-    folder = (
-        inner if not (spec.folder / "config.json").is_file() and inner.is_dir() else spec.folder
-    )
-    config: MoRConfig = MoRConfig.from_pretrained(folder)
+    config: MoRConfig = MoRConfig.from_pretrained(model_folder(spec.folder))
     return config
 
 

@@ -4,43 +4,40 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.text import Text
-from transformers.utils import logging
 
 import mor
-from mor.cli import (
-    bench,
-    card,
-    convert,
-    data,
-    demo,
-    evaluate,
-    fold,
-    generate,
-    merge,
-    report,
-    serve,
-    training,
-    uptrain,
-)
-from mor.errors import MorError
-from mor.train import Interrupted
+from mor.cli.lazy import LazyGroup
+from mor.errors import Interrupted, MorError
 
 app = typer.Typer(
     name="mor",
+    cls=LazyGroup,
     help="Mixture-of-Recursions language models: train, evaluate, generate.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(data.app, name="data")
-app.add_typer(convert.app, name="convert")
-app.add_typer(bench.app, name="bench")
-for module in (training, uptrain, fold, evaluate, generate, serve, merge, report, card, demo):
-    module.add_to(app)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(mor.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Mixture-of-Recursions language models: train, evaluate, generate."""
 
 
 @app.command()
@@ -51,6 +48,9 @@ def version() -> None:
 
 def fail(message: str) -> None:
     """Print one line to standard error; brackets in it are text, not markup."""
+    from rich.console import Console
+    from rich.text import Text
+
     console = Console(stderr=True, soft_wrap=True, highlight=False)
     console.print(Text("error: ", style="red") + Text(" ".join(message.split()), style="default"))
 
@@ -60,12 +60,9 @@ def main() -> None:
 
     ValueError is how the network itself refuses an input (a token id out of range, a sequence past
     the maximum), OSError how the system refuses a file. With ``MOR_DEBUG=1`` errors keep their
-    traceback.
+    traceback, and Transformers says what it has to say.
     """
     debug = bool(os.environ.get("MOR_DEBUG"))
-    if not debug:
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
     try:
         app()
     except (MorError, ValueError, OSError) as error:

@@ -13,11 +13,6 @@ from mor.errors import MorError
 from mor.eval import write_card
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(card)
-
-
 def card(
     run: Annotated[Path, typer.Argument(help="the folder of a finished run")],
     data: Annotated[

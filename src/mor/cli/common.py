@@ -8,12 +8,15 @@ from typing import Any
 
 import torch
 
+from mor.config import MoRConfig
 from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
+from mor.data.bos import check_same_bos, model_bos
+from mor.disk import write_whole
 from mor.errors import MorError
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
-from mor.train.state.run_folder import write_whole
+from mor.run_files import CONFIG, beside_model
 
 
 def open_model(folder: Path) -> MoRForCausalLM:
@@ -32,22 +35,15 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
     """The tokenizer beside a model, or the data's where a checkpoint came without one.
 
     Raises:
-        MorError: the data was prepared with another: the model would read nonsense.
+        MorError: the data was prepared with another, or its documents begin otherwise than the
+            model's texts: it would read nonsense.
     """
-    theirs = load_data_tokenizer(index.tokenizer_dir)
-    places = [p for p in (folder, folder / "model") if (p / "tokenizer_config.json").is_file()]
-    if not places:
-        return theirs
-    ours = load_tokenizer(places[0])
-    vocabulary = ours.get_vocab()
-    wrong = [t for t, i in theirs.get_vocab().items() if vocabulary.get(t) != i]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {places[0]}"
-        )
-    return ours
+    ours = tokenizer_beside(folder, index)
+    found = beside_model(folder, CONFIG)
+    if found is not None:
+        bos = model_bos(MoRConfig.from_pretrained(found.parent), ours)
+        check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
+    return load_data_tokenizer(index.tokenizer_dir) if ours is None else ours
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -11,7 +11,8 @@ from rich.table import Table
 
 from mor.data import SHARD_TOKENS, DataIndex, Limits, StreamOptions, console_progress
 from mor.data import prepare as prepare_data
-from mor.train import Interrupted
+from mor.data.documents import describe_skipped
+from mor.errors import Interrupted
 
 app = typer.Typer(help="Prepare text for training, look at it, verify it.", no_args_is_help=True)
 
@@ -31,6 +32,13 @@ def prepare(
         float | None, typer.Option(help="share held out; default 0.05, of a stream 0.001")
     ] = None,
     text_field: Annotated[str, typer.Option(help="JSON field or column that is text")] = "text",
+    bos: Annotated[
+        str,
+        typer.Option(help="BOS before documents: auto (as the tokenizer does), always or never"),
+    ] = "auto",
+    skip_bad_rows: Annotated[
+        bool, typer.Option(help="leave out rows without text (null, broken) and count them")
+    ] = False,
     seed: Annotated[int, typer.Option(help="which documents are held out")] = 0,
     overwrite: Annotated[bool, typer.Option(help="replace another preparation")] = False,
     workers: Annotated[int, typer.Option(help="processes that tokenise; same result")] = 1,
@@ -65,6 +73,8 @@ def prepare(
                 validation_fraction=validation_fraction,
                 shard_tokens=shard_tokens,
                 text_field=text_field,
+                bos=cast("Any", bos),  # it is checked there
+                skip_bad_rows=skip_bad_rows,
                 seed=seed,
                 stream=options if stream or options != StreamOptions() else False,
                 workers=workers,
@@ -98,7 +108,7 @@ def verify(folder: Annotated[Path, typer.Argument(help="a prepared folder")]) ->
 
 
 def describe(index: DataIndex) -> None:
-    """Print tokens, documents and bytes per split."""
+    """Print tokens, documents and bytes per split, what documents begin with, what is left out."""
     table = Table("split", "documents", "tokens", "bytes", "bytes per token")
     for split in index.splits:
         table.add_row(
@@ -109,3 +119,11 @@ def describe(index: DataIndex) -> None:
             f"{index.bytes_per_token(split):.3f}",
         )
     Console().print(table)
+    old = "" if index.add_bos_token is not None else " (made before that was recorded)"
+    typer.echo(f"documents {index.bos.describe()}{old}")
+    left = [(index.num_duplicates, "exact copies"), (index.num_empty, "documents without text")]
+    for count, what in left:
+        if count:
+            typer.echo(f"left out: {count:,} {what}")
+    if index.skipped:
+        typer.echo(describe_skipped(index.skipped))

@@ -16,23 +16,18 @@ from transformers import set_seed
 from mor.cli.common import open_model, write_json
 from mor.cli.evaluate import run_evaluation, sequence_length
 from mor.cli.report import show_runs
-from mor.data import console_progress, prepare
+from mor.data import console_progress, prepare, prompt_tokens
 from mor.errors import MorError
 from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
+from mor.run_files import EVAL, RECIPE, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
-from mor.train.state.run_folder import RECIPE, SUMMARY
 
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 PROMPT = "HAMLET.\nTo be, or not to be: "
 console = Console(highlight=False)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(demo)
 
 
 def demo(
@@ -61,7 +56,7 @@ def demo(
     for run in runs:
         evaluate_twin(run, out / "data")
     step("4/4 report")
-    spoken = {runs[-1].name: [speak(runs[-1])]}
+    spoken = {runs[-1].name: [write_passage(runs[-1])]}
     page = build_report(runs, out / "report", title="Four twins at equal FLOPs", passages=spoken)
     loaded = load_runs(runs)
     show_runs(loaded)
@@ -73,7 +68,7 @@ def demo(
 
 
 def step(text: str) -> None:
-    """Say what comes next."""
+    """Print the heading of a step."""
     console.print(f"\n[bold cyan]{text}[/bold cyan]")
 
 
@@ -87,7 +82,7 @@ def train_twins(out: Path, overrides: list[str], jobs: int) -> list[Path]:
     recipes = {name: load_recipe(f"demo/{name}", changes) for name in TWINS}
     waiting = []
     for name, recipe in recipes.items():
-        if finished(recipe):
+        if is_finished(recipe):
             console.print(f"{recipe.name}: kept from an earlier run")
         else:
             waiting.append(name)
@@ -113,7 +108,7 @@ def train_twin(name: str, changes: list[str]) -> int:
     return process.returncode
 
 
-def finished(recipe: Recipe) -> bool:
+def is_finished(recipe: Recipe) -> bool:
     """Whether the run folder holds a finished run of this very recipe."""
     trained = recipe.run_dir / RECIPE
     if not (recipe.run_dir / SUMMARY).is_file() or not trained.is_file():
@@ -123,7 +118,7 @@ def finished(recipe: Recipe) -> bool:
 
 def evaluate_twin(run: Path, data: Path) -> None:
     """Write eval.json unless it is newer than the model."""
-    result_path, model_path = run / "eval.json", run / SUMMARY
+    result_path, model_path = run / EVAL, run / SUMMARY
     if result_path.is_file() and result_path.stat().st_mtime > model_path.stat().st_mtime:
         console.print(f"{run.name}: kept from an earlier run")
         return
@@ -134,11 +129,11 @@ def evaluate_twin(run: Path, data: Path) -> None:
     console.print(f"{run.name}: causal NLL {result['causal']['nll']:.4f}")
 
 
-def speak(run: Path, length: int = 160) -> Sample:
+def write_passage(run: Path, length: int = 160) -> Sample:
     """A passage that the model writes, with the depth each token cost."""
     model, tokenizer = open_model(run), load_tokenizer(run)
     set_seed(0)
-    ids = tokenizer(PROMPT, return_tensors="pt").input_ids.to(model.device)
+    ids = torch.tensor([prompt_tokens(PROMPT, tokenizer, model.config)], device=model.device)
     tokens, depths = generate_with_depths(
         model, ids, max_new_tokens=length, do_sample=True, temperature=0.8, top_k=50
     )

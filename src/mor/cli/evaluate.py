@@ -15,18 +15,14 @@ from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.data import DataIndex, PackedDataset
+from mor.disk import check_new
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
 from mor.eval.levels import calibrate_levels
-from mor.hf.convert.files import check_new, new_folder
+from mor.hf.bos import record_bos, save_tokenizer
+from mor.hf.convert.files import new_folder
 from mor.provenance import provenance
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command("eval")(evaluate)
-    app.command()(calibrate)
-
+from mor.run_files import RECIPE
 
 Model = Annotated[Path, typer.Argument(help="a model folder or a run folder")]
 Data = Annotated[Path, typer.Option(help="a folder made by `mor data prepare`")]
@@ -76,7 +72,7 @@ def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
     if asked is not None:
         return asked
     try:
-        recipe = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
         return int(recipe["data"]["seq_len"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return min(512, int(config.max_position_embeddings))
@@ -101,7 +97,7 @@ def run_evaluation(
     with Progress(console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("evaluating")
 
-        def tell(done: int, total: int) -> None:
+        def show_progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         result = evaluate_model(
@@ -111,7 +107,7 @@ def run_evaluation(
             max_sequences=max_sequences,
             batch_size=batch_size,
             quantization=quantization,
-            progress=tell,
+            progress=show_progress,
         )
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else None
     return result | provenance(device)
@@ -192,8 +188,9 @@ def calibrate(
     if levels:
         more = calibrate_levels(loaded, dataset, max_sequences=max_sequences, batch_size=batch_size)
     with new_folder(out) as folder:
+        record_bos(loaded, tokenizer)
         loaded.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        save_tokenizer(tokenizer, loaded.config, folder)
         if more is not None:
             more.save(folder)
     shown = ", ".join(f"{b:.4f}" for b in boundaries)
@@ -201,7 +198,7 @@ def calibrate(
 
 
 def parse_capacities(text: str) -> list[float]:
-    """``1,0.5`` -> [1.0, 0.5].
+    """The capacities in a text: ``1,0.5`` is [1.0, 0.5].
 
     Raises:
         typer.BadParameter: not a list of numbers.

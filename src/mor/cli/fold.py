@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.config import MoRConfig
 from mor.config.choices import KVSharing, Relaxation, RouterType, Sharing
 from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval.folds import FoldRow, fold_table, text_sequences
 from mor.hf.fold.fold import fold_folder
-from mor.hf.fold.plan import Folding, Norms, kept_norms, windows
+from mor.hf.fold.plan import Folding, Norms, resolve_norms, windows
 from mor.hf.load import load_tokenizer
 from mor.model.sharing import Initialization
 from mor.provenance import provenance
@@ -30,12 +31,6 @@ FULL = ("rank", "full")
 LISTED = "one or several with commas between"
 
 Source = Annotated[Path, typer.Argument(help="a vanilla model folder, as `mor convert` writes")]
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command()(fold)
-    app.command("fold-table")(table)
 
 
 def fold(
@@ -138,7 +133,7 @@ def table(
     model = open_model(source)
     if leave_out is not None:
         foldings = windows(model.config, leave_out)
-    sequences = _sequences(source, text, data, seq_len, max_tokens)
+    sequences = _sequences(source, model.config, text, data, seq_len, max_tokens)
     console = Console(stderr=True)
 
     def tell(row: FoldRow) -> None:
@@ -180,11 +175,16 @@ def _cells(row: FoldRow, leave_out: int | None = None) -> list[str]:
         return [f"no {_window(row, leave_out)}", "1", "-", "-", "-", *size]
     lora = how.relaxation == "lora"
     rank = ("full" if how.rank is None else str(how.rank)) if lora else "-"
-    return [how.sharing, str(how.num_recursions), how.init, kept_norms(how), rank, *size]
+    return [how.sharing, str(how.num_recursions), how.init, resolve_norms(how), rank, *size]
 
 
 def _sequences(
-    source: Path, text: Path | None, data: Path | None, seq_len: int, max_tokens: int
+    source: Path,
+    config: MoRConfig,
+    text: Path | None,
+    data: Path | None,
+    seq_len: int,
+    max_tokens: int,
 ) -> Any:
     if (text is None) == (data is None):
         raise MorError("give --text FILE or --data DIR, one of the two")
@@ -192,7 +192,7 @@ def _sequences(
         tokenizer_for(source, DataIndex.load(data))
         return PackedDataset(data, "validation", seq_len)
     assert text is not None
-    return text_sequences(text, load_tokenizer(source), seq_len, max_tokens)
+    return text_sequences(text, load_tokenizer(source), seq_len, max_tokens, config)
 
 
 def _with_rank(folding: Folding, rank: str) -> Folding:

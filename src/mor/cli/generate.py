@@ -15,6 +15,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from mor.cli.common import open_model
+from mor.data import prompt_tokens
 from mor.errors import MorError
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
@@ -22,11 +23,6 @@ from mor.report import render_terminal
 from mor.report.colors import printable
 
 CONTEXT = 8  # tokens before a new one that decide how its text is written (spaces, characters)
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(generate)
 
 
 def generate(
@@ -99,19 +95,15 @@ def generate(
 
 
 def encode_prompt(tokenizer: Any, text: str, config: Any, max_new_tokens: int) -> torch.Tensor:
-    """Prompt ids [1, T]; an empty prompt is the beginning-of-text token.
+    """Prompt ids [1, T], begun as the model's texts are (`mor.data.bos.prompt_tokens`).
 
     Raises:
         MorError: the prompt and what is to follow do not fit the model's maximum, or the tokenizer
             is not the model's.
     """
-    ids = tokenizer(text).input_ids if text else []
+    ids = prompt_tokens(text, tokenizer, config)
     if not ids:
-        start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-        start = start[0] if isinstance(start, list) else start
-        if start is None:
-            raise MorError("prompt is empty and the model has no beginning-of-text token")
-        ids = [start]
+        raise MorError("prompt is empty and the model has no beginning-of-text token")
     if max(ids) >= config.vocab_size:
         raise MorError(
             f"prompt has token id {max(ids)}, but the model's vocab_size={config.vocab_size}; "

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import yaml
 
-from mor.data import DataIndex
+from mor.config import MoRConfig
+from mor.data import Bos, DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
+from mor.disk import replace_folder
 from mor.errors import MorError
+from mor.hf.bos import save_tokenizer
 from mor.hf.load import load_tokenizer
+from mor.run_files import CHECKPOINTS, RECIPE
 from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded
-from mor.train.state.run_folder import CHECKPOINTS, RECIPE
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(merge)
 
 
 def merge(
@@ -49,25 +46,22 @@ def merge(
         raise MorError(f"{checkpoint} is damaged: {wrong}; merge another checkpoint")
     if out.exists():
         raise MorError(f"out={out} exists already; choose another name")
-    words = load_tokenizer(tokenizer) if tokenizer else _tokenizer_of(checkpoint)
-    fresh = out.with_name(out.name + ".partial")
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        sharded.merge(checkpoint, fresh)
-        words.save_pretrained(fresh)
-        fresh.rename(out)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+    words, bos = (
+        _tokenizer_of(checkpoint) if tokenizer is None else (load_tokenizer(tokenizer), None)
+    )
+    with replace_folder(out) as fresh:
+        sharded.merge(checkpoint, fresh, bos)
+        save_tokenizer(words, MoRConfig.from_pretrained(fresh), fresh)
     typer.echo(f"merged: {out}")
 
 
-def _tokenizer_of(checkpoint: Path) -> Any:
-    """The tokenizer of the data that the run was trained on."""
+def _tokenizer_of(checkpoint: Path) -> tuple[Any, Bos]:
+    """The tokenizer of the data that the run was trained on, and what its documents begin with."""
     path = checkpoint.absolute().parent.parent / RECIPE
     try:
         recipe = parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
         index = DataIndex.load(recipe.data.folders[0][0])
-        return load_data_tokenizer(index.tokenizer_dir)
+        return load_data_tokenizer(index.tokenizer_dir), index.known_bos()
     except (OSError, ValueError, yaml.YAMLError, MorError) as error:
         raise MorError(
             f"the tokenizer of {checkpoint} cannot be found ({error}); name its folder with "

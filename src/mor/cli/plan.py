@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from mor.config import MoRConfig
 from mor.model.flops import count_parameters, flops_per_token
+from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
-from mor.train.data import indexes, passes
-from mor.train.distributed import world_size
+from mor.train.data import describe_passes, load_indexes
+from mor.train.plan.depth import depth_schedule_of
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
 from mor.train.probe import logged_speed, probe_speed
@@ -27,11 +29,13 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     Raises:
         MorError: the data is not there, or the budget pays for no step.
     """
-    index = indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    index = load_indexes(recipe.data)[0]
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     section, seq_len = recipe.train, recipe.data.seq_len
     world = world_size()
-    plan = plan_budget(section.budget, config, seq_len, recipe.sequences_per_step(world) * seq_len)
+    schedule = depth_schedule_of(section, config.num_recursions)
+    per_step = recipe.sequences_per_step(world) * seq_len
+    plan = plan_budget(section.budget, config, seq_len, per_step, schedule)
     total, inner = count_parameters(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     more = uptrain_costs(recipe, config, device) if recipe.uptrain is not None else None
@@ -42,6 +46,10 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
     table.add_row("unique parameters", f"{total:,} ({inner:,} without embedding)")
     table.add_row("steps", f"{plan.steps:,}")
     table.add_row("tokens", f"{plan.tokens:,} ({plan.tokens_per_step:,} per step)")
+    if schedule is not None:
+        shares = np.bincount(schedule.caps(plan.steps))[1:] / plan.steps
+        caps = ", ".join(f"{cap}: {share:.0%}" for cap, share in enumerate(shares, 1) if share)
+        table.add_row("depth caps, of the steps", caps)
     table.add_row("training FLOPs", f"{plan.flops:.4g} ({flops.training:.4g} per token)")
     if more is not None:
         table.add_row("parameters trained", f"{more.trained:,} ({total - more.trained:,} frozen)")
@@ -52,7 +60,7 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
         table.add_row(
             "teacher's FLOPs", f"{spent:.4g} ({more.teacher_flops:.4g} per token; {when})"
         )
-    table.add_row("passes over the data", passes(recipe.data, plan.tokens))
+    table.add_row("passes over the data", describe_passes(recipe.data, plan.tokens))
     _add_memory(table, recipe, config, device, more)
     speed = probe_speed(recipe, config) if measure else logged_speed(recipe)
     if speed is None:

@@ -12,11 +12,6 @@ from mor.report import Run, build_report, depth_sentence, load_runs, rich_table
 from mor.report.tables import notes
 
 
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(report)
-
-
 def report(
     runs: Annotated[list[Path], typer.Argument(help="run folders, trained and evaluated")],
     out: Annotated[Path, typer.Option(help="folder to write")],

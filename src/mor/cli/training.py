@@ -1,4 +1,4 @@
-"""``mor train`` and ``mor recipes``."""
+"""``mor train``."""
 
 from __future__ import annotations
 
@@ -12,14 +12,7 @@ from mor.cli.plan import show_plan
 from mor.errors import MorError
 from mor.train import load_recipe
 from mor.train import train as run_training
-from mor.train.recipe.file import builtin_recipes
 from mor.train.run import with_branches
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the commands."""
-    app.command()(train)
-    app.command()(recipes)
 
 
 def train(
@@ -54,9 +47,3 @@ def train(
     for part in parts:
         card_after_training(part.run_dir)
         typer.echo(f"trained: {part.run_dir}")
-
-
-def recipes() -> None:
-    """List the recipes that come with mor."""
-    for name in builtin_recipes():
-        typer.echo(name)

@@ -10,14 +10,10 @@ import typer
 from mor.cli.card import card_after_training
 from mor.cli.plan import show_plan
 from mor.errors import MorError
+from mor.run_files import MODEL, SUMMARY
 from mor.train import Recipe, load_recipe
 from mor.train import train as run_training
 from mor.train.run import with_branches
-
-
-def add_to(app: typer.Typer) -> None:
-    """Register the command."""
-    app.command()(uptrain)
 
 
 def uptrain(
@@ -53,7 +49,7 @@ def uptrain(
             show_plan(with_branches(recipe)[0])
             continue
         going = resume and recipe.run_dir.exists()
-        if going and len(loaded) > 1 and (recipe.run_dir / "summary.json").is_file():
+        if going and len(loaded) > 1 and (recipe.run_dir / SUMMARY).is_file():
             continue
         folder = run_training(
             recipe, resume=going or (resume and len(loaded) == 1), overwrite=overwrite
@@ -66,5 +62,5 @@ def _made_later(recipe: Recipe, before: list[Recipe]) -> Path | None:
     """The folder that the recipe starts from, if an earlier stage has yet to make it."""
     assert recipe.uptrain is not None
     start = recipe.uptrain.start.expanduser()
-    later = any(start == stage.run_dir for stage in before) and not (start / "model").exists()
+    later = any(start == stage.run_dir for stage in before) and not (start / MODEL).exists()
     return start if later else None

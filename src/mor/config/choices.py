@@ -7,15 +7,18 @@ from typing import Literal
 
 Sharing = Literal["cycle", "sequence", "middle_cycle", "middle_sequence"]
 KVSharing = Literal["none", "recursive", "recursive_update"]
-UpdateRule = Literal["gated", "additive", "residual"]
+UpdateRule = Literal["gated", "additive", "residual", "last"]
 Relaxation = Literal["none", "lora", "gains", "embeddings"]
+RecursionSeam = Literal["none", "norm_inject"]
+SeamWeight = Literal["channel", "scalar"]
+RecursionScale = Literal["none", "inverse"]
 RouterType = Literal["fixed", "random", "expert_choice", "token_choice", "threshold"]
 RouterArchitecture = Literal["linear", "mlp", "wide_mlp"]
 RouterActivation = Literal["sigmoid", "tanh", "softmax", "none"]
 Objective = Literal["aux_loss", "aux_router", "none"]
 Balancing = Literal["loss", "loss_free", "none"]
 DecisionRule = Literal["boundary", "half"]
-Routing = Literal["causal", "topk"]
+Routing = Literal["causal", "topk", "full"]
 
 
 def default_capacities(num_recursions: int) -> list[float]:

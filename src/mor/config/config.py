@@ -14,28 +14,18 @@ from typing import Any
 
 from transformers import PretrainedConfig
 
-from mor.config.choices import (
-    Balancing,
-    DecisionRule,
-    KVSharing,
-    Objective,
-    Relaxation,
-    RouterActivation,
-    RouterArchitecture,
-    RouterType,
-    Sharing,
-    UpdateRule,
-    default_capacities,
-)
-from mor.config.fields import own_fields, refuse_near_misses, rope_of, take_extra
-from mor.config.rules import ROPE_TYPES, ConfigError, check_config
+from mor.config.choices import default_capacities
+from mor.config.fields import Fields, field_names
+from mor.config.names import refuse_near_misses, rope_of, take_extra
+from mor.config.rules import check_config
+from mor.errors import ConfigError
 
-__all__ = ["ROPE_TYPES", "ConfigError", "MoRConfig"]
+__all__ = ["MoRConfig"]
 
 _DEFAULT_BLOCK = 4
 
 
-class MoRConfig(PretrainedConfig):
+class MoRConfig(Fields, PretrainedConfig):
     """Everything that defines the network. ``MoRConfig()`` is a small vanilla model.
 
     Llama's relatives:
@@ -59,15 +49,36 @@ class MoRConfig(PretrainedConfig):
         relaxation_rank: rank of ``lora``; a map that has less takes what it has.
         relaxation_alpha: scale of ``lora`` times the rank; default the rank, so that it is 1.
 
+    Between recursions (see ``mor.model.seam``; all of it is off by default):
+        recursion_seam: ``norm_inject``: what enters each recursion but the first is rms_norm(h) +
+            a e, with e the stream before the recursions (arXiv 2609.19107).
+        recursion_seam_weight, recursion_seam_init: a is learned per ``channel`` or as one number
+            (``scalar``), and starts at this value.
+        recursion_scalars: a learned factor per depth of what a recursion contributes.
+        recursion_scale: ``inverse`` multiplies what a recursion contributes by 1 / R.
+        recursion_streams: how many streams are carried between recursions and mixed after each
+            (hyper-connections between loops, arXiv 2604.21254).
+
+    Texts (see ``mor.data.bos``):
+        bos_token_id: the tokenizer's token that begins a text, used or not.
+        add_bos_token: whether every text begins with it, in training as in prompts; None where
+            that was not written down: then as the tokenizer beside the model does.
+
     Routing (paper section 2.2; every field starts with ``router``, see ``mor.model.routers``):
         router: ``fixed`` (every token runs ``router_fixed_depth`` recursions, default R),
             ``expert_choice``, ``token_choice``, ``threshold`` or ``random``.
         router_capacities: fraction of all tokens active at each depth, non-increasing; default
             (R - depth) / R.
         update_rule: how a recursion's output enters the stream: ``gated`` h + g block(h) as in the
-            paper, ``additive`` h + block(h), ``residual`` h + g (block(h) - h).
+            paper, ``additive`` h + block(h), ``residual`` h + g (block(h) - h), ``last`` block(h)
+            as in a plain recursive model. Under ``last`` the gate has a gradient (straight
+            through) and no effect; the router reads the stream and sends no gradient into it.
         router_gate_bias: added to the logit inside the gate, not to what a boundary is compared
             with. With ``router_alpha`` 1 / sigmoid(bias) a logit of 0 is a gate of 1.
+
+        router_init_bias: a bias per depth of the logit that says "go on", learned, which starts at
+            this value: 3 lets nearly all tokens run every depth at first. Token choice has it on
+            the deepest choice. None: logits have no bias.
 
     Caching (paper section 2.3):
         kv_sharing: ``none`` (recursion-wise caching: keys and values per depth, active tokens
@@ -85,129 +96,57 @@ class MoRConfig(PretrainedConfig):
         *("cache", "past_key_values", "lm_loss", "router_losses", "depths", "traces")
     ]
 
-    def __init__(
-        self,
-        vocab_size: int = 4096,
-        hidden_size: int = 256,
-        intermediate_size: int = 768,
-        num_attention_heads: int = 4,
-        num_key_value_heads: int | None = None,
-        head_dim: int | None = None,
-        max_position_embeddings: int = 2048,
-        rms_norm_eps: float = 1e-5,
-        rope_parameters: dict[str, Any] | None = None,
-        initializer_range: float = 0.02,
-        tie_word_embeddings: bool = True,
-        attention_bias: bool = False,
-        attention_out_bias: bool | None = None,
-        mlp_bias: bool = False,
-        use_qk_norm: bool = False,
-        num_recursions: int = 1,
-        num_recursion_layers: int | None = None,
-        num_prelude_layers: int | None = None,
-        num_coda_layers: int | None = None,
-        num_hidden_layers: int | None = None,
-        sharing: Sharing = "middle_cycle",
-        share_norms: bool = True,
-        relaxation: Relaxation = "none",
-        relaxation_rank: int = 16,
-        relaxation_alpha: float | None = None,
-        kv_sharing: KVSharing = "none",
-        update_rule: UpdateRule = "gated",
-        router: RouterType = "fixed",
-        router_fixed_depth: int | None = None,
-        router_architecture: RouterArchitecture = "linear",
-        router_activation: RouterActivation | None = None,
-        router_alpha: float | None = None,
-        router_gate_bias: float = 0.0,
-        router_temperature: float = 1.0,
-        router_capacities: list[float] | None = None,
-        router_capacity_warmup_steps: int = 0,
-        router_objective: Objective = "aux_loss",
-        router_aux_loss_coef: float = 0.001,
-        router_z_loss_coef: float = 0.0,
-        router_balancing: Balancing = "loss",
-        router_balancing_loss_coef: float = 0.1,
-        router_bias_update_rate: float = 0.001,
-        router_balance_warmup_steps: int = 0,
-        router_decision_rule: DecisionRule = "boundary",
-        router_boundary_momentum: float = 0.95,
-        use_cache: bool = True,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = None,
-        eos_token_id: int | list[int] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        middle = str(sharing).startswith("middle_")
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_key_value_heads or num_attention_heads
-        self.head_dim = head_dim or hidden_size // max(1, num_attention_heads)
-        self.hidden_act = "silu"
-        self.max_position_embeddings = max_position_embeddings
-        self.rms_norm_eps = rms_norm_eps
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Work out the fields that are None, check all of them, then let Transformers do its part.
+
+        Args:
+            kwargs: what is no field: ``num_hidden_layers``, ``rope_theta``, ``rope_scaling``, and
+                what Transformers' own configurations take.
+
+        Raises:
+            ConfigError: naming the first wrong field.
+        """
+        unrolled = kwargs.pop("num_hidden_layers", None)
         theta, scaling = kwargs.pop("rope_theta", 10000.0), kwargs.pop("rope_scaling", None)
-        self.rope_parameters = rope_of(rope_parameters, scaling, theta)
-        self.initializer_range = initializer_range
-        self.attention_bias = attention_bias
-        self.attention_out_bias = (
-            attention_bias if attention_out_bias is None else attention_out_bias
-        )
-        self.mlp_bias = mlp_bias
-        self.use_qk_norm = use_qk_norm
-        self.num_recursions = num_recursions
-        self.num_prelude_layers = int(middle) if num_prelude_layers is None else num_prelude_layers
-        self.num_coda_layers = int(middle) if num_coda_layers is None else num_coda_layers
-        self.num_recursion_layers = self._block_size(num_hidden_layers, num_recursion_layers)
-        self.sharing = sharing
-        self.share_norms = share_norms
-        self.relaxation = relaxation
-        self.relaxation_rank = relaxation_rank
-        self.relaxation_alpha = relaxation_alpha
-        self.kv_sharing = kv_sharing
-        self.update_rule = update_rule
-        self.router = router
-        self.router_fixed_depth = router_fixed_depth
-        self.router_architecture = router_architecture
-        softmax = router == "token_choice"
-        self.router_activation = router_activation or ("softmax" if softmax else "sigmoid")
-        # The published recipes: 0.1 for expert choice, 1.0 for token choice.
-        paper_alpha = 0.1 if router in ("expert_choice", "random") else 1.0
-        self.router_alpha = paper_alpha if router_alpha is None else router_alpha
-        self.router_gate_bias = router_gate_bias
-        self.router_temperature = router_temperature
-        self.router_capacities = (
-            default_capacities(num_recursions)
-            if router_capacities is None
-            else [float(c) for c in router_capacities]
-        )
-        self.router_capacity_warmup_steps = router_capacity_warmup_steps
-        self.router_objective = router_objective
-        self.router_aux_loss_coef = router_aux_loss_coef
-        self.router_z_loss_coef = router_z_loss_coef
-        self.router_balancing = router_balancing
-        self.router_balancing_loss_coef = router_balancing_loss_coef
-        self.router_bias_update_rate = router_bias_update_rate
-        self.router_balance_warmup_steps = router_balance_warmup_steps
-        self.router_decision_rule = router_decision_rule
-        self.router_boundary_momentum = router_boundary_momentum
-        self.use_cache = use_cache
+        self.rope_parameters = rope_of(self.rope_parameters, scaling, theta)
         kwargs = take_extra(type(self), kwargs)
-        self.pad_token_id = pad_token_id
+        self.hidden_act = "silu"
+        self._fill_in(unrolled)
         # Before Transformers looks: our messages say what would be right.
         self.check()
         try:
-            super().__init__(  # type: ignore[call-arg]
-                pad_token_id=pad_token_id,
-                bos_token_id=bos_token_id,
-                eos_token_id=eos_token_id,
-                tie_word_embeddings=tie_word_embeddings,
-                **kwargs,
-            )
+            super().__post_init__(**kwargs)
+            self.validate()
         except KeyError as error:  # its check of rope_parameters
             raise ConfigError(str(error.args[0])) from None
+
+    def _fill_in(self, unrolled: int | None) -> None:
+        """Give every field that is None, and may not stay so, the value that follows from others.
+
+        Args:
+            unrolled: ``num_hidden_layers``, where it was given.
+        """
+
+        def derive(**defaults: Any) -> None:
+            for name, value in defaults.items():
+                if getattr(self, name) is None:
+                    setattr(self, name, value)
+
+        private = int(str(self.sharing).startswith("middle_"))
+        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
+        self.head_dim = self.head_dim or self.hidden_size // max(1, self.num_attention_heads)
+        derive(
+            attention_out_bias=self.attention_bias,
+            num_prelude_layers=private,
+            num_coda_layers=private,
+            router_activation="softmax" if self.router == "token_choice" else "sigmoid",
+            # The published recipes: 0.1 for expert choice, 1.0 for token choice.
+            router_alpha=0.1 if self.router in ("expert_choice", "random") else 1.0,
+        )
+        self.num_recursion_layers = self._block_size(unrolled, self.num_recursion_layers)
+        given: list[float] | None = self.router_capacities
+        capacities = default_capacities(self.num_recursions) if given is None else given
+        self.router_capacities = [float(c) for c in capacities]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -218,7 +157,7 @@ class MoRConfig(PretrainedConfig):
         Raises:
             ConfigError: a wrong or misspelt field.
         """
-        own = {name: kwargs.pop(name) for name in own_fields(cls) if name in kwargs}
+        own = {name: kwargs.pop(name) for name in field_names() if name in kwargs}
         refuse_near_misses(cls, kwargs)
         return super().from_dict({**config_dict, **own}, **kwargs)
 
@@ -253,41 +192,6 @@ class MoRConfig(PretrainedConfig):
                 f"other at num_recursions={recursions}; leave one of them out"
             )
         return shared // recursions
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """Unrolled depth: prelude + R x block + coda."""
-        recursion = self.num_recursions * self.num_recursion_layers
-        return self.num_prelude_layers + recursion + self.num_coda_layers
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether tokens may differ in depth, so that rows have to be compacted."""
-        return self.router != "fixed"
-
-    @property
-    def family(self) -> str:
-        """``vanilla``, ``recursive`` or ``mor``: the paper's three families."""
-        if self.is_routed:
-            return "mor"
-        return "vanilla" if self.num_recursions == 1 else "recursive"
-
-    @property
-    def interleaved(self) -> bool:
-        """Whether each shared layer is repeated in a row (``sequence``) rather than the block."""
-        return self.sharing.endswith("sequence")
-
-    def shared_layer(self, unrolled: int) -> int:
-        """Index of the shared layer that unrolled recursion layer ``unrolled`` (0-based) uses."""
-        if self.interleaved:
-            return unrolled // self.num_recursions
-        return unrolled % self.num_recursion_layers
-
-    def repetition(self, unrolled: int) -> int:
-        """How often that shared layer has been used before (0 for its first use)."""
-        if self.interleaved:
-            return unrolled % self.num_recursions
-        return unrolled // self.num_recursion_layers
 
     def check(self) -> None:
         """Validate every field. Called by the constructor.

@@ -1,130 +1,111 @@
-"""Which names a configuration may hold. ``PretrainedConfig`` takes any and keeps it unread.
-
-A misspelt field would then be a field more, and the network another one than was asked for.
-"""
+"""The fields of a configuration: names, types, defaults."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_type_hints
 
-from transformers import PretrainedConfig
+from mor.config.choices import (
+    Balancing,
+    DecisionRule,
+    KVSharing,
+    Objective,
+    RecursionScale,
+    RecursionSeam,
+    Relaxation,
+    RouterActivation,
+    RouterArchitecture,
+    RouterType,
+    SeamWeight,
+    Sharing,
+    UpdateRule,
+)
+from mor.config.depth import Depth
 
-from mor.config.rules import ConfigError
-from mor.errors import nearest
-
-# What Transformers puts into a config.json or reads from one, in any version of the allowed range,
-# beside the fields that PretrainedConfig declares. A name that begins with _ is its own, too.
-_OF_TRANSFORMERS = frozenset(field.name for field in fields(PretrainedConfig)) | {
-    *("attn_implementation", "auto_map", "experts_implementation", "model_type", "name_or_path"),
-    *("num_labels", "output_attentions", "output_router_logits", "quantization_config"),
-    *("task_specific_params", "tokenizer_class", "torch_dtype"),
-}
-# Fields of Llama's relatives with the only values that the network computes.
-_FIXED = {
-    "attention_dropout": (0, None),
-    "hidden_act": ("silu",),
-    "output_attentions": (False, None),
-    "partial_rotary_factor": (1, None),
-    "per_layer_config": (None,),
-    "pretraining_tp": (1, None),
-    "sliding_window": (None,),
-    "use_sliding_window": (False, None),
-}
-_ROPE = {"rope_type", "rope_theta"}
-_ROPE_SCALES = {"factor", "original_max_position_embeddings"}
-_ROPE_KEYS = {
-    "default": _ROPE,
-    "linear": _ROPE | {"factor"},
-    "llama3": _ROPE | _ROPE_SCALES | {"low_freq_factor", "high_freq_factor"},
-    "yarn": _ROPE
-    | _ROPE_SCALES
-    | {"attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"},
-}
+# None, and never None once the configuration is made: the default follows from other fields.
+_DERIVED: Any = None
 
 
-def own_fields(kind: type) -> list[str]:
-    """The parameters of a configuration class, without those of its parents."""
-    parameters = inspect.signature(kind.__init__).parameters.values()  # type: ignore[misc]
-    return [p.name for p in parameters if p.name != "self" and p.kind is not p.VAR_KEYWORD]
+@dataclass(kw_only=True, repr=False, eq=False)
+class Fields(Depth):
+    """Everything that defines the network; see :class:`~mor.config.MoRConfig` for what each means.
 
-
-def take_extra(kind: type, extra: Mapping[str, Any]) -> dict[str, Any]:
-    """What Transformers is to get of ``extra``, the arguments that are no fields of ours.
-
-    Raises:
-        ConfigError: an unknown name, or another architecture's field with a value that matters.
+    A field that is left out, or None, and is not optional gets its value from the others.
     """
-    kept = {}
-    for name, value in extra.items():
-        if name in _FIXED:
-            if value not in _FIXED[name]:
-                only = _FIXED[name][0]
-                raise ConfigError(
-                    f"{name}={value!r} is not supported; use {only!r} or leave it out"
-                )
-        elif name in _OF_TRANSFORMERS or name.startswith("_"):
-            kept[name] = value
-        else:
-            raise ConfigError(_unknown(name, kind))
-    return kept
+
+    vocab_size: int = 4096
+    hidden_size: int = 256
+    intermediate_size: int = 768
+    num_attention_heads: int = 4
+    num_key_value_heads: int = _DERIVED
+    head_dim: int = _DERIVED
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-5
+    rope_parameters: dict[str, Any] = _DERIVED
+    initializer_range: float = 0.02
+    tie_word_embeddings: bool = True
+    attention_bias: bool = False
+    attention_out_bias: bool = _DERIVED
+    mlp_bias: bool = False
+    use_qk_norm: bool = False
+
+    num_recursions: int = 1
+    num_recursion_layers: int = _DERIVED
+    num_prelude_layers: int = _DERIVED
+    num_coda_layers: int = _DERIVED
+    sharing: Sharing = "middle_cycle"
+    share_norms: bool = True
+    relaxation: Relaxation = "none"
+    relaxation_rank: int = 16
+    relaxation_alpha: float | None = None
+    recursion_seam: RecursionSeam = "none"
+    recursion_seam_weight: SeamWeight = "channel"
+    recursion_seam_init: float = 1.0
+    recursion_scalars: bool = False
+    recursion_scale: RecursionScale = "none"
+    recursion_streams: int = 1
+    kv_sharing: KVSharing = "none"
+    update_rule: UpdateRule = "gated"
+
+    router: RouterType = "fixed"
+    router_fixed_depth: int | None = None
+    router_architecture: RouterArchitecture = "linear"
+    router_activation: RouterActivation = _DERIVED
+    router_alpha: float = _DERIVED
+    router_gate_bias: float = 0.0
+    router_init_bias: float | None = None
+    router_temperature: float = 1.0
+    router_capacities: list[float] = _DERIVED
+    router_capacity_warmup_steps: int = 0
+    router_objective: Objective = "aux_loss"
+    router_aux_loss_coef: float = 0.001
+    router_z_loss_coef: float = 0.0
+    router_balancing: Balancing = "loss"
+    router_balancing_loss_coef: float = 0.1
+    router_bias_update_rate: float = 0.001
+    router_balance_warmup_steps: int = 0
+    router_decision_rule: DecisionRule = "boundary"
+    router_boundary_momentum: float = 0.95
+
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    add_bos_token: bool | None = None
+    eos_token_id: int | list[int] | None = None
 
 
-def refuse_near_misses(kind: type, names: Mapping[str, Any]) -> None:
-    """Refuse what reads like one of our fields and is none.
+def field_names() -> list[str]:
+    """What a configuration may be given by name, ``num_hidden_layers`` included."""
+    return [*(field.name for field in fields(Fields)), "num_hidden_layers"]
 
-    ``from_pretrained`` gets arguments for the configuration, the model, the tokenizer and the hub
-    in one, so a name that is like none of our fields is somebody else's.
 
-    Raises:
-        ConfigError: naming the misspelt field.
+def field_types() -> dict[str, Any]:
+    """The type of each field by name, None included where it stands for a default.
+
+    ``num_hidden_layers`` is not among them: it is another way to say ``num_recursion_layers``.
     """
-    for name in names:
-        if not name.startswith("_") and nearest(name, own_fields(kind), 0.85):
-            raise ConfigError(_unknown(name, kind))
-
-
-def _unknown(name: str, kind: type) -> str:
-    near = nearest(name, own_fields(kind))
-    if near:
-        return f"{name} is no field of {kind.__name__}; did you mean {near!r}?"
-    return (
-        f"{name} is no field of {kind.__name__}; the fields are: {', '.join(own_fields(kind))}. "
-        "If it comes from a config.json, a newer version may have written it: upgrade mor, or "
-        "remove the field if it says nothing about the network"
-    )
-
-
-def rope_of(given: Any, scaling: Any, theta: float) -> dict[str, Any]:
-    """``rope_parameters``, whichever of Transformers' spellings they came in.
-
-    Args:
-        given: ``rope_parameters`` or None.
-        scaling: ``rope_scaling``, its older name, or None.
-        theta: ``rope_theta`` where the dictionary has none.
-
-    Raises:
-        ConfigError: both are given, neither is a dictionary, or a key means nothing to its type.
-    """
-    if given and scaling and given != scaling:
-        raise ConfigError(
-            f"rope_parameters={given} and rope_scaling={scaling} are one field; give one of them"
-        )
-    found = given or scaling or {}
-    if not isinstance(found, Mapping):
-        raise ConfigError(f"rope_parameters={found!r} must be a dictionary")
-    found = dict(found)
-    older = found.pop("type", None)
-    if found.get("partial_rotary_factor") in (None, 1):
-        found.pop("partial_rotary_factor", None)
-    found = {"rope_type": older or "default", "rope_theta": theta} | found
-    known = _ROPE_KEYS.get(found["rope_type"], set(found))
-    for key in found:
-        if key not in known:
-            raise ConfigError(
-                f"rope_parameters[{key!r}]={found[key]!r} means nothing to rope_type="
-                f"{found['rope_type']!r}; its keys are: {', '.join(sorted(known))}"
-            )
-    return found
+    hints = get_type_hints(Fields)
+    return {
+        field.name: hints[field.name] | None if field.default is None else hints[field.name]
+        for field in fields(Fields)
+    }

@@ -2,90 +2,118 @@
 
 from __future__ import annotations
 
-import math
+from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, get_args
 
+from mor.checks import check_choice, check_flag, check_real, check_whole
 from mor.config.choices import (
     Balancing,
     DecisionRule,
     KVSharing,
     Objective,
+    RecursionScale,
+    RecursionSeam,
     Relaxation,
     RouterActivation,
     RouterArchitecture,
     RouterType,
+    SeamWeight,
     Sharing,
     UpdateRule,
 )
-from mor.errors import MorError
-
-if TYPE_CHECKING:
-    from mor.config import MoRConfig
+from mor.config.fields import Fields
+from mor.errors import ConfigError
 
 # Those whose frequencies do not change with the length of the sequence.
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
+_whole = partial(check_whole, error=ConfigError)
+_real = partial(check_real, error=ConfigError)
+_flag = partial(check_flag, error=ConfigError)
+_choice = partial(check_choice, error=ConfigError)
 
-class ConfigError(MorError, ValueError):
-    """A field of the configuration is wrong; the message names it and says what would be right."""
+_AT_LEAST_ONE = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "max_position_embeddings",
+    "num_recursions",
+    "num_recursion_layers",
+    "recursion_streams",
+)
+_AT_LEAST_ZERO = (
+    "num_prelude_layers",
+    "num_coda_layers",
+    "router_capacity_warmup_steps",
+    "router_balance_warmup_steps",
+)
+_ABOVE_ZERO = ("rms_norm_eps", "initializer_range", "router_temperature")
+_COEFFICIENTS = (
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "router_balancing_loss_coef",
+    "router_bias_update_rate",
+)
+_FLAGS = ("attention_bias", "attention_out_bias", "mlp_bias", "use_qk_norm", "recursion_scalars")
+_CHOICES = {
+    "sharing": Sharing,
+    "kv_sharing": KVSharing,
+    "relaxation": Relaxation,
+    "recursion_seam": RecursionSeam,
+    "recursion_seam_weight": SeamWeight,
+    "recursion_scale": RecursionScale,
+    "update_rule": UpdateRule,
+    "router": RouterType,
+    "router_architecture": RouterArchitecture,
+    "router_activation": RouterActivation,
+    "router_objective": Objective,
+    "router_balancing": Balancing,
+    "router_decision_rule": DecisionRule,
+}
 
 
-def _one_of(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        allowed = ", ".join(get_args(choices))
-        raise ConfigError(f"{name}={value!r} is not known; use one of: {allowed}")
-
-
-def _is_number(value: Any, *kinds: type) -> bool:
-    # type() and not isinstance: True is no number here.
-    return type(value) in kinds and math.isfinite(value)
-
-
-def _whole(config: MoRConfig, minimum: int, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not _is_number(value, int) or value < minimum:
-            raise ConfigError(f"{name}={value!r} must be a whole number of at least {minimum}")
-
-
-def _real(config: MoRConfig, *names: str, zero: bool = False) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if not _is_number(value, int, float) or value < 0 or (value == 0 and not zero):
-            raise ConfigError(f"{name}={value!r} must be a number {'>=' if zero else '>'} 0")
-
-
-def check_config(config: MoRConfig) -> None:
+def check_config(config: Fields) -> None:
     """Validate every field.
 
     Raises:
         ConfigError: naming the first wrong field.
     """
-    _whole(
-        config,
-        1,
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "head_dim",
-        "max_position_embeddings",
-        "num_recursions",
-        "num_recursion_layers",
-    )
-    _whole(config, 0, "num_prelude_layers", "num_coda_layers")
-    _whole(config, 0, "router_capacity_warmup_steps", "router_balance_warmup_steps")
-    _real(config, "rms_norm_eps", "initializer_range", "router_temperature")
-    _real(config, "router_aux_loss_coef", "router_z_loss_coef", zero=True)
-    _real(config, "router_balancing_loss_coef", "router_bias_update_rate", zero=True)
-    for name in ("attention_bias", "attention_out_bias", "mlp_bias", "use_qk_norm"):
-        if not isinstance(getattr(config, name), bool):
-            raise ConfigError(f"{name}={getattr(config, name)!r} must be true or false")
-    pad = config.pad_token_id
+    for name in _AT_LEAST_ONE:
+        _whole(name, getattr(config, name), 1)
+    for name in _AT_LEAST_ZERO:
+        _whole(name, getattr(config, name), 0)
+    for name in _ABOVE_ZERO:
+        _real(name, getattr(config, name), 0, open_low=True)
+    for name in _COEFFICIENTS:
+        _real(name, getattr(config, name), 0)
+    for name in _FLAGS:
+        _flag(name, getattr(config, name))
+    _check_tokens(config)
+    _check_widths(config)
+    for name, words in _CHOICES.items():
+        _choice(name, getattr(config, name), words)
+    _check_sharing(config)
+    _check_relaxation(config)
+    _check_seam(config)
+    _check_router(config)
+
+
+def _check_tokens(config: Fields) -> None:
+    pad, added, bos = config.pad_token_id, config.add_bos_token, config.bos_token_id
     if pad is not None and not 0 <= pad < config.vocab_size:
         raise ConfigError(f"pad_token_id={pad} must lie in 0..vocab_size - 1 or be left out")
+    if added is not None:
+        _flag("add_bos_token", added)
+    if added and (bos is None or not 0 <= bos < config.vocab_size):
+        raise ConfigError(
+            f"add_bos_token=True needs the token: bos_token_id={bos} must lie in 0..vocab_size - 1"
+        )
+
+
+def _check_widths(config: Fields) -> None:
     if config.num_attention_heads % config.num_key_value_heads:
         raise ConfigError(
             f"num_key_value_heads={config.num_key_value_heads} must divide "
@@ -99,22 +127,9 @@ def check_config(config: MoRConfig) -> None:
             f"rope_parameters['rope_type']={rope_type!r} is not supported; use one of: "
             f"{', '.join(ROPE_TYPES)}"
         )
-    _one_of("sharing", config.sharing, Sharing)
-    _one_of("kv_sharing", config.kv_sharing, KVSharing)
-    _one_of("relaxation", config.relaxation, Relaxation)
-    _one_of("update_rule", config.update_rule, UpdateRule)
-    _one_of("router", config.router, RouterType)
-    _one_of("router_architecture", config.router_architecture, RouterArchitecture)
-    _one_of("router_activation", config.router_activation, RouterActivation)
-    _one_of("router_objective", config.router_objective, Objective)
-    _one_of("router_balancing", config.router_balancing, Balancing)
-    _one_of("router_decision_rule", config.router_decision_rule, DecisionRule)
-    _check_sharing(config)
-    _check_relaxation(config)
-    _check_router(config)
 
 
-def _check_sharing(config: MoRConfig) -> None:
+def _check_sharing(config: Fields) -> None:
     private = config.num_prelude_layers + config.num_coda_layers
     if not config.sharing.startswith("middle_") and private:
         raise ConfigError(
@@ -134,7 +149,7 @@ def _check_sharing(config: MoRConfig) -> None:
         )
 
 
-def _check_relaxation(config: MoRConfig) -> None:
+def _check_relaxation(config: Fields) -> None:
     if config.relaxation == "none":
         return
     if config.num_recursions < 2:
@@ -142,12 +157,35 @@ def _check_relaxation(config: MoRConfig) -> None:
             f"relaxation={config.relaxation!r} makes uses of a shared layer differ and needs "
             f"num_recursions of at least 2, not {config.num_recursions}; use 'none'"
         )
-    _whole(config, 1, "relaxation_rank")
+    _whole("relaxation_rank", config.relaxation_rank, 1)
     if config.relaxation_alpha is not None:
-        _real(config, "relaxation_alpha")
+        _real("relaxation_alpha", config.relaxation_alpha, 0, open_low=True)
 
 
-def _check_router(config: MoRConfig) -> None:
+def _check_seam(config: Fields) -> None:
+    _real("recursion_seam_init", config.recursion_seam_init)
+    used = {
+        "recursion_seam": (config.recursion_seam, "none"),
+        "recursion_scalars": (config.recursion_scalars, False),
+        "recursion_scale": (config.recursion_scale, "none"),
+        "recursion_streams": (config.recursion_streams, 1),
+    }
+    for name, (value, plain) in used.items():
+        if value == plain:
+            continue
+        if config.num_recursions < 2:
+            raise ConfigError(
+                f"{name}={value!r} stands between recursions and needs num_recursions of at least "
+                f"2, not {config.num_recursions}; use {plain!r}"
+            )
+        if config.interleaved:
+            raise ConfigError(
+                f"{name}={value!r} stands between passes of the whole block; sharing="
+                f"{config.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
+            )
+
+
+def _check_router(config: Fields) -> None:
     depths, capacities = config.num_recursions, config.router_capacities
     if config.is_routed and depths < 2:
         raise ConfigError(
@@ -180,8 +218,9 @@ def _check_router(config: MoRConfig) -> None:
             f"router_activation={config.router_activation!r} is not defined for "
             "router='token_choice'; use 'softmax' or 'sigmoid'"
         )
-    if not _is_number(config.router_gate_bias, int, float):
-        raise ConfigError(f"router_gate_bias={config.router_gate_bias!r} must be a number")
+    _real("router_gate_bias", config.router_gate_bias)
+    if config.router_init_bias is not None:
+        _real("router_init_bias", config.router_init_bias)
     if config.router_gate_bias and config.router_activation == "softmax":
         raise ConfigError(
             f"router_gate_bias={config.router_gate_bias} does nothing under "

@@ -5,7 +5,8 @@
 | `concat` | `seq_len` tokens of the stream of all documents, as in the paper's training runs |
 | `best_fit` | whole documents, as many as fit, then padding (`mor.data.packing`) |
 
-Every document is ended by the end-of-text token; there is no BOS. With `document_mask` a row says
+Every document is ended by the end-of-text token, and begins with BOS where the folder was prepared
+so (`mor.data.bos`); a piece of a document that goes on does not. With `document_mask` a row says
 which of its tokens belong together, so that attention need not cross from one document to another.
 """
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ from mor.data.rows import BestFit, Concatenated, Layout, Piece
 from mor.errors import MorError
 
 Packing = Literal["concat", "best_fit"]
+LossOn = Literal["all", "answers"]
 IGNORED = -100  # a label that no loss is computed for, as everywhere in Transformers
 
 
@@ -35,8 +37,9 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
     `dataset[i]` is a dict of int64 `[seq_len]`:
 
     - `input_ids`;
-    - `labels`: the same, for a model that shifts them itself; -100 at padding and, with
-      `document_mask`, at the first token of each document, which nothing before it predicts;
+    - `labels`: the same, for a model that shifts them itself; -100 at padding, with
+      `document_mask` at the first token of each document, which nothing before it predicts, and
+      with `loss_on="answers"` at all but the answers of a task (`mor.data.tasks`);
     - with `best_fit`, `attention_mask`: 1, and 0 at the padding that ends a row;
     - with `document_mask`, `document_ids`: 0, 1, 2, ... for each document of the row (padding
       counts to the last), and `position_ids`, which begin at 0 in each.
@@ -48,7 +51,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
       epoch it is. Read the dataset in sequence: `accelerate`, and so the Hugging Face trainer,
       calls `set_epoch` here only where its sampler has none of its own.
 
-    Training goes through `mor.data.TrainingStream`, which needs no `set_epoch`.
+    Training goes through `mor.data.TrainingSamples`, which needs no `set_epoch`.
 
     Attributes:
         index: the folder's index; `vocab_size` and `eos_token_id` are in it.
@@ -65,17 +68,26 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
         order_seed: int | None = None,
         packing: Packing = "concat",
         document_mask: bool = False,
+        loss_on: LossOn = "all",
     ) -> None:
         """Open the shards; each one's header and size are compared with the index.
 
         Raises:
             MorError: the folder is missing or not a prepared one, the split is unknown, a shard
                 is damaged, `seq_len` is below 2 or longer than the split, `order_seed` is
-                negative, or `packing` is unknown.
+                negative, `packing` or `loss_on` is unknown, or there are no answers.
         """
         self.index = DataIndex.load(data_dir)
         self.split, self.seq_len, self.order_seed, self.epoch = split, seq_len, order_seed, 0
         self.packing, self.document_mask = packing, document_mask
+        self.task = self.index.task if loss_on == "answers" else None
+        if loss_on not in get_args(LossOn):
+            raise MorError(f"loss_on is {loss_on!r}, expected 'all' or 'answers'")
+        if loss_on == "answers" and self.task is None:
+            raise MorError(
+                f"loss_on is 'answers', but {self.index.directory} was prepared from text; "
+                f"prepare a task (mor data prepare task:hops), or use 'all'"
+            )
         self.shards = self.index.open_shards(split)
         self.total_tokens = self.index.num_tokens(split)
         if seq_len < 2:
@@ -98,7 +110,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
         self._order: tuple[int, Shuffle] | None = None
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Rows of the split: sequences of one epoch."""
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -111,7 +123,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several rows at once, as a data loader asks for a batch. Raises as `__getitem__`."""
-        return samples(read_rows([(self, self.chunk(index)) for index in indices]))
+        return split_batch(read_rows([(self, self.chunk(index)) for index in indices]))
 
     def set_epoch(self, epoch: int) -> None:
         """Use the order of `epoch` (0-based) from now on."""
@@ -132,7 +144,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
 
     @property
     def num_documents(self) -> int:
-        """Documents of the split."""
+        """How many documents the split has."""
         return self.index.num_documents(self.split)
 
     @property
@@ -195,6 +207,11 @@ def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
     labels = ids.copy()
     batch = {"input_ids": ids, "labels": labels}
     places = np.arange(model.seq_len)
+    for row, (dataset, _) in enumerate(wanted):
+        if dataset.task is not None:
+            answer = np.zeros(model.seq_len, dtype=bool)
+            answer[1:] = dataset.task.is_query(ids[row, :-1])
+            labels[row, ~answer] = IGNORED
     if model.packing == "best_fit":
         used = np.array([sum(length for *_, length in parts) for parts in pieces])
         real = places < used[:, None]
@@ -215,7 +232,7 @@ def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(rows) for name, rows in batch.items()}
 
 
-def samples(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def split_batch(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The rows of a batch one by one, without copying."""
     names, columns = list(batch), [rows.unbind() for rows in batch.values()]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

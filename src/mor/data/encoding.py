@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mor.data.documents import BadRow, Document
 from mor.data.sources import Reading
 from mor.data.tokenizer import DocumentEncoder
 from mor.errors import MorError
@@ -38,12 +39,14 @@ class Batch:
     """Documents that are encoded together.
 
     Attributes:
-        names, texts: `[n]` each.
+        names, texts: `[n]` each; the text of a bad row is empty.
+        bad: bad rows by their place.
         before: the position in the source from which the first of them is read next.
     """
 
     names: list[str]
     texts: list[str]
+    bad: Mapping[int, BadRow]
     before: Mapping[str, Any]
 
 
@@ -52,7 +55,7 @@ class Encoded:
     """What a batch has become.
 
     Attributes:
-        tokens: `[total]` uint32, document after document, each ended by end-of-text.
+        tokens: `[total]` uint32, document after document, as `DocumentEncoder` makes them.
         ends: `[n]` int64, where each document ends in `tokens`.
         num_bytes: `[n]` int64, UTF-8 bytes of each text.
         hashes: `[n]` uint64, a hash of each text (`text_hash`).
@@ -77,16 +80,20 @@ def batches(reading: Reading) -> Iterator[Batch]:
     before = reading.position()
     names: list[str] = []
     texts: list[str] = []
+    bad: dict[int, BadRow] = {}
     size = 0
-    for document in reading:
-        names.append(document.name)
-        texts.append(document.text)
-        size += len(document.text)
+    for row in reading:
+        if isinstance(row, BadRow):
+            bad[len(names)] = row
+            row = Document("", "")
+        names.append(row.name)
+        texts.append(row.text)
+        size += len(row.text)
         if size >= _BATCH_BYTES or len(names) >= _BATCH_DOCUMENTS:
-            yield Batch(names, texts, before)
-            before, names, texts, size = reading.position(), [], [], 0
+            yield Batch(names, texts, bad, before)
+            before, names, texts, bad, size = reading.position(), [], [], {}, 0
     if names:
-        yield Batch(names, texts, before)
+        yield Batch(names, texts, bad, before)
 
 
 def encode_batch(encode: DocumentEncoder, texts: list[str], seed: int) -> Encoded:

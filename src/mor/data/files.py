@@ -12,17 +12,17 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from mor.data.documents import Document, decode_text, decode_utf8
+from mor.data.documents import BadRow, Document, check_text, decode_text, decode_utf8
+from mor.data.extras import need_extra
+from mor.data.tables import rows_of
 from mor.errors import MorError
 
 TEXT_SUFFIXES = (".txt", ".md")
 LINES_SUFFIX, PARQUET_SUFFIX = ".jsonl", ".parquet"
 SUFFIXES = (*TEXT_SUFFIXES, LINES_SUFFIX, PARQUET_SUFFIX)
-_PARQUET_ROWS = 512  # decoded at a time: some megabytes of web text
 
 
 def _open_zstd(path: Path) -> Any:
@@ -43,11 +43,6 @@ _OPENERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def need_extra(what: str, package: str) -> MorError:
-    """The error to raise where a package of the extra `data` is not installed."""
-    return MorError(f"{what} need the package {package}: pip install 'mixture-of-recursions[data]'")
-
-
 def kind_of(path: Path) -> str | None:
     """The suffix that says what `path` holds, compression left out; None if it is not ours."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
@@ -65,25 +60,28 @@ def known_kinds() -> str:
     )
 
 
-def documents_of(path: Path, name: str, text_field: str, skip: int = 0) -> Iterator[Document]:
-    """Yield the documents of one file, the first `skip` left out.
+def documents_of(
+    path: Path, name: str, text_field: str, skip: int = 0
+) -> Iterator[Document | BadRow]:
+    """Yield the documents of one file, the first `skip` rows left out.
 
-    A text file is one document called `name`; a line or row is `name:number`, counted from 1.
+    A text file is one document called `name`; a line or row is `name:number`, counted from 1. A
+    row that gives no text is a `BadRow` in its place. An empty string is a document without text.
 
     Raises:
-        MorError: not UTF-8, a wrong line or row, or damaged compression; the message names the
-            file. An `OSError` passes where the system cannot read it.
+        MorError: damaged compression or Parquet; the message names the file. An `OSError` passes
+            where the system cannot read it.
     """
     kind = kind_of(path)
     try:
         if kind in TEXT_SUFFIXES:
             if not skip:
                 with _open(path) as stream:
-                    yield Document(name, decode_text(stream.read(), str(path)))
+                    yield _whole(stream.read(), path, name)
         elif kind == LINES_SUFFIX:
             yield from _lines(path, name, text_field, skip)
         else:
-            yield from _rows(path, name, text_field, skip)
+            yield from rows_of(path, name, text_field, skip)
     except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
         raise _damaged(path, error) from error
     except OSError as error:
@@ -109,74 +107,55 @@ def _open(path: Path) -> IO[bytes]:
     return stream
 
 
-def _lines(path: Path, name: str, text_field: str, skip: int) -> Iterator[Document]:
+def _whole(data: bytes, path: Path, name: str) -> Document | BadRow:
+    try:
+        return Document(name, decode_text(data, str(path)))
+    except BadRow as bad:
+        return bad
+
+
+def _lines(path: Path, name: str, text_field: str, skip: int) -> Iterator[Document | BadRow]:
+    """The lines of a file; blank ones are no rows, whatever stands before them is passed over."""
     offset = 0
     with _open(path) as stream:
         for number, line in enumerate(stream, start=1):
-            text = decode_utf8(line, str(path), offset)
-            text = text.removeprefix("\ufeff") if offset == 0 else text
-            if text.strip():
-                if skip:
-                    skip -= 1
-                else:
-                    yield Document(f"{name}:{number}", _field(text, f"{path}:{number}", text_field))
-            offset += len(line)
+            begin, offset = offset, offset + len(line)
+            line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
+            begin = offset - len(line)
+            if _is_blank(line):
+                continue
+            if skip:
+                skip -= 1
+                continue
+            try:
+                text = decode_utf8(line, str(path), begin, number)
+                yield Document(f"{name}:{number}", _field(text, f"{path}:{number}", text_field))
+            except BadRow as bad:
+                yield bad
+
+
+def _is_blank(line: bytes) -> bool:
+    """Whether a line holds nothing but white space, that of Unicode included."""
+    if not line.strip():
+        return True
+    if line[0] < 0x80 and not line[:1].isspace() and line[0] > 0x1F:
+        return False  # nearly every line: no need to decode it
+    try:
+        return not line.decode("utf-8").strip()
+    except UnicodeDecodeError:
+        return False
 
 
 def _field(line: str, origin: str, text_field: str) -> str:
     try:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise MorError(f"{origin} is not valid JSON: {error}") from error
+        raise BadRow("invalid JSON", f"{origin} is not valid JSON: {error}") from error
     if not isinstance(record, dict):
-        raise MorError(f"{origin} holds a JSON {type(record).__name__}, expected an object")
+        raise BadRow(
+            "not an object", f"{origin} holds a JSON {type(record).__name__}, expected an object"
+        )
     if text_field not in record:
         fields = ", ".join(map(repr, record)) or "none"
-        raise MorError(f"{origin} has no field {text_field!r}; its fields: {fields}")
-    return checked_text(record[text_field], origin, text_field)
-
-
-def checked_text(value: Any, origin: str, text_field: str) -> str:
-    """Return `value` if it is a string of valid Unicode. Raises `MorError` naming `origin`."""
-    if not isinstance(value, str):
-        raise MorError(
-            f"{origin}: field {text_field!r} is {type(value).__name__}, expected a string"
-        )
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:  # half of a surrogate pair, escaped
-        raise MorError(f"{origin}: field {text_field!r} is not valid Unicode: {error}") from error
-    return value
-
-
-def _rows(path: Path, name: str, text_field: str, skip: int) -> Iterator[Document]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise need_extra(f"{path}: .parquet files", "pyarrow") from None
-    number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            fields = file.schema_arrow.names
-            if text_field not in fields:
-                raise MorError(
-                    f"{path} has no column {text_field!r}; its columns: "
-                    f"{', '.join(map(repr, fields)) or 'none'}"
-                )
-            groups: list[int] = []
-            for group in range(file.num_row_groups):  # whole row groups are passed over unread
-                rows = file.metadata.row_group(group).num_rows
-                if not groups and number + rows <= skip:
-                    number += rows
-                else:
-                    groups.append(group)
-            batches = file.iter_batches(_PARQUET_ROWS, groups, columns=[text_field])
-            texts = (text for batch in batches for text in batch.column(0).to_pylist())
-            for text in islice(texts, skip - number, None) if groups else ():
-                skip += 1
-                # A missing value is a document without text, and counted as such.
-                text = "" if text is None else checked_text(text, f"{path}:{skip}", text_field)
-                yield Document(f"{name}:{skip}", text)
-    except pyarrow.ArrowException as error:
-        raise MorError(f"{path} is not a whole Parquet file: {error}; fetch it again") from error
+        raise BadRow("missing", f"{origin} has no field {text_field!r}; its fields: {fields}")
+    return check_text(record[text_field], origin, text_field)

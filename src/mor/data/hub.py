@@ -12,9 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mor.data.documents import Document
-from mor.data.files import checked_text, need_extra
+from mor.data.documents import BadRow, Document
+from mor.data.extras import need_extra
 from mor.data.sources import HUB_PREFIX, files_digest
+from mor.data.tables import column_values, row_of
 from mor.errors import MorError
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ class HubSource:
             raise MorError(
                 f"{self} has no column {text_field!r}; its columns: {', '.join(map(repr, names))}"
             )
-        self._rows: IterableDataset = rows.select_columns([text_field])
+        # As Arrow gives them: the library's own decoding ends at bytes that are not UTF-8.
+        self._rows: IterableDataset = rows.select_columns([text_field]).with_format("arrow")
         self._start = self._rows.state_dict()
 
     def __str__(self) -> str:
@@ -118,7 +120,7 @@ class HubReading:
         self._number = int(position["documents"])
         rows.load_state_dict(copy.deepcopy(dict(position["state"])))
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[Document | BadRow]:
         """Yield the documents, called `split:number`. Raises `MorError` where reading fails."""
         source = self._source
         stream = iter(self._rows)
@@ -130,11 +132,9 @@ class HubReading:
                 raise MorError(f"{source} fails at document {origin}: {_line(error)}") from error
             if row is None:
                 return
-            text = row[source.text_field]
-            # A missing value is a document without text, and counted as such.
-            checked = "" if text is None else checked_text(text, origin, source.text_field)
             self._number += 1
-            yield Document(origin, checked)
+            for value in column_values(row.column(0)):  # one: a table of a single row
+                yield row_of(value, origin, f"{source}:{self._number}", source.text_field)
 
     def position(self) -> Mapping[str, Any]:
         """Documents read, and the library's own state."""

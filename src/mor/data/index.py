@@ -12,12 +12,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mor.data.bos import Bos
+from mor.data.content import check_content
 from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
+from mor.data.task_marks import TaskMarks
+from mor.data.tokenizer import load_tokenizer
 from mor.errors import MorError
 
 INDEX_FILE = "index.json"
@@ -37,12 +41,16 @@ class DataIndex:
         splits: the shards of each split, in reading order.
         vocab_size: every token id is below this.
         eos_token_id: ends every document.
+        bos_token_id: the tokenizer's BOS, None where it has none.
+        add_bos_token: whether every document begins with it (`mor.data.bos`); None in folders from
+            before this was recorded, whose documents have no BOS.
         source: what was asked for, such as `shakespeare` or a path.
         command: the command line that made it.
         program: name and version of the program that made it.
         preparation: everything that decides the content: digests of the source and of a given
             tokenizer, and the parameters. Two folders with the same preparation hold the same.
         num_duplicates, num_empty: documents left out, as exact copies or without any text.
+        skipped: bad rows left out, by kind (`mor.data.documents.KINDS`).
         reused: True if `prepare` found the folder already there and made nothing (not stored).
     """
 
@@ -56,7 +64,31 @@ class DataIndex:
     preparation: Mapping[str, Any]
     num_duplicates: int = 0
     num_empty: int = 0
+    bos_token_id: int | None = None
+    add_bos_token: bool | None = None
+    skipped: Mapping[str, int] = field(default_factory=dict)
     reused: bool = False
+
+    @property
+    def task(self) -> TaskMarks | None:
+        """Queries and difficulties of a made-up task (`mor.data.tasks`); None for text."""
+        there = self.preparation.get("task")
+        return None if there is None else TaskMarks.of(there)
+
+    @property
+    def bos(self) -> Bos:
+        """What every document begins with."""
+        return Bos(self.bos_token_id, self.add_bos_token)
+
+    def known_bos(self) -> Bos:
+        """`bos`, with the token that an older index leaves out taken from the tokenizer.
+
+        Raises:
+            MorError: the tokenizer cannot be read.
+        """
+        if self.add_bos_token is not None or not self.tokenizer_dir.is_dir():
+            return self.bos
+        return Bos(load_tokenizer(self.tokenizer_dir).bos_token_id, False)
 
     @property
     def tokenizer_dir(self) -> Path:
@@ -72,7 +104,7 @@ class DataIndex:
         return self.splits[split]
 
     def num_tokens(self, split: str) -> int:
-        """Tokens of `split`, the end-of-text token of each document included."""
+        """Tokens of `split`, BOS and end-of-text token of each document included."""
         return sum(shard.num_tokens for shard in self.shards(split))
 
     def num_documents(self, split: str) -> int:
@@ -84,7 +116,7 @@ class DataIndex:
         return sum(shard.num_bytes for shard in self.shards(split))
 
     def bytes_per_token(self, split: str) -> float:
-        """UTF-8 bytes of text per token, end-of-text tokens counted as tokens without text.
+        """UTF-8 bytes of text per token; BOS and end of text count as tokens without text.
 
         Bits per byte = NLL per token in nats / ln 2 / this.
         """
@@ -150,12 +182,12 @@ class DataIndex:
             shard = TokenShard(self.directory / info.file)
         except MorError as error:
             raise MorError(f"{error}; {self.remedy}") from error
-        for field in ("num_tokens", "num_documents", "num_bytes"):
-            found, expected = getattr(shard, field), getattr(info, field)
+        for name in ("num_tokens", "num_documents", "num_bytes"):
+            found, expected = getattr(shard, name), getattr(info, name)
             if found != expected:
                 raise MorError(
                     f"shard {shard.path} is not the one in {INDEX_FILE}: "
-                    f"{field} is {found}, expected {expected}; {self.remedy}"
+                    f"{name} is {found}, expected {expected}; {self.remedy}"
                 )
         if shard.vocab_size != self.vocab_size:
             raise MorError(
@@ -165,10 +197,10 @@ class DataIndex:
         return shard
 
     def check_same_tokenizer(self, other: DataIndex) -> None:
-        """Refuse to mix tokens of two tokenizers.
+        """Refuse to mix tokens of two tokenizers, or documents with BOS and without.
 
         Raises:
-            MorError: the folders were prepared with different ones; the message says how to mend.
+            MorError: the folders were prepared differently; the message says how to mend.
         """
         mine, theirs = (self.tokenizer_digest(), other.tokenizer_digest())
         if (self.vocab_size, self.eos_token_id, mine) != (
@@ -181,17 +213,30 @@ class DataIndex:
                 f"(vocabulary {self.vocab_size} and {other.vocab_size}); prepare one of them again "
                 f"with --tokenizer {other.tokenizer_dir}"
             )
+        if self.bos.start != other.bos.start:
+            raise MorError(
+                f"{self.directory} was prepared {self.bos.describe()}, {other.directory} "
+                f"{other.bos.describe()}; prepare one of them again with "
+                f"--bos {'always' if self.bos.start else 'never'}"
+            )
 
     def tokenizer_digest(self) -> str:
-        """SHA-256 (hex) of the tokenizer's rules. Raises `MorError` if it cannot be read."""
+        """SHA-256 (hex) of the tokenizer's rules for the text itself.
+
+        What it puts around a text is left out: that is `bos`.
+
+        Raises:
+            MorError: it cannot be read.
+        """
         from tokenizers import Tokenizer
 
         path = self.tokenizer_dir / "tokenizer.json"
         try:
-            rules = Tokenizer.from_file(str(path)).to_str()
+            rules = json.loads(Tokenizer.from_file(str(path)).to_str())
         except Exception as error:  # the library raises plain Exceptions
             raise MorError(f"tokenizer {path} cannot be read: {error}") from error
-        return hashlib.sha256(rules.encode("utf-8")).hexdigest()
+        rules["post_processor"] = None
+        return hashlib.sha256(json.dumps(rules).encode("utf-8")).hexdigest()
 
     def save(self) -> None:
         """Write `index.json` into `directory`."""
@@ -237,29 +282,6 @@ class DataIndex:
                 f"prepare the data again"
             )
         try:
-            return cls._from_json(folder, content)
+            return cls(directory=folder, **check_content(content))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MorError(f"{path} is damaged: {error!r}") from error
-
-    @classmethod
-    def _from_json(cls, folder: Path, content: dict[str, Any]) -> DataIndex:
-        splits = {
-            split: tuple(_shard_info(shard) for shard in entry["shards"])
-            for split, entry in content["splits"].items()
-        }
-        for name in ("vocab_size", "eos_token_id", "num_duplicates", "num_empty"):
-            if not isinstance(content[name], int):
-                raise TypeError(f"{name} is {content[name]!r}, expected a whole number")
-        stored = {field.name for field in fields(cls)} - {"directory", "splits", "reused"}
-        return cls(directory=folder, splits=splits, **{name: content[name] for name in stored})
-
-
-def _shard_info(entry: Mapping[str, Any]) -> ShardInfo:
-    info = ShardInfo(**entry)
-    for field in fields(ShardInfo):
-        value = getattr(info, field.name)
-        if not isinstance(value, str if field.name in ("file", "sha256") else int):
-            raise TypeError(f"{field.name} of a shard is {value!r}")
-    if Path(info.file).name != info.file:
-        raise ValueError(f"shard file {info.file!r} is outside the folder")
-    return info

@@ -10,8 +10,8 @@ from typing import Any
 from mor.data.index import TRAIN, VALIDATION
 from mor.data.progress import Progress
 from mor.data.segments import Pass
+from mor.data.single_pass import StreamOptions, open_readings
 from mor.data.splits import check_fraction, choose_validation, is_held_out
-from mor.data.streams import StreamOptions, open_streams
 from mor.data.survey import Survey, survey_source
 
 SURVEYED_FRACTION, STREAMED_FRACTION = 0.05, 0.001
@@ -34,17 +34,23 @@ class ReadingPlan:
     survey: Survey | None = None
 
 
-def surveyed(
-    source: str | Path, text_field: str, fraction: float | None, seed: int, progress: Progress
+def plan_survey(
+    source: str | Path,
+    text_field: str,
+    fraction: float | None,
+    seed: int,
+    progress: Progress,
+    skip_bad_rows: bool = False,
 ) -> ReadingPlan:
     """Look through the source first: copies are left out, validation gets its share of the bytes.
 
     Raises:
-        MorError: `fraction` is out of range, the source is wrong or holds too little.
+        MorError: `fraction` is out of range, the source is wrong or holds too little, or a row
+            gives no text and is not to be skipped.
     """
     fraction = SURVEYED_FRACTION if fraction is None else fraction
     check_fraction(fraction)
-    survey = survey_source(str(source), text_field, progress)
+    survey = survey_source(str(source), text_field, progress, skip_bad_rows=skip_bad_rows)
     held_out = choose_validation(survey.sizes, fraction, seed)
 
     def split_of(name: str, text_hash: int) -> str:
@@ -58,7 +64,7 @@ def surveyed(
     )
 
 
-def streamed(
+def plan_single_pass(
     source: str | Path, options: StreamOptions, text_field: str, fraction: float | None, seed: int
 ) -> ReadingPlan:
     """Read the source once; a hash of each text decides, or another split is for validation.
@@ -66,7 +72,7 @@ def streamed(
     Raises:
         MorError: `fraction` is out of range, or a source cannot be opened.
     """
-    first, second = open_streams(source, options, text_field)
+    first, second = open_readings(source, options, text_field)
     held_out = STREAMED_FRACTION if fraction is None else fraction
     if second is None:
         check_fraction(held_out)

@@ -11,30 +11,32 @@ very end: there is never half a folder. What is done survives a kill (`mor.data.
 
 from __future__ import annotations
 
-import re
 import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from mor.data.bos import Bos, BosMode, apply_bos, resolve_bos
+from mor.data.documents import describe_skipped
 from mor.data.index import (
-    INDEX_FILE,
-    PACKING_FOLDER,
     TOKENIZER_FOLDER,
     TRAIN,
     VALIDATION,
     DataIndex,
 )
 from mor.data.journal import Workshop
-from mor.data.plans import ReadingPlan, streamed, surveyed
+from mor.data.plans import ReadingPlan, plan_single_pass, plan_survey
 from mor.data.progress import Progress, no_progress
+from mor.data.reuse import begun, check_target, differences, reuse
 from mor.data.segments import write_segments
-from mor.data.streams import StreamOptions, is_streamed
+from mor.data.single_pass import StreamOptions, reads_once
 from mor.data.survey import SourceChanged
+from mor.data.tasks import TASK_PREFIX, open_task, task_tokenizer
 from mor.data.tokenizer import (
+    END_OF_TEXT_ID,
     DocumentEncoder,
     check_vocab_size,
     load_tokenizer,
@@ -48,9 +50,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 SHARD_TOKENS = 2**26
-_OURS = re.compile(
-    rf"{re.escape(INDEX_FILE)}|{TOKENIZER_FOLDER}|{PACKING_FOLDER}|({TRAIN}|{VALIDATION})-\d+\.bin"
-)
 
 
 def prepare(
@@ -63,6 +62,8 @@ def prepare(
     shard_tokens: int = SHARD_TOKENS,
     seed: int = 0,
     text_field: str = "text",
+    bos: BosMode = "auto",
+    skip_bad_rows: bool = False,
     stream: StreamOptions | bool = False,
     workers: int = 1,
     overwrite: bool = False,
@@ -87,14 +88,19 @@ def prepare(
         shard_tokens: a shard is full once it holds this many tokens; documents stay whole.
         seed: decides which documents are kept for validation.
         text_field: the field of a JSON line, or column, that holds the text.
+        bos: whether documents begin with the tokenizer's BOS: `auto` as the tokenizer itself does
+            when it adds special tokens, `always`, `never` (`mor.data.bos`).
+        skip_bad_rows: leave out rows that give no text (`mor.data.documents.KINDS`) and count them,
+            rather than raise at the first.
         stream: read the source once, as a stream, and how.
         workers: processes that encode; the result does not depend on it. Below 2 this process
             does it, with the tokenizer library's threads.
         overwrite: make it anew if `out` is a prepared folder, or an unfinished one was begun
             otherwise. Any other folder stays untouched.
-        progress: told the stage, the bytes done and their total.
+        progress: called with the stage, the bytes done and their total.
 
     Raises:
+        BadRow: a row gives no text; the message names the file and the row.
         MorError: a wrong parameter, source, tokenizer or output folder.
     """
     out = Path(out).expanduser()
@@ -104,34 +110,45 @@ def prepare(
         raise MorError(f"workers is {workers}, expected 0 or more")
     if tokenizer is None:
         check_vocab_size(vocab_size)
-    _check_target(out)
+    check_target(out)
     workshop = Workshop(out)
+    task = open_task(str(source)) if str(source).startswith(TASK_PREFIX) else None
+    if task is not None and tokenizer is not None:
+        raise MorError(
+            f"source {source} has a vocabulary of its own; leave out tokenizer={str(tokenizer)!r}"
+        )
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
-    if is_streamed(source, stream):
+    chosen = chosen if task is None else task_tokenizer(task)
+    if reads_once(source, stream):
         if chosen is None:
             raise MorError(
                 f"source {source} is read as a stream, once: give the tokenizer to use "
                 f"(--tokenizer DIR), none can be trained on the way"
             )
         options = stream if isinstance(stream, StreamOptions) else StreamOptions()
-        options = options.pinned(source, _begun(out, workshop))
-        plan = streamed(source, options, text_field, validation_fraction, seed)
+        options = options.pinned(source, begun(out, workshop))
+        plan = plan_single_pass(source, options, text_field, validation_fraction, seed)
     else:
-        plan = surveyed(source, text_field, validation_fraction, seed, progress)
+        plan = plan_survey(source, text_field, validation_fraction, seed, progress, skip_bad_rows)
+    policy = _policy(chosen, bos)
     preparation = plan.identity | {
+        # Not there in folders of earlier programs, which knew no BOS: None, too.
+        "document_bos": policy.token if policy.added else None,
         "tokenizer_sha256": None if chosen is None else tokenizer_digest(chosen),
         "vocab_size": vocab_size if chosen is None else None,
         "shard_tokens": shard_tokens,
         "seed": seed,
     }
+    if task is not None and chosen is not None:
+        preparation["task"] = task.marks(chosen.get_vocab())
     if not overwrite and out.is_dir() and any(out.iterdir()):
-        index = _reuse(out, preparation, progress)
+        index = reuse(out, preparation, skip_bad_rows, progress)
         workshop.sweep()
         return index
     with workshop.open():
         try:
-            _begin(workshop, preparation, plan, chosen, overwrite)
-            return _make(workshop, str(source), plan, workers, progress)
+            _begin(workshop, preparation, plan, chosen, policy, skip_bad_rows, overwrite)
+            return _make(workshop, str(source), plan, workers, progress, skip_bad_rows)
         except SourceChanged:
             workshop.discard()
             raise
@@ -142,18 +159,23 @@ def _begin(
     preparation: Mapping[str, Any],
     plan: ReadingPlan,
     chosen: PreTrainedTokenizerFast | None,
+    policy: Bos,
+    skip_bad_rows: bool,
     overwrite: bool,
 ) -> None:
     """Go on with what is there of this preparation, or begin it with its tokenizer."""
     if workshop.segments:
-        differences = _differences(workshop.preparation or {}, preparation)
-        if not differences:
+        different = differences(workshop.preparation or {}, preparation)
+        skipped = workshop.segments[-1].get("skipped", {})
+        if skipped and not skip_bad_rows:
+            different = "; ".join(filter(None, [different, f"there, {describe_skipped(skipped)}"]))
+        if not different:
             workshop.resume()
             return
         if not overwrite:
             raise MorError(
                 f"{workshop.path} holds an unfinished preparation that was begun otherwise "
-                f"({differences}); give the same command again to finish it, or --overwrite to "
+                f"({different}); give the same command again to finish it, or --overwrite to "
                 f"throw it away"
             )
     workshop.discard()
@@ -161,7 +183,9 @@ def _begin(
     if chosen is None:
         chosen = train_tokenizer(plan.texts(), int(preparation["vocab_size"]))
     try:
-        chosen.save_pretrained(workshop.folder / TOKENIZER_FOLDER)
+        apply_bos(chosen, policy).save_pretrained(workshop.folder / TOKENIZER_FOLDER)
+    except MorError:
+        raise
     except OSError:
         raise
     except Exception as error:  # of tokenizers, where it cannot write
@@ -170,7 +194,12 @@ def _begin(
 
 
 def _make(
-    workshop: Workshop, source: str, plan: ReadingPlan, workers: int, progress: Progress
+    workshop: Workshop,
+    source: str,
+    plan: ReadingPlan,
+    workers: int,
+    progress: Progress,
+    skip_bad_rows: bool,
 ) -> DataIndex:
     """Write what is left to write, and give the folder its name."""
     folder = workshop.folder
@@ -178,22 +207,24 @@ def _make(
     # Always what was saved, so that a run that goes on encodes exactly as one that never stopped.
     tokenizer = load_tokenizer(folder / TOKENIZER_FOLDER)
     size = tokenizer_vocab_size(tokenizer)
-    shards, num_empty = write_segments(
-        workshop, plan.passes, DocumentEncoder(tokenizer), size, workers, progress
-    )
+    first = workshop.preparation.get("document_bos")
+    start = () if first is None else (int(first),)
+    encode = DocumentEncoder(tokenizer, start)
+    written = write_segments(workshop, plan.passes, encode, size, workers, progress, skip_bad_rows)
     for split in (TRAIN, VALIDATION):
-        if not shards.get(split):
+        if not written.shards.get(split):
             workshop.discard()
+            lost = f"; {describe_skipped(written.skipped)}" if written.skipped else ""
             raise MorError(
                 f"source {source} gave no {split} document; raise validation_fraction="
-                f"{plan.identity['validation_fraction']}, or name a validation split"
+                f"{plan.identity['validation_fraction']}, or name a validation split{lost}"
                 if split == VALIDATION
-                else f"source {source} gave no document to train on"
+                else f"source {source} gave no document to train on{lost}"
             )
     survey = plan.survey
     index = DataIndex(
         directory=folder,
-        splits={split: tuple(shards[split]) for split in (TRAIN, VALIDATION)},
+        splits={split: tuple(written.shards[split]) for split in (TRAIN, VALIDATION)},
         vocab_size=size,
         eos_token_id=int(tokenizer.eos_token_id),
         source=source,
@@ -201,55 +232,23 @@ def _make(
         program=_program(),
         preparation=workshop.preparation,
         num_duplicates=survey.num_duplicates if survey else 0,
-        num_empty=survey.num_empty if survey else num_empty,
+        num_empty=survey.num_empty if survey else written.num_empty,
+        bos_token_id=start[0] if start else resolve_bos(tokenizer, "never").token,
+        add_bos_token=bool(start),
+        skipped=survey.skipped if survey else written.skipped,
     )
     index.save()
     workshop.finish()
     return replace(index, directory=workshop.target)
 
 
-def _check_target(out: Path) -> None:
-    """Let a missing, an empty or a prepared folder through, nothing else: it may be replaced."""
-    try:
-        if not out.exists():
-            return
-        if not out.is_dir():
-            raise MorError(f"output {out} is a file, expected a folder")
-        names = sorted(entry.name for entry in out.iterdir())
-    except OSError as error:
-        raise MorError(f"cannot look into output {out}: {error.strerror or error}") from error
-    foreign = [name for name in names if not _OURS.fullmatch(name)]
-    if foreign:
-        raise MorError(
-            f"output folder {out} holds other things ({foreign[0]}); choose a new folder"
-        )
-
-
-def _begun(out: Path, workshop: Workshop) -> Mapping[str, Any]:
-    """What is being made there, or was; empty if nothing."""
-    if workshop.preparation is not None:
-        return workshop.preparation
-    return DataIndex.load(out).preparation if (out / INDEX_FILE).is_file() else {}
-
-
-def _differences(there: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    return "; ".join(
-        f"{name} is {there.get(name)} there, {value} was asked for"
-        for name, value in asked.items()
-        if there.get(name) != value
-    )
-
-
-def _reuse(out: Path, preparation: Mapping[str, Any], progress: Progress) -> DataIndex:
-    index = DataIndex.load(out)
-    if differences := _differences(index.preparation, preparation):
-        raise MorError(
-            f"{out} already holds another preparation ({differences}); "
-            f"choose another folder, or overwrite it"
-        )
-    index.verify_all(progress)
-    load_tokenizer(index.tokenizer_dir)
-    return replace(index, reused=True)
+def _policy(chosen: PreTrainedTokenizerFast | None, mode: str) -> Bos:
+    """What documents begin with. One that is to be trained has a BOS and does not use it itself."""
+    if chosen is not None:
+        return resolve_bos(chosen, mode)
+    if mode not in get_args(BosMode):
+        raise MorError(f"bos={mode!r} is not known; use one of: {', '.join(get_args(BosMode))}")
+    return Bos(END_OF_TEXT_ID, mode == "always")
 
 
 def _program() -> str:

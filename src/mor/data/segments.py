@@ -8,10 +8,10 @@ from typing import Any
 
 from mor.data.encoding import batches, encoder
 from mor.data.journal import Workshop
-from mor.data.progress import Progress
+from mor.data.progress import Progress, tell_skipped
 from mor.data.shards import ShardInfo
+from mor.data.single_pass import Limits
 from mor.data.sources import Reading
-from mor.data.streams import Limits
 from mor.data.tokenizer import DocumentEncoder
 from mor.data.writer import SegmentWriter
 
@@ -36,6 +36,21 @@ class Pass:
     num_documents: int | None = None
 
 
+@dataclass(frozen=True)
+class Written:
+    """What has become of a source.
+
+    Attributes:
+        shards: by split.
+        num_empty: documents without text.
+        skipped: bad rows by kind.
+    """
+
+    shards: dict[str, list[ShardInfo]]
+    num_empty: int
+    skipped: dict[str, int]
+
+
 def write_segments(
     workshop: Workshop,
     passes: list[Pass],
@@ -43,22 +58,30 @@ def write_segments(
     vocab_size: int,
     workers: int,
     progress: Progress,
-) -> tuple[dict[str, list[ShardInfo]], int]:
-    """Write all segments that are not there yet; return all shards, and the documents left out."""
+    skip_bad_rows: bool,
+) -> Written:
+    """Write all segments that are not there yet.
+
+    Raises:
+        BadRow: the first row that gives no text, unless `skip_bad_rows`: then they are counted.
+        MorError: as the source does, or something cannot be written.
+    """
     preparation = workshop.preparation or {}
     last: Mapping[str, Any] = workshop.segments[-1] if workshop.segments else {}
     counts: dict[str, int] = dict(last.get("counts", dict.fromkeys(_COUNTS, 0)))
+    skipped: dict[str, int] = dict(last.get("skipped", {}))
     seed = int(preparation["seed"])
     with SegmentWriter(workshop.folder, vocab_size, int(preparation["shard_tokens"])) as writer:
         for segment in workshop.segments:
             for split, shard in segment["shards"].items():
                 writer.shards.setdefault(split, []).append(ShardInfo(**shard))
         if last.get("end"):
-            return writer.shards, counts["empty"]
+            return Written(writer.shards, counts["empty"], skipped)
 
         def commit(**place: Any) -> None:
             done = {split: asdict(shard) for split, shard in writer.close_segment().items()}
-            workshop.commit({"shards": done, "counts": dict(counts)} | place)
+            kept = {"counts": dict(counts)} | ({"skipped": dict(skipped)} if skipped else {})
+            workshop.commit({"shards": done} | kept | place)
 
         for number in range(int(last.get("pass", 0)), len(passes)):
             here = passes[number]
@@ -75,6 +98,11 @@ def write_segments(
                             continue
                         if here.limits.reached(counts["documents"], counts["tokens"]):
                             break
+                        if (bad := batch.bad.get(i)) is not None:
+                            if not skip_bad_rows:
+                                raise bad
+                            skipped[bad.kind] = skipped.get(bad.kind, 0) + 1
+                            continue
                         num_bytes = int(encoded.num_bytes[i])
                         counts["bytes"] += num_bytes
                         if encoded.blank[i]:
@@ -87,10 +115,11 @@ def write_segments(
                         if writer.full:
                             commit(**{"pass": number, "position": batch.before, "skip": i + 1})
                     progress("encoding", counts["bytes"], _total_bytes(here, counts))
+                    tell_skipped(progress, skipped)
                     if here.limits.reached(counts["documents"], counts["tokens"]):
                         break
         commit(end=True)
-        return writer.shards, counts["empty"]
+        return Written(writer.shards, counts["empty"], skipped)
 
 
 def _total_bytes(here: Pass, counts: Mapping[str, int]) -> int | None:

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from mor.data.documents import Document
+from mor.data.documents import BadRow, Document
 from mor.data.files import documents_of, kind_of, known_kinds
 from mor.data.shakespeare import iter_shakespeare
 from mor.errors import MorError
@@ -32,8 +32,11 @@ HUB_PREFIX = "hf:"
 class Reading(Protocol):
     """A pass over a source that can be left and taken up again."""
 
-    def __iter__(self) -> Iterator[Document]:
-        """Yield the documents from the position on that the pass was begun at."""
+    def __iter__(self) -> Iterator[Document | BadRow]:
+        """Yield the documents from the position on that the pass was begun at.
+
+        A row that gives no text is a `BadRow`, yielded in its place and counted by `position`.
+        """
         ...
 
     def position(self) -> Mapping[str, Any]:
@@ -107,7 +110,7 @@ class FileReading:
         self._file = int(position["file"]) if position else 0
         self._documents = int(position["documents"]) if position else 0
 
-    def __iter__(self) -> Iterator[Document]:
+    def __iter__(self) -> Iterator[Document | BadRow]:
         """Yield the documents. Raises `MorError` naming the file that cannot be read."""
         source = self._source
         try:
@@ -145,9 +148,18 @@ def iter_documents(source: str | Path, *, text_field: str = "text") -> Iterator[
     `./shakespeare` for a folder of that name.
 
     Raises:
-        MorError: the source does not exist, is of no known kind, holds no file of a known kind,
-            is not UTF-8 (names file and byte offset), or a JSON line is wrong (names file, line).
+        MorError: the source does not exist, is of no known kind, or holds no file of a known kind.
+        BadRow: a row gives no text, such as a file that is not UTF-8 (names file and byte offset)
+            or a wrong JSON line (names file and line).
     """
+    for row in iter_rows(source, text_field=text_field):
+        if isinstance(row, BadRow):
+            raise row
+        yield row
+
+
+def iter_rows(source: str | Path, *, text_field: str = "text") -> Iterator[Document | BadRow]:
+    """As `iter_documents`, with a `BadRow` in the place of each row that gives no text."""
     if str(source) in CORPORA:
         yield from CORPORA[str(source)]()
     else:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from mor.data.documents import Document
-from mor.data.progress import Progress, no_progress
-from mor.data.sources import iter_documents
+from mor.data.documents import BadRow, Document, describe_skipped
+from mor.data.progress import Progress, no_progress, tell_skipped
+from mor.data.sources import iter_rows
 from mor.errors import MorError
 
 
@@ -27,6 +27,7 @@ class Survey:
         sha256: digest (hex) of all names and texts kept.
         num_duplicates: documents left out because their text is exactly that of an earlier one.
         num_empty: documents left out because they hold nothing but white space.
+        skipped: rows left out because they give no text, by kind.
     """
 
     source: str
@@ -35,6 +36,7 @@ class Survey:
     sha256: str = ""
     num_duplicates: int = 0
     num_empty: int = 0
+    skipped: dict[str, int] = field(default_factory=dict)
     _digests: dict[str, bytes] = field(default_factory=dict)
 
     @property
@@ -46,11 +48,11 @@ class Survey:
         """Read the source again and yield each document kept, with its size in bytes.
 
         Raises:
-            MorError: as `iter_documents`, and if the source is not what it was in the survey.
+            MorError: as `iter_rows`, and if the source is not what it was in the survey.
         """
         num_read = 0
-        for document in iter_documents(self.source, text_field=self.text_field):
-            if document.name not in self.sizes:
+        for document in iter_rows(self.source, text_field=self.text_field):
+            if isinstance(document, BadRow) or document.name not in self.sizes:
                 continue
             data = document.text.encode("utf-8")
             if hashlib.sha256(data).digest() != self._digests[document.name]:
@@ -81,19 +83,28 @@ class SurveyReading:
             yield document
 
     def position(self) -> Mapping[str, Any]:
-        """Documents read."""
+        """How many documents have been read."""
         return {"documents": self._documents}
 
 
-def survey_source(source: str, text_field: str, progress: Progress = no_progress) -> Survey:
+def survey_source(
+    source: str, text_field: str, progress: Progress = no_progress, *, skip_bad_rows: bool = False
+) -> Survey:
     """Read `source` once.
 
     Raises:
-        MorError: as `iter_documents`, and if there is no document with text at all.
+        BadRow: the first row that gives no text, unless `skip_bad_rows`: then they are counted.
+        MorError: as `iter_rows`, and if there is no document with text at all.
     """
     survey = Survey(source, text_field)
     whole, seen, done = hashlib.sha256(), set(), 0
-    for document in iter_documents(source, text_field=text_field):
+    for document in iter_rows(source, text_field=text_field):
+        if isinstance(document, BadRow):
+            if not skip_bad_rows:
+                raise document
+            survey.skipped[document.kind] = survey.skipped.get(document.kind, 0) + 1
+            tell_skipped(progress, survey.skipped)
+            continue
         data = document.text.encode("utf-8")
         digest = hashlib.sha256(data).digest()
         done += len(data)
@@ -111,6 +122,7 @@ def survey_source(source: str, text_field: str, progress: Progress = no_progress
     if not survey.sizes:
         raise MorError(
             f"source {source} holds no text: {survey.num_empty} documents, all of them empty"
+            + (f"; {describe_skipped(survey.skipped)}" if survey.skipped else "")
         )
     survey.sha256 = whole.hexdigest()
     return survey

@@ -7,7 +7,7 @@ has a token for each of the 256 bytes, so every text can be encoded and decodes 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # transformers takes seconds to import: only where a tokenize
 
 END_OF_TEXT = "<|endoftext|>"
 PAD = "<|pad|>"
+END_OF_TEXT_ID = 0  # of a tokenizer that is trained here
 MIN_VOCAB_SIZE = 256 + 2  # every byte, end of text, padding
 
 
@@ -107,29 +108,38 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 class DocumentEncoder:
-    """Turns the text of documents into token ids, each followed by the end-of-text token.
+    """Turns the text of documents into token ids, with what begins and what ends each.
 
     It pickles as the tokenizer's rules, so that other processes can have one.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        """Copy the rules of `tokenizer`, which itself stays as it is."""
-        self.__setstate__((tokenizer.backend_tokenizer.to_str(), int(tokenizer.eos_token_id)))
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, start: Sequence[int] = (), *, ended: bool = True
+    ) -> None:
+        """Copy the rules of `tokenizer`, which itself stays as it is.
 
-    def __getstate__(self) -> tuple[str, int]:
-        """The rules as JSON, and the end-of-text token."""
-        return self._rules.to_str(), self._eos
+        Args:
+            tokenizer: any with a fast backend.
+            start: ids that every document begins with (`mor.data.bos`).
+            ended: whether the end-of-text token follows; without it a text is only begun.
+        """
+        end = (int(tokenizer.eos_token_id),) if ended else ()
+        self.__setstate__((tokenizer.backend_tokenizer.to_str(), tuple(start), end))
 
-    def __setstate__(self, state: tuple[str, int]) -> None:
+    def __getstate__(self) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+        """The rules as JSON, and the ids before and after a text."""
+        return self._rules.to_str(), self._start, self._end
+
+    def __setstate__(self, state: tuple[str, tuple[int, ...], tuple[int, ...]]) -> None:
         """Make the tokenizer from its rules."""
         rules = Tokenizer.from_str(state[0])
         rules.no_truncation()
         rules.no_padding()
         # A document that happens to spell out a special token must not gain a boundary by it.
         rules.encode_special_tokens = True
-        self._rules, self._eos = rules, state[1]
+        self._rules, self._start, self._end = rules, state[1], state[2]
 
     def __call__(self, texts: list[str]) -> Iterator[np.ndarray]:
-        """Yield `[num_tokens + 1]` int64 per text, the last being end-of-text. No BOS."""
+        """Yield int64 `[start + num_tokens + end]` per text, in order."""
         for encoding in self._rules.encode_batch_fast(texts, add_special_tokens=False):
-            yield np.array([*encoding.ids, self._eos], dtype=np.int64)
+            yield np.array([*self._start, *encoding.ids, *self._end], dtype=np.int64)

@@ -1,8 +1,8 @@
 """The engine: continuous depth-wise batching over a paged cache per depth."""
 
 from mor.engine.engine import Engine
+from mor.engine.outputs import Completion, RequestOutput, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
-from mor.engine.request import Completion, RequestOutput, Timings, TokenLogprobs
 from mor.engine.stats import EngineStats
 
 __all__ = [

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.batch import KVView
+from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention
 
@@ -37,7 +38,7 @@ def padded_attention(
     slots, pool = view.read_slots(layer), view.table.pool
     keys, values = (store[slots].transpose(1, 2) for store in (pool.keys, pool.values))
     queries = view.segments.pad(query).transpose(1, 2)
-    mixed = slot_attention(queries, keys, values, view.segments.pad(view.slots))
+    mixed = slot_attention(queries, keys, values, view.segments.pad(view.tokens.slot))
     return view.segments.unpad(mixed.transpose(1, 2))
 
 
@@ -52,7 +53,7 @@ def row_attention(
     _write(key, value, view, layer)
     pool, slots = view.table.pool, view.read_slots(layer)
     mixed = []
-    queries, places = query.split(view.counts), view.slots.split(view.counts)
+    queries, places = query.split(view.counts), view.tokens.slot.split(view.counts)
     for row, (own, place) in enumerate(zip(queries, places, strict=True)):
         index = slots[row, : view.reach[row]]
         keys, values = (store[index].transpose(0, 1)[None] for store in (pool.keys, pool.values))
@@ -70,9 +71,12 @@ def native_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
 ) -> Tensor:
     """The same in one call of a kernel that reads the pages where they lie."""
-    if view.origins is not None or not native.fits(query, view.table.pool.keys):
+    if not native.fits(query, view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
-    return native.paged_attention(query, key, value, view.ragged, layer)
+    if view.origins is None:
+        return native.paged_attention(query, key, value, view.ragged, layer)
+    _write(key, value, view, layer)
+    return native.paged_attention(query, None, None, view.gathered(layer), 0)
 
 
 def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
@@ -84,7 +88,7 @@ def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
     return row_attention
 
 
-class PagedAttend:
+class PagedAttend(Attend):
     """Write the entries of new tokens into their pages, then attend over the pages of each row.
 
     Args:
@@ -109,7 +113,7 @@ class PagedAttend:
         self.repeats = config if block and config.interleaved else None
 
     def _layer(self, layer: int) -> int:
-        """Layer of the table."""
+        """Which layer of the page table belongs to the stage's ``layer``."""
         if self.repeats is not None and self.repeats.kv_sharing == "recursive":
             return self.repeats.shared_layer(layer)
         return self.first + layer
@@ -118,7 +122,7 @@ class PagedAttend:
         """How many of the tokens leave entries."""
         if self.repeats is not None and self.repeats.kv_sharing == "recursive":
             return self.repeats.repetition(layer) == 0
-        total = len(self.view.slots)
+        total = len(self.view.tokens.slot)
         return self.view.writes if self.view.writes < total else True
 
     def pages(self) -> tuple[native.Ragged, int] | None:

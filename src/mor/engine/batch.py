@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -35,67 +35,100 @@ class Piece:
     written: Sequence[int]
 
 
+class TokenColumns(NamedTuple):
+    """What a stage has to know of each of its N tokens; every column is int64 [N].
+
+    Attributes:
+        position: in its sequence.
+        depth: that runs next.
+        limit: depth cap.
+        slot: place of its own entry in the row that it reads; it sees places 0..slot.
+        written: place in the row that it is written to.
+        lane: where its stream is kept.
+        own_row: table row that it is written to.
+    """
+
+    position: Tensor
+    depth: Tensor
+    limit: Tensor
+    slot: Tensor
+    written: Tensor
+    lane: Tensor
+    own_row: Tensor
+
+
+class PieceColumns(NamedTuple):
+    """What attention has to know of each of S pieces; every column is int64 [S].
+
+    Attributes:
+        row, length: table row that is read, and the tokens in it, the new ones included.
+        own_row, own_length: the same of the row that takes new entries.
+        size: tokens of the piece.
+    """
+
+    row: Tensor
+    length: Tensor
+    own_row: Tensor
+    own_length: Tensor
+    size: Tensor
+
+
 @dataclass(frozen=True)
 class KVView:
     """Ragged virtual sequences: S pieces of N tokens, each over one row of a page table.
 
     Attributes:
         table: the page table.
-        rows: [S] table row of each piece.
-        lengths: [S] tokens in that row, the new ones included.
-        slots: [N] place of each query's own entry in its row; it sees places 0..slot.
+        tokens: columns of the N tokens.
+        pieces: columns of the S pieces.
         counts: tokens of each piece.
         writes: the first so many tokens leave entries.
-        own_rows, own_lengths, written: [S], [S], [N] the same of the row that takes new entries.
         origins: [rows, tokens] where rows are read with the entries of their own row in place of
             some: which places these take; else None.
     """
 
     table: PageTables
-    rows: Tensor
-    lengths: Tensor
-    slots: Tensor
+    tokens: TokenColumns
+    pieces: PieceColumns
     counts: tuple[int, ...]
     writes: int
-    own_rows: Tensor
-    written: Tensor
-    own_lengths: Tensor
     origins: Tensor | None = None
 
     @cached_property
     def segments(self) -> Segments:
         """The pieces as runs within the N tokens."""
-        return Segments(tuple(range(len(self.counts))), self.counts, self.rows.device)
+        return Segments(tuple(range(len(self.counts))), self.counts, self.pieces.row.device)
 
     @cached_property
     def reach(self) -> list[int]:
         """How many tokens of its row each piece sees: queries ascend, so its last one decides."""
-        ends = self.count_of.cumsum(0) - 1
-        return (self.slots[ends] + 1).tolist()
-
-    @cached_property
-    def count_of(self) -> Tensor:
-        """[S] ``counts`` as a tensor."""
-        return torch.tensor(self.counts, device=self.rows.device)
-
-    @cached_property
-    def own_row_of(self) -> Tensor:
-        """[N] table row that each token is written to."""
-        return self.own_rows.repeat_interleave(self.count_of)
+        ends = self.pieces.size.cumsum(0) - 1
+        return (self.tokens.slot[ends] + 1).tolist()
 
     @cached_property
     def ragged(self) -> Ragged:
         """The same for the kernels."""
-        pool = self.table.pool
+        pool, tokens, pieces = self.table.pool, self.tokens, self.pieces
         return Ragged(
-            pool.keys, pool.values, self.table.table, pool.page_size, self.own_row_of,
-            self.written.contiguous(), self.slots.contiguous(), self.rows, self.count_of,
+            pool.keys, pool.values, self.table.table, pool.page_size, tokens.own_row,
+            tokens.written.contiguous(), tokens.slot.contiguous(), pieces.row, pieces.size,
+        )  # fmt: skip
+
+    def gathered(self, layer: int) -> Ragged:
+        """For the kernels: rows of single entries, wherever each lies, in one of the layers."""
+        pool, size, slot = self.table.pool, self.pieces.size, self.tokens.slot
+        rows = torch.arange(len(size), device=size.device)
+        return Ragged(
+            pool.keys, pool.values, self.read_slots(layer)[:, None].contiguous(), 1,
+            rows.repeat_interleave(size), slot, slot.contiguous(), rows, size,
         )  # fmt: skip
 
     @cached_property
     def write_slots(self) -> Tensor:
         """[writes, layers] where in the pool the entries go."""
-        return self.table.slots(self.own_row_of[: self.writes], self.written[: self.writes])
+        return self.table.slots(
+            self.tokens.own_row[: self.writes], self.tokens.written[: self.writes]
+        )
 
     @staticmethod
     def _places(lengths: Tensor) -> Tensor:
@@ -109,19 +142,20 @@ class KVView:
 
     @cached_property
     def _read(self) -> Tensor:
-        return self._places(self.lengths)
+        return self._places(self.pieces.length)
 
     @cached_property
     def _own(self) -> Tensor:
-        return self._places(self.own_lengths)
+        return self._places(self.pieces.own_length)
 
     def read_slots(self, layer: int) -> Tensor:
         """[S, longest] pool slots of every row's tokens in one layer of the table."""
-        slots = self._slots(self.rows, self._read, layer)
+        slots = self._slots(self.pieces.row, self._read, layer)
         if self.origins is None:
             return slots
-        taken = self.origins[self.own_rows].gather(1, self._own)
-        return slots.scatter(1, taken, self._slots(self.own_rows, self._own, layer))
+        own = self.pieces.own_row
+        taken = self.origins[own].gather(1, self._own)
+        return slots.scatter(1, taken, self._slots(own, self._own, layer))
 
     def _slots(self, rows: Tensor, places: Tensor, layer: int) -> Tensor:
         size = self.table.pool.page_size
@@ -134,17 +168,31 @@ class ForwardBatch:
 
     Attributes:
         pieces: whose tokens they are, in this order.
-        lanes: [N] where their streams are kept.
-        positions, depths, limits: [1, N] position, depth that runs next, depth cap.
-        view: the keys and values they meet.
+        view: the keys and values they meet, and the columns of the tokens.
     """
 
     pieces: tuple[Piece, ...]
-    lanes: Tensor
-    positions: Tensor
-    depths: Tensor
-    limits: Tensor
     view: KVView
+
+    @property
+    def lanes(self) -> Tensor:
+        """[N] where the streams of the tokens are kept."""
+        return self.view.tokens.lane
+
+    @property
+    def positions(self) -> Tensor:
+        """[1, N] positions in their sequences."""
+        return self.view.tokens.position[None]
+
+    @property
+    def depths(self) -> Tensor:
+        """[1, N] depths that run next."""
+        return self.view.tokens.depth[None]
+
+    @property
+    def limits(self) -> Tensor:
+        """[1, N] depth caps."""
+        return self.view.tokens.limit[None]
 
 
 def private_batch(waves: Sequence[Wave], store: KVStore) -> ForwardBatch:
@@ -164,7 +212,7 @@ def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     return _batch(ordered, store.block, rows, own, writes, store.origins)
 
 
-def longs(numbers: Sequence[Any], device: torch.device) -> Tensor:
+def to_int64(numbers: Sequence[Any], device: torch.device) -> Tensor:
     """A list, or a list of lists, as int64 in one copy; numpy reads lists many times faster."""
     return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
 
@@ -177,28 +225,31 @@ def _batch(
     writes: int,
     origins: Tensor | None,
 ) -> ForwardBatch:
-    device = table.table.device
-    numbers = [
-        [p.wave.start + place for p in pieces for place in p.places],
-        [p.wave.depth for p in pieces for _ in p.places],
-        [p.wave.request.limit for p in pieces for _ in p.places],
-        [slot for p in pieces for slot in p.slots],
-        [slot for p in pieces for slot in p.written],
-        [p.wave.lanes[place] for p in pieces for place in p.places],
-        [row or 0 for p, row in zip(pieces, own, strict=True) for _ in p.places],
-    ]
-    counts = tuple(len(p.places) for p in pieces)
-    by_row = [
-        rows,
-        [table.lengths[r or 0] for r in rows],
-        own,
-        [table.lengths[r or 0] for r in own],
-        counts,
-    ]
-    told, shapes = longs(numbers, device), longs(by_row, device)
+    device, counts = table.table.device, tuple(len(p.places) for p in pieces)
+    by_token = {
+        "position": [p.wave.start + place for p in pieces for place in p.places],
+        "depth": [p.wave.depth for p in pieces for _ in p.places],
+        "limit": [p.wave.request.limit for p in pieces for _ in p.places],
+        "slot": [slot for p in pieces for slot in p.slots],
+        "written": [slot for p in pieces for slot in p.written],
+        "lane": [p.wave.lanes[place] for p in pieces for place in p.places],
+        "own_row": [row or 0 for p, row in zip(pieces, own, strict=True) for _ in p.places],
+    }
+    by_piece = {
+        "row": rows,
+        "length": [table.lengths[row or 0] for row in rows],
+        "own_row": own,
+        "own_length": [table.lengths[row or 0] for row in own],
+        "size": counts,
+    }
+    tokens = TokenColumns(**_named_rows(by_token, device))
     view = KVView(
-        table, shapes[0], shapes[1], told[3], counts, writes, shapes[2], told[4], shapes[3], origins
+        table, tokens, PieceColumns(**_named_rows(by_piece, device)), counts, writes, origins
     )
-    # Properties of the view, known here without a kernel of the device's.
-    vars(view).update(own_row_of=told[6], count_of=shapes[4])
-    return ForwardBatch(tuple(pieces), told[5], told[0:1], told[1:2], told[2:3], view)
+    return ForwardBatch(tuple(pieces), view)
+
+
+def _named_rows(lists: Mapping[str, Sequence[Any]], device: torch.device) -> dict[str, Tensor]:
+    """Each list as a tensor, all of them in one copy to the device."""
+    rows = to_int64(list(lists.values()), device).unbind()
+    return dict(zip(lists, rows, strict=True))

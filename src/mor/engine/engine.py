@@ -9,17 +9,20 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
+from mor.checks import check_choice, check_whole
 from mor.engine.attend import PagedAttention, best_attention
-from mor.engine.intake import Intake, end_ids
+from mor.engine.intake import Intake, Prompt, end_ids, pair_prompts
 from mor.engine.integrity import check_residents
 from mor.engine.lanes import Lanes
 from mor.engine.memory import pages_that_fit
-from mor.engine.params import SamplingParams, whole
-from mor.engine.request import Request, RequestOutput, Wave
+from mor.engine.options import resolve_sizes
+from mor.engine.outputs import RequestOutput
+from mor.engine.params import SamplingParams
+from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
 from mor.engine.sampler import sample
 from mor.engine.scheduler import Policy, Scheduler
@@ -29,8 +32,6 @@ from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.packed import Quantization, serving_view
-
-Prompt = str | Sequence[int]
 
 
 class Engine:
@@ -85,55 +86,42 @@ class Engine:
         if model.training:
             raise MorError("model is in training mode; call model.eval() before serving it")
         config = self.config = model.config
-        residents = 2 * max_num_seqs if max_residents is None else max_residents
-        min_gather = max(1, max_num_seqs // 2) if min_gather is None else min_gather
-        numbers = {
-            "max_num_seqs": max_num_seqs, "max_residents": residents, "min_gather": min_gather,
-            "prefill_chunk": prefill_chunk, "page_size": page_size,
-        }  # fmt: skip
-        for name, value in numbers.items():
-            whole(name, value, 1)
-        self.max_residents = residents
-        longest, deepest = config.max_position_embeddings, config.num_recursions
-        self.max_model_len = longest if max_model_len is None else max_model_len
-        whole("max_model_len", self.max_model_len, 1, longest)
-        max_depth = deepest if max_depth is None else max_depth
-        whole("max_depth", max_depth, 1, deepest)
-        if policy not in get_args(Policy):
-            raise MorError(
-                f"policy={policy!r} is not known; use one of: {', '.join(get_args(Policy))}"
-            )
-        fixed = config.router_fixed_depth if config.router == "fixed" else None
-        self.max_depth = min(fixed or deepest, max_depth)
-        self.tokenizer = tokenizer
+        sizes = resolve_sizes(
+            config, max_num_seqs=max_num_seqs, max_residents=max_residents, min_gather=min_gather,
+            prefill_chunk=prefill_chunk, page_size=page_size, max_model_len=max_model_len,
+            max_depth=max_depth,
+        )  # fmt: skip
+        check_choice("policy", policy, Policy)
+        self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
+        self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
         device, dtype = model.device, model.dtype
         # Its packed weights first: pages take a share of the memory that is left.
         network = serving_view(model.model, quantization)
         if num_pages is None:
             num_pages = pages_that_fit(
-                config, self.max_depth, page_size, residents * self.max_model_len,
+                config, sizes.max_depth, page_size, sizes.max_residents * sizes.max_model_len,
                 memory_fraction, dtype, device,
             )  # fmt: skip
-        whole("num_pages", num_pages, 1)
+        check_whole("num_pages", num_pages, 1)
         self.store = KVStore(
-            config, num_pages, page_size, residents, self.max_model_len, self.max_depth, dtype,
-            device,
+            config, num_pages, page_size, sizes.max_residents, sizes.max_model_len,
+            sizes.max_depth, dtype, device,
         )  # fmt: skip
         self.intake = Intake(
-            config, self.store, tokenizer, end_ids(model), self.max_model_len, self.max_depth
+            config, self.store, tokenizer, end_ids(model), sizes.max_model_len, sizes.max_depth
         )
-        lanes = residents + 2 * prefill_chunk
-        router = model.model.router
-        self.lanes = Lanes(lanes, config.hidden_size, dtype, device, router)
-        if attention is None:
-            attention = best_attention(device, config.head_dim)
+        self.lanes = Lanes(
+            sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin
+        )
+        attention = attention or best_attention(device, config.head_dim)
         self.runner = Runner(
-            network, self.store, self.lanes, attention, self.max_depth, policy == "full_depth"
+            network, self.store, self.lanes, attention, sizes.max_depth, policy == "full_depth"
         )
         self.stats = EngineStats(config.num_recursions)
         self.scheduler = Scheduler(
-            self.store, self.lanes, self.stats, residents=residents, max_num_seqs=max_num_seqs,
-            prefill_chunk=prefill_chunk, min_gather=min_gather, policy=policy,
+            self.store, self.lanes, self.stats, residents=sizes.max_residents,
+            max_num_seqs=max_num_seqs, prefill_chunk=prefill_chunk, min_gather=sizes.min_gather,
+            policy=policy,
         )  # fmt: skip
         self._groups: dict[str, list[Request]] = {}
         self._numbers = itertools.count()
@@ -176,15 +164,15 @@ class Engine:
         scheduler, runner, stats = self.scheduler, self.runner, self.stats
         scheduler.admit(time.perf_counter())
         touched: dict[str, None] = {}
-        if leaving := scheduler.leaving():
+        if leaving := scheduler.select_leaving():
             touched = self._leave(leaving)
-        if entering := scheduler.entering():
-            scheduler.entered(entering, runner.enter(entering))
+        if entering := scheduler.select_entering():
+            scheduler.note_entered(entering, runner.enter(entering))
             stats.entries += 1
             stats.entry_tokens += sum(map(len, entering))
-        if pieces := scheduler.pieces():
+        if pieces := scheduler.select_pieces():
             ran, go_on = runner.tick(pieces)
-            scheduler.ticked(ran, go_on, runner.recursions_per_tick)
+            scheduler.note_ticked(ran, go_on, runner.recursions_per_tick)
             stats.ticks += 1
             stats.tick_tokens += len(go_on)
         stats.peak_pages = self.store.pool.peak
@@ -230,17 +218,10 @@ class Engine:
                 f"{len(self._groups)} requests of add_request are under way, whose outputs would "
                 "be lost; finish them with step() first"
             )
-        single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
-        every: list[Any] = [prompts] if single else list(prompts)
-        asked = list(params) if isinstance(params, Sequence) else [params] * len(every)
-        if len(asked) != len(every):
-            raise MorError(
-                f"params has {len(asked)} entries for {len(every)} prompts; give one each"
-            )
         names: list[str] = []
         done: dict[str, RequestOutput] = {}
         try:
-            for prompt, own in zip(every, asked, strict=True):
+            for prompt, own in pair_prompts(prompts, params):
                 names.append(self.add_request(prompt, own))
             while any(name not in done for name in names):
                 done |= {out.request_id: out for out in self.step() if out.finished}
@@ -255,7 +236,7 @@ class Engine:
         """Free and owned pages are all pages, none twice; lengths, rows and lanes fit.
 
         Raises:
-            MorError: what is wrong. It is always our mistake.
+            MorError: what is wrong; it is a fault of the engine, not of the caller.
         """
         check_residents(self.scheduler)
 
@@ -275,7 +256,7 @@ class Engine:
         return self.stats.numbers() | now
 
     def reset_stats(self) -> None:
-        """Count from nothing."""
+        """Set every counter to zero."""
         self.stats.reset()
         self.store.pool.peak = self.store.pool.used
 
@@ -291,44 +272,25 @@ class Engine:
             stats.gathered_tokens += len(wave)
             for depth in wave.depths:
                 stats.depths[depth] += 1
-            self.scheduler.left(wave)
+            self.scheduler.note_left(wave)
             if wave.end == len(wave.request.tokens):
                 asking.append(wave.request)
         if logits is None:
             return {}
         tokens, logprobs = sample(logits, asking)
         now = time.perf_counter()
-        for request, token, told in zip(asking, tokens, logprobs, strict=True):
-            depth = request.position_depths[-1]
-            request.tokens.append(token)
-            request.token_depths.append(depth)
-            request.token_times.append(now)
-            if request.params.logprobs is not None:
-                request.logprobs.append(told)
+        for request, token, likely in zip(asking, tokens, logprobs, strict=True):
+            stats.new_depths[request.take(token, now, likely)] += 1
             stats.sampled += 1
-            stats.new_depths[depth] += 1
-            self._stop_if_over(request, token)
+            if (reason := request.end_reason()) is not None:
+                self._end(request, reason)
         return dict.fromkeys(request.group for request in asking)
-
-    def _stop_if_over(self, request: Request, token: int) -> None:
-        stopped = request.stream is not None and request.stream.push(token)
-        if token in request.stop_ids:
-            request.stop_reason = token
-            self._end(request, "stop")
-        elif stopped:
-            assert request.stream is not None
-            request.stop_reason = request.stream.stopped_by
-            self._end(request, "stop")
-        elif len(request.new_tokens) >= request.max_new:
-            self._end(request, "length")
 
     def _end(self, request: Request, reason: str) -> None:
         self.scheduler.drop(request)
         request.finish_reason, request.ended = reason, time.perf_counter()
-        if reason == "abort":
-            self.stats.aborted += 1
-        else:
-            self.stats.finished += 1
+        self.stats.aborted += reason == "abort"
+        self.stats.finished += reason != "abort"
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]

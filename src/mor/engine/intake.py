@@ -8,17 +8,43 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mor.checks import check_whole
 from mor.config import MoRConfig
-from mor.engine.params import SamplingParams, whole
+from mor.data import prompt_tokens
+from mor.engine.params import SamplingParams
 from mor.engine.request import Request
 from mor.engine.store import KVStore
-from mor.engine.text import TextStream
+from mor.engine.text import GrowingText
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 
+Prompt = str | Sequence[int]
+"""A text, or token ids."""
 
-def prompt_ids(prompt: str | Sequence[int], tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
-    """Ids of a prompt. An empty text is the beginning-of-text token.
+
+def pair_prompts(
+    prompts: Prompt | Sequence[Prompt],
+    params: SamplingParams | Sequence[SamplingParams] | None,
+) -> list[tuple[Prompt, SamplingParams | None]]:
+    """Each prompt with what is asked for it.
+
+    Args:
+        prompts: texts or lists of token ids, or one of them.
+        params: one for all prompts, or one for each.
+
+    Raises:
+        MorError: there are not as many ``params`` as prompts.
+    """
+    single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
+    every: list[Any] = [prompts] if single else list(prompts)
+    asked = list(params) if isinstance(params, Sequence) else [params] * len(every)
+    if len(asked) != len(every):
+        raise MorError(f"params has {len(asked)} entries for {len(every)} prompts; give one each")
+    return list(zip(every, asked, strict=True))
+
+
+def prompt_ids(prompt: Prompt, tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
+    """Ids of a prompt; a text is begun as the model's texts are (`mor.data.bos.prompt_tokens`).
 
     Raises:
         MorError: no tokenizer for a text, nothing in it, ids that the model does not have.
@@ -26,11 +52,7 @@ def prompt_ids(prompt: str | Sequence[int], tokenizer: Any, config: MoRConfig) -
     if isinstance(prompt, str):
         if tokenizer is None:
             raise MorError("prompt is a text, but the engine has no tokenizer; give token ids")
-        ids = list(tokenizer(prompt).input_ids) if prompt else []
-        if not ids:
-            start = config.bos_token_id if config.bos_token_id is not None else config.eos_token_id
-            start = start[0] if isinstance(start, list) else start
-            ids = [] if start is None else [start]
+        ids = prompt_tokens(prompt, tokenizer, config)
     else:
         ids = list(prompt)
     if not ids:
@@ -78,9 +100,7 @@ class Intake:
     max_model_len: int
     max_depth: int
 
-    def requests(
-        self, name: str, prompt: str | Sequence[int], params: SamplingParams
-    ) -> list[Request]:
+    def requests(self, name: str, prompt: Prompt, params: SamplingParams) -> list[Request]:
         """One request for each of the ``params.n`` completions.
 
         Raises:
@@ -108,16 +128,16 @@ class Intake:
                 limit=limit,
                 stop_ids=ends,
                 draw=random.Random(seed + index),
-                stream=self._stream(params),
+                text=self._make_text(params),
                 arrival=arrival,
             )
             for index in range(params.n)
         ]
 
-    def _stream(self, params: SamplingParams) -> TextStream | None:
+    def _make_text(self, params: SamplingParams) -> GrowingText | None:
         if self.tokenizer is None:
             return None
-        return TextStream(self.tokenizer, tuple(params.stop))
+        return GrowingText(self.tokenizer, tuple(params.stop))
 
     def _check_boundaries(self, params: SamplingParams) -> None:
         if params.boundaries is None:
@@ -136,7 +156,7 @@ class Intake:
     def _limit(self, params: SamplingParams) -> int:
         if params.max_depth is None:
             return self.max_depth
-        whole("max_depth", params.max_depth, 1, self.config.num_recursions)
+        check_whole("max_depth", params.max_depth, 1, self.config.num_recursions)
         limit = min(params.max_depth, self.max_depth)
         if self.config.interleaved and limit != self.max_depth:
             raise MorError(

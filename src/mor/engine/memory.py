@@ -1,4 +1,4 @@
-"""How large a pool the machine has room for."""
+"""How many pages sequences need, and how large a pool the machine has room for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,26 @@ from pathlib import Path
 import torch
 
 from mor.config import MoRConfig
-from mor.engine.store import pages_for
 from mor.errors import MorError
 
 
+def block_layers(config: MoRConfig, limit: int) -> int:
+    """Layers that have pages of their own in one row of the block's table."""
+    if config.interleaved and config.kv_sharing == "none":
+        return config.num_recursion_layers * limit
+    return config.num_recursion_layers
+
+
+def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int:
+    """Pages that ``tokens`` tokens need when all of them run ``depth`` recursions."""
+    one_row = config.interleaved or config.kv_sharing == "recursive"
+    layers = config.num_prelude_layers + config.num_coda_layers
+    layers += block_layers(config, depth) * (1 if one_row else depth)
+    return -(-tokens // page_size) * layers
+
+
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on ``device``; None where nobody says."""
+    """Bytes that are free on ``device``; None where the system does not say."""
     if device.type == "cuda":
         # What torch keeps of tensors that are gone is free for us: the pool of an engine before.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mor.errors import MorError
-
 
 class PagePool:
     """Keys and values of all requests, allocated once.
@@ -40,16 +38,16 @@ class PagePool:
 
     @property
     def free(self) -> int:
-        """Pages that nobody owns."""
+        """How many pages no row owns."""
         return len(self._free)
 
     @property
     def used(self) -> int:
-        """Pages that somebody owns."""
+        """How many pages rows own."""
         return self.num_pages - len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """``count`` free pages; the caller has made sure that there are so many."""
+        """Take ``count`` free pages; the caller has made sure that there are so many."""
         if count > len(self._free):
             raise RuntimeError(f"{count} pages wanted, {len(self._free)} are free")
         cut = len(self._free) - count
@@ -59,11 +57,11 @@ class PagePool:
         return taken
 
     def give(self, pages: list[int]) -> None:
-        """Back to the free ones."""
+        """Give ``pages`` back to the free ones."""
         self._free.extend(pages)
 
     def free_pages(self) -> list[int]:
-        """The free pages, for :func:`check_integrity` and tests."""
+        """The free pages, for :mod:`mor.engine.integrity`."""
         return list(self._free)
 
     def entry_bytes(self) -> int:
@@ -71,7 +69,7 @@ class PagePool:
         return 2 * self.keys[0].numel() * self.keys.element_size()
 
     def nbytes(self) -> int:
-        """Bytes of the pool."""
+        """Bytes of all keys and values of the pool."""
         return self.keys.nbytes + self.values.nbytes
 
 
@@ -116,7 +114,7 @@ class PageTables:
         self.lengths[row] = length
 
     def owned(self, row: int) -> list[int]:
-        """All pages of ``row``."""
+        """Numbers of all pages that ``row`` owns."""
         return self.table[row, :, : self.columns[row]].flatten().tolist()
 
     def release(self, row: int) -> None:
@@ -129,34 +127,3 @@ class PageTables:
         """Pool slots [N, layers] of token number ``places`` [N] of ``rows`` [N]."""
         size = self.pool.page_size
         return self.table[rows, :, places // size] * size + (places % size)[:, None]
-
-
-def check_integrity(pool: PagePool, tables: list[PageTables], idle_rows: list[list[int]]) -> None:
-    """Every page is free or owned by one row, and every row owns just what its tokens need.
-
-    Args:
-        pool: the pool.
-        tables: all tables into it.
-        idle_rows: for each table the rows that nobody uses, which must own nothing.
-
-    Raises:
-        MorError: what is wrong. It is always our mistake, never the user's.
-    """
-    seen = pool.free_pages()
-    for table, idle in zip(tables, idle_rows, strict=True):
-        for row, length in enumerate(table.lengths):
-            seen += table.owned(row)
-            wanted = -(-length // pool.page_size)
-            if table.columns[row] != wanted:
-                raise MorError(
-                    f"page table row {row} holds {length} tokens in {table.columns[row]} pages per "
-                    f"layer; {wanted} would be right"
-                )
-        for row in idle:
-            if table.columns[row]:
-                raise MorError(f"page table row {row} is idle but owns pages")
-    if len(seen) != pool.num_pages or len(set(seen)) != pool.num_pages:
-        raise MorError(
-            f"{len(seen)} pages are free or owned, {len(set(seen))} of them different; "
-            f"the pool has {pool.num_pages}"
-        )

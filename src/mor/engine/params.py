@@ -7,34 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from mor.checks import check_flag, check_real, check_whole
 from mor.errors import MorError
 
 MAX_LOGPROBS = 20
-
-
-def whole(name: str, value: Any, low: int, high: int | None = None) -> None:
-    """Refuse anything but a whole number from ``low`` to ``high``.
-
-    Raises:
-        MorError: naming field, value and what would be right.
-    """
-    right = f"of at least {low}" if high is None else f"in {low}..{high}"
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= low
-    if not good or (high is not None and value > high):
-        raise MorError(f"{name}={value!r} must be a whole number {right}")
-
-
-def _real(name: str, value: Any, low: float, high: float, *, open_low: bool = False) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or value > high or value < low or (open_low and value == low):
-        above = f"above {low:g}" if open_low else f"of at least {low:g}"
-        upto = "" if math.isinf(high) else f" and at most {high:g}"
-        raise MorError(f"{name}={value!r} must be a number {above}{upto}")
-
-
-def _flag(name: str, value: Any) -> None:
-    if not isinstance(value, bool):
-        raise MorError(f"{name}={value!r} must be True or False")
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -49,7 +25,7 @@ def _ids(name: str, value: Any) -> tuple[int, ...]:
     if not isinstance(ids, Sequence) or isinstance(ids, str):
         raise MorError(f"{name}={value!r} must be a list of token ids")
     for one in ids:
-        whole(f"{name}: token id", one, 0)
+        check_whole(f"{name}: token id", one, 0)
     return tuple(ids)
 
 
@@ -73,8 +49,8 @@ class SamplingParams:
         stop: texts that end a completion; the text is cut before them.
         stop_token_ids: token ids that end a completion, the model's end of text apart.
         ignore_eos: go on past the model's end of text.
-        logprobs: tell the log-probability of each token and of the so many likeliest ones; None
-            tells nothing. They are the model's, before penalties and temperature.
+        logprobs: return the log-probability of each token and of the so many likeliest ones; None
+            returns nothing. They are the model's, before penalties and temperature.
         n: completions of the prompt.
         max_depth: depth cap of this request, 1..R.
         boundaries: what a token's score must exceed to run each depth (logits, R of them), in place
@@ -106,34 +82,34 @@ class SamplingParams:
     def __post_init__(self) -> None:
         """Check every field; texts and ids become tuples."""
         if self.max_tokens is not None:
-            whole("max_tokens", self.max_tokens, 1)
-        _real("temperature", self.temperature, 0.0, math.inf)
-        whole("top_k", self.top_k, 0)
-        _real("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _real("min_p", self.min_p, 0.0, 1.0)
-        _real("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _real("presence_penalty", self.presence_penalty, -2.0, 2.0)
-        _real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
+            check_whole("max_tokens", self.max_tokens, 1)
+        check_real("temperature", self.temperature, 0.0, math.inf)
+        check_whole("top_k", self.top_k, 0)
+        check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
+        check_real("min_p", self.min_p, 0.0, 1.0)
+        check_real("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
+        check_real("presence_penalty", self.presence_penalty, -2.0, 2.0)
+        check_real("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if not isinstance(self.logit_bias, dict):
             raise MorError(f"logit_bias={self.logit_bias!r} must map token ids to numbers")
         for token, bias in self.logit_bias.items():
-            whole("logit_bias: token id", token, 0)
-            _real(f"logit_bias[{token}]", bias, -100.0, 100.0)
+            check_whole("logit_bias: token id", token, 0)
+            check_real(f"logit_bias[{token}]", bias, -100.0, 100.0)
         if self.seed is not None:
-            whole("seed", self.seed, 0)
+            check_whole("seed", self.seed, 0)
         object.__setattr__(self, "stop", _texts("stop", self.stop))
         object.__setattr__(self, "stop_token_ids", _ids("stop_token_ids", self.stop_token_ids))
-        _flag("ignore_eos", self.ignore_eos)
+        check_flag("ignore_eos", self.ignore_eos)
         if self.logprobs is not None:
-            whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
-        whole("n", self.n, 1)
+            check_whole("logprobs", self.logprobs, 0, MAX_LOGPROBS)
+        check_whole("n", self.n, 1)
         if self.max_depth is not None:
-            whole("max_depth", self.max_depth, 1)
+            check_whole("max_depth", self.max_depth, 1)
         if self.boundaries is not None:
             if not isinstance(self.boundaries, (list, tuple)):
                 raise MorError(f"boundaries={self.boundaries!r} must be a list of numbers")
             for place, boundary in enumerate(self.boundaries):
-                _real(f"boundaries[{place}]", boundary, -math.inf, math.inf)
+                check_real(f"boundaries[{place}]", boundary, -math.inf, math.inf)
             object.__setattr__(self, "boundaries", tuple(self.boundaries))
 
     @property

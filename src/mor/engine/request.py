@@ -1,4 +1,4 @@
-"""A request on its way through the engine, and what comes out of it."""
+"""A request on its way through the engine."""
 
 from __future__ import annotations
 
@@ -6,81 +6,9 @@ import random
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
-from mor.engine.text import TextStream
-
-
-@dataclass(frozen=True)
-class Timings:
-    """Seconds on the engine's clock; None for what has not happened yet.
-
-    Attributes:
-        queue: from arrival to the first admission.
-        first_token: from arrival to the first token.
-        between_tokens: between each token and the one before, told at the end.
-        total: from arrival to the end.
-    """
-
-    queue: float | None = None
-    first_token: float | None = None
-    between_tokens: tuple[float, ...] = ()
-    total: float | None = None
-
-
-@dataclass(frozen=True)
-class TokenLogprobs:
-    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'."""
-
-    token: int
-    logprob: float
-    top: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Completion:
-    """One answer, complete or so far.
-
-    Attributes:
-        index: which of the n completions.
-        token_ids: new tokens, an ending token included.
-        text: their text without special tokens, cut before a stop text; None without a tokenizer.
-            While the completion goes on, what may still become part of a character or of a stop
-            text is held back, so that the text only ever grows.
-        depths: recursions that ran at the position each token was sampled from.
-        prompt_depths: the same for each token of the prompt, known once it is read.
-        finish_reason: ``stop`` (end of text, stop id or stop text), ``length``, ``abort``; None
-            while it goes on.
-        stop_reason: the stop id or stop text that ended it.
-        logprobs: one per token, where asked for.
-        timings: how long it took.
-    """
-
-    index: int
-    token_ids: tuple[int, ...]
-    text: str | None
-    depths: tuple[int, ...]
-    prompt_depths: tuple[int, ...]
-    finish_reason: str | None
-    stop_reason: int | str | None
-    logprobs: tuple[TokenLogprobs, ...] | None
-    timings: Timings
-
-
-@dataclass(frozen=True)
-class RequestOutput:
-    """All completions of a request, as they stand.
-
-    Attributes:
-        request_id: the request's.
-        prompt_token_ids: the prompt.
-        completions: n of them.
-        finished: whether all are complete.
-    """
-
-    request_id: str
-    prompt_token_ids: tuple[int, ...]
-    completions: tuple[Completion, ...]
-    finished: bool
+from mor.engine.text import GrowingText
 
 
 @dataclass(eq=False)
@@ -114,7 +42,7 @@ class Wave:
     first_slots: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Tokens."""
+        """How many tokens the wave has."""
         return len(self.lanes)
 
     @property
@@ -122,7 +50,7 @@ class Wave:
         """Position after its last token."""
         return self.start + len(self.lanes)
 
-    def ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
+    def note_ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
         for place, goes in zip(places, go_on, strict=True):
             self.depths[place] += recursions
@@ -152,7 +80,7 @@ class Request:
         limit: depth cap.
         stop_ids: token ids that end it.
         draw: source of its random numbers.
-        stream: turns tokens into text; None without a tokenizer.
+        text: turns tokens into text; None without a tokenizer.
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
@@ -166,7 +94,7 @@ class Request:
     limit: int
     stop_ids: frozenset[int]
     draw: random.Random
-    stream: TextStream | None
+    text: GrowingText | None
     arrival: float
     tokens: list[int] = field(default_factory=list)
     token_depths: list[int] = field(default_factory=list)
@@ -189,16 +117,52 @@ class Request:
 
     @property
     def new_tokens(self) -> list[int]:
-        """What has been sampled."""
+        """Ids of the tokens sampled so far."""
         return self.tokens[len(self.prompt) :]
 
     @property
     def finished(self) -> bool:
-        """Whether it is over."""
+        """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
 
+    def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
+        """Append a sampled token.
+
+        Args:
+            token: its id.
+            now: seconds on the engine's clock.
+            logprobs: of the token, where they were asked for.
+
+        Returns:
+            How many recursions ran at the position that it was sampled from.
+        """
+        depth = self.position_depths[-1]
+        self.tokens.append(token)
+        self.token_depths.append(depth)
+        self.token_times.append(now)
+        if self.params.logprobs is not None:
+            assert logprobs is not None
+            self.logprobs.append(logprobs)
+        return depth
+
+    def end_reason(self) -> str | None:
+        """Why the token taken last ends the completion: ``stop`` or ``length``; None to go on.
+
+        To be asked once per token: the text grows by it, and ``stop_reason`` is noted.
+        """
+        token = self.tokens[-1]
+        stopped = self.text is not None and self.text.push(token)
+        if token in self.stop_ids:
+            self.stop_reason = token
+            return "stop"
+        if stopped:
+            assert self.text is not None
+            self.stop_reason = self.text.stopped_by
+            return "stop"
+        return "length" if len(self.tokens) - len(self.prompt) >= self.max_new else None
+
     def timings(self) -> Timings:
-        """As far as they are known."""
+        """The timings of the request, as far as they are known."""
         times = self.token_times
         return Timings(
             queue=None if self.admitted is None else self.admitted - self.arrival,
@@ -209,7 +173,10 @@ class Request:
         )
 
     def completion(self) -> Completion:
-        """How it stands. What is over is made once: its group may go on for long."""
+        """The completion as it stands.
+
+        One that has ended is made once: its group may go on for long.
+        """
         if self._over is not None:
             return self._over
         made = self._completion()
@@ -221,7 +188,7 @@ class Request:
         return Completion(
             index=self.index,
             token_ids=tuple(self.new_tokens),
-            text=None if self.stream is None else self.stream.text(self.finished),
+            text=None if self.text is None else self.text.text(self.finished),
             depths=tuple(self.token_depths),
             prompt_depths=tuple(self.position_depths[: len(self.prompt)]),
             finish_reason=self.finish_reason,

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mor.engine.request import Request, TokenLogprobs
+from mor.engine.outputs import TokenLogprobs
+from mor.engine.request import Request
 from mor.ops import native
 
 
 def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[TokenLogprobs]]:
-    """One token per row.
+    """Choose one token per row.
 
     Order as in Transformers: bias, penalties, then greedy, or temperature, top-k, top-p, min-p and
     a draw from the request's own random numbers.
@@ -46,8 +47,8 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
 def _plainly_greedy(request: Request) -> bool:
     """Whether the largest logit is all that is asked for."""
     params = request.params
-    told = params.logprobs is not None or params.logit_bias or params.penalised
-    return params.greedy and not told
+    looked_at = params.logprobs is not None or params.logit_bias or params.penalised
+    return params.greedy and not looked_at
 
 
 def _filters(request: Request) -> bool:
@@ -97,7 +98,8 @@ def _draw(scores: Tensor, requests: Sequence[Request], filtered: bool) -> Tensor
         top_k = _column([p.top_k or vocabulary for p in params], scores)
         chances = chances.masked_fill(torch.arange(vocabulary, device=scores.device) >= top_k, 0.0)
         # top-p counts among what top-k left; a token stays if those before it do not reach p.
-        chances = chances / chances.sum(-1, keepdim=True)
+        # (Threads share the plain sum of one long row, but not those of several: other bits.)
+        chances = chances / chances.cumsum(-1)[:, -1:]
         before = chances.cumsum(-1) - chances
         top_p = _column([p.top_p for p in params], scores)
         # 1 means all: sums of probabilities may come to a little more.

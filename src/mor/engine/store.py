@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.engine.pages import PagePool, PageTables, check_integrity
+from mor.engine.memory import block_layers, pages_for
+from mor.engine.pages import PagePool, PageTables
 from mor.engine.request import Request, Wave
 
 
@@ -66,7 +67,7 @@ class KVStore:
         return request.row * self.groups + min(depth, self.groups - 1)
 
     def read_row(self, request: Request, depth: int) -> int:
-        """Row whose places its query is told."""
+        """Row of the block's table that the query of a token of ``request`` reads at ``depth``."""
         return self.row(request, depth if self.origins is None else 0)
 
     def writes(self, depth: int) -> bool:
@@ -79,7 +80,7 @@ class KVStore:
         return self.private.missing(wave.request.row, wave.end)
 
     def enter(self, wave: Wave) -> None:
-        """Take them."""
+        """Take the pages that prelude and coda need for the tokens of ``wave``."""
         assert wave.request.row is not None
         self.private.extend(wave.request.row, wave.end)
 
@@ -91,7 +92,11 @@ class KVStore:
         return self.block.missing(row, self.block.lengths[row] + count)
 
     def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int]]:
-        """Take them; returns the place of each token in the row it reads and the one it writes."""
+        """Take the pages that the tokens at ``places`` of ``wave`` need at its depth.
+
+        Returns:
+            The place of each token in the row that it reads, and in the row that it writes.
+        """
         first = [wave.first_slots[place] for place in places]
         if not self.writes(wave.depth):
             return first, first
@@ -112,17 +117,20 @@ class KVStore:
         """Give back all that ``request`` owns."""
         assert request.row is not None
         self.private.release(request.row)
-        for row in self._rows(request.row):
+        for row in self.block_rows(request.row):
             self.block.release(row)
 
-    def _rows(self, row: int) -> range:
+    def block_rows(self, row: int) -> range:
+        """Rows of the block's table that belong to the resident in ``row``: one per depth."""
         return range(row * self.groups, (row + 1) * self.groups)
 
     def owned(self, request: Request) -> int:
         """Pages that ``request`` owns."""
         assert request.row is not None
         own = self.private.layers * self.private.columns[request.row]
-        return own + sum(self.block.layers * self.block.columns[r] for r in self._rows(request.row))
+        return own + sum(
+            self.block.layers * self.block.columns[r] for r in self.block_rows(request.row)
+        )
 
     def nbytes(self) -> int:
         """Bytes of the entries that are there, the coda's of tokens on their way included."""
@@ -138,23 +146,3 @@ class KVStore:
         """Most tokens that fit into the whole pool in the worst case."""
         per_column = max(1, self.most_pages(1, depth))
         return self.pool.num_pages // per_column * self.pool.page_size
-
-    def check(self, idle: list[int]) -> None:
-        """See :func:`mor.engine.pages.check_integrity`; ``idle`` rows belong to no request."""
-        rows = [row for one in idle for row in self._rows(one)]
-        check_integrity(self.pool, [self.private, self.block], [idle, rows])
-
-
-def block_layers(config: MoRConfig, limit: int) -> int:
-    """Layers that have pages of their own in one row of the block's table."""
-    if config.interleaved and config.kv_sharing == "none":
-        return config.num_recursion_layers * limit
-    return config.num_recursion_layers
-
-
-def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int:
-    """Pages that ``tokens`` tokens need when all of them run ``depth`` recursions."""
-    one_row = config.interleaved or config.kv_sharing == "recursive"
-    layers = config.num_prelude_layers + config.num_coda_layers
-    layers += block_layers(config, depth) * (1 if one_row else depth)
-    return -(-tokens // page_size) * layers

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from mor.data import PackedDataset
+from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
 from mor.eval.passes import batches, check_sample
 from mor.hf.modeling import MoRForCausalLM
@@ -40,7 +42,8 @@ def calibrate(
         The boundaries (logit units), one per depth; where the capacity is 1 as they were.
 
     Raises:
-        MorError: the router decides without boundaries, or there is no sample.
+        MorError: the router decides without boundaries, there is no sample, or its documents begin
+            otherwise than the model's texts.
         ConfigError: capacities that do not fit the model.
     """
     router, config = model.model.router, model.config
@@ -50,6 +53,9 @@ def calibrate(
             "threshold can be calibrated"
         )
     router.config = config  # a router out of PEFT's `modules_to_save` comes with a copy of it
+    if isinstance(dataset, PackedDataset):
+        index = dataset.index
+        check_same_bos(model_bos(config), index.bos, "the model", index.directory)
     count = check_sample(dataset, max_sequences, batch_size)
     before = config.router_capacities, config.router_decision_rule, router.boundary.clone()
     was_training = model.training

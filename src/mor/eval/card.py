@@ -15,12 +15,13 @@ import yaml
 
 import mor
 from mor.data import DataIndex, PackedDataset
+from mor.disk import write_whole
 from mor.errors import MorError
 from mor.eval.evaluate import evaluate
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
+from mor.run_files import MODEL, RECIPE, SUMMARY
 from mor.train import Recipe, load_recipe
-from mor.train.state.run_folder import MODEL, RECIPE, SUMMARY, write_whole
 
 CARD = "README.md"
 # The evaluation of a card: at most so many sequences, and about so many tokens.
@@ -147,7 +148,7 @@ def _scores(scores: dict[str, Any]) -> str:
 
 
 def _model(recipe: Recipe, summary: dict[str, Any], index: DataIndex) -> list[tuple[str, str]]:
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     layers = (
         f"{config.num_hidden_layers} unrolled: {config.num_prelude_layers} + "
         f"{config.num_recursions} x {config.num_recursion_layers} + {config.num_coda_layers}"

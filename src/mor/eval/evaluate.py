@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from mor.data import PackedDataset
+from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
 from mor.eval.passes import check_sample, run_pass, token_nll
+from mor.hf.load import serving_copy
 from mor.hf.modeling import MoRForCausalLM
-from mor.hf.serving import serving_copy
 from mor.model.metrics import dead_positions, entropy, max_violation
 from mor.model.packed import Quantization
 
@@ -45,8 +46,8 @@ def evaluate(
         progress: called with (batches done, batches in all).
 
     Raises:
-        MorError: the data's vocabulary does not fit the model, the sequences are too long, or
-            there is nothing to look at.
+        MorError: the data's vocabulary or BOS does not fit the model, the sequences are too long,
+            or there is nothing to look at.
     """
     config = model.config
     if dataset.index.vocab_size > config.vocab_size:
@@ -60,6 +61,9 @@ def evaluate(
             f"seq_len={dataset.seq_len} is past the model's max_position_embeddings="
             f"{config.max_position_embeddings}"
         )
+    check_same_bos(
+        model_bos(config, tokenizer), dataset.index.bos, "the model", dataset.index.directory
+    )
     count = check_sample(dataset, max_sequences, batch_size)
     router = model.model.router
     leaky_too = config.is_routed and router.looks_ahead

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mor.config import MoRConfig
+from mor.data.bos import text_start
+from mor.data.tokenizer import DocumentEncoder
 from mor.errors import MorError
 from mor.eval.passes import run_pass
 from mor.hf.fold.fold import fold
@@ -36,9 +39,23 @@ class FoldRow:
 
 
 def text_sequences(
-    path: Path, tokenizer: Any, seq_len: int, max_tokens: int | None
+    path: Path,
+    tokenizer: Any,
+    seq_len: int,
+    max_tokens: int | None,
+    config: MoRConfig | None = None,
 ) -> list[dict[str, Tensor]]:
     """A text file as sequences of ``seq_len`` tokens, the rest left out.
+
+    The file is one document, begun as in training: the first sequence has the model's BOS, if it
+    uses one, and the others go on in the middle, as training's sequences do.
+
+    Args:
+        path: the file.
+        tokenizer: of the model.
+        seq_len: tokens of a sequence.
+        max_tokens: how many to look at; None for all.
+        config: of the model; None: texts begin as the tokenizer does it.
 
     Raises:
         MorError: it cannot be read, or is shorter than one sequence.
@@ -47,7 +64,12 @@ def text_sequences(
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise MorError(f"{path} cannot be read as UTF-8 text: {error}") from None
-    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"][:max_tokens]
+    start = text_start(tokenizer, config)
+    if getattr(tokenizer, "is_fast", False):
+        ids = next(DocumentEncoder(tokenizer, start, ended=False)([text])).tolist()[:max_tokens]
+    else:
+        plain = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = [*start, *plain][:max_tokens]
     count = len(ids) // seq_len
     if not count:
         raise MorError(

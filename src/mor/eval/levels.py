@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from torch.utils.data import Dataset
 
+from mor.disk import write_whole
 from mor.errors import MorError
 from mor.eval.calibrate import calibrate
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers import BoundaryRouter
+from mor.run_files import beside_model
 
 FILE = "capacity_levels.json"
 FACTORS = (0.1, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -60,12 +62,12 @@ class Levels:
 
     @property
     def lowest(self) -> float:
-        """The smallest factor."""
+        """The smallest capacity factor."""
         return self.levels[0].capacity
 
     @property
     def highest(self) -> float:
-        """The largest factor."""
+        """The largest capacity factor."""
         return self.levels[-1].capacity
 
     def boundaries(self, capacity: float) -> tuple[float, ...]:
@@ -85,7 +87,7 @@ class Levels:
     def save(self, folder: Path) -> None:
         """Write ``capacity_levels.json`` beside the model."""
         text = json.dumps([asdict(level) for level in self.levels], indent=2)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        write_whole(folder / FILE, text + "\n")
 
 
 def load_levels(folder: Path) -> Levels | None:
@@ -94,11 +96,11 @@ def load_levels(folder: Path) -> Levels | None:
     Raises:
         MorError: the file is damaged.
     """
-    found = [path for path in (folder / FILE, folder / "model" / FILE) if path.is_file()]
-    if not found:
+    path = beside_model(folder, FILE)
+    if path is None:
         return None
     try:
-        told = json.loads(found[0].read_text("utf-8"))
+        content = json.loads(path.read_text("utf-8"))
         return Levels(
             tuple(
                 Level(
@@ -106,11 +108,11 @@ def load_levels(folder: Path) -> Levels | None:
                     tuple(map(float, one["capacities"])),
                     tuple(map(float, one["boundaries"])),
                 )
-                for one in told
+                for one in content
             )
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise MorError(f"{found[0]} is damaged: {error}; calibrate again") from None
+        raise MorError(f"{path} is damaged: {error}; calibrate again") from None
 
 
 def calibrate_levels(

@@ -1,6 +1,11 @@
-"""Hugging Face: AutoModelForCausalLM wrapper, cache class, conversion."""
+"""Hugging Face: the model as Transformers' users expect it, its cache, conversion.
+
+Importing this package registers the model with Transformers' Auto classes.
+"""
 
 from mor.hf.cache import MoRCache
 from mor.hf.modeling import MoRCausalLMOutput, MoRForCausalLM, register
 
 __all__ = ["MoRCache", "MoRCausalLMOutput", "MoRForCausalLM", "register"]
+
+register()

@@ -98,7 +98,7 @@ class MoRCache(DepthCache, Cache):
         self.select_rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
+        """Keep the rows ``indices`` of every entry."""
         self.select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -122,5 +122,5 @@ class MoRCache(DepthCache, Cache):
         """Nothing to do: crop works at any time."""
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop all entries."""
         DepthCache.__init__(self, self.config)

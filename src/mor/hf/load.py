@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +12,13 @@ from transformers import AutoTokenizer
 from transformers.utils import logging
 
 from mor.config import MoRConfig
+from mor.data.index import DataIndex
+from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.packed import Quantization, serving_view
+from mor.model.packed_layers import copy_around
+from mor.run_files import TOKENIZER, beside_model, model_folder
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCausalLM:
@@ -26,7 +30,7 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
         MorError: no folder, no model in it, another architecture, a file cut short, weights that
             are missing, left over or of another shape.
     """
-    folder = _model_folder(Path(folder))
+    folder = model_folder(Path(folder))
     try:
         with _quiet():
             config = MoRConfig.from_pretrained(folder)
@@ -63,13 +67,49 @@ def load_tokenizer(folder: str | Path) -> Any:
     Raises:
         MorError: there is none, or it is damaged.
     """
-    folder = _model_folder(Path(folder))
-    if not (folder / "tokenizer_config.json").is_file():
-        raise MorError(f"{folder} holds no tokenizer (tokenizer_config.json, tokenizer.json)")
+    folder = model_folder(Path(folder))
+    if not (folder / TOKENIZER).is_file():
+        raise MorError(f"{folder} holds no tokenizer ({TOKENIZER}, tokenizer.json)")
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise MorError(f"the tokenizer in {folder} is damaged: {_line(error)}") from error
+
+
+def tokenizer_beside(folder: str | Path, index: DataIndex) -> Any:
+    """The tokenizer beside a model; None where the model came without one.
+
+    Raises:
+        MorError: the data was prepared with another: the model would read nonsense.
+    """
+    found = beside_model(Path(folder), TOKENIZER)
+    if found is None:
+        return None
+    ours = load_tokenizer(found.parent)
+    vocabulary, theirs = ours.get_vocab(), load_data_tokenizer(index.tokenizer_dir).get_vocab()
+    wrong = [token for token, number in theirs.items() if vocabulary.get(token) != number]
+    if wrong:
+        raise MorError(
+            f"{index.directory} was prepared with another tokenizer than that of {folder} "
+            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
+            f"--tokenizer {found.parent}"
+        )
+    return ours
+
+
+def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None) -> MoRForCausalLM:
+    """``model`` over the weights that the engine serves it with: what do 8 bits cost in nats?
+
+    Parameters are shared; what is packed is made here.
+
+    Args:
+        model: in evaluation mode; it is not changed.
+        quantization: as of :func:`mor.model.packed.serving_view`.
+
+    Raises:
+        MorError: the quantization cannot run here.
+    """
+    return copy_around(model, model=serving_view(model.model, quantization))
 
 
 @contextmanager
@@ -89,24 +129,3 @@ def _quiet() -> Iterator[None]:
 def _line(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
-
-
-def _model_folder(folder: Path) -> Path:
-    """``folder`` itself or, for a run folder, its ``model``; config.json is checked."""
-    if not folder.is_dir():
-        raise MorError(f"model folder {str(folder)!r} does not exist")
-    if not (folder / "config.json").is_file() and (folder / "model" / "config.json").is_file():
-        folder = folder / "model"
-    path = folder / "config.json"
-    if not path.is_file():
-        raise MorError(f"{folder} is no model folder: config.json is missing")
-    try:
-        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (ValueError, AttributeError):
-        raise MorError(f"{path} is not a JSON object; the checkpoint is damaged") from None
-    if kind != "mor":
-        raise MorError(
-            f"{path} has model_type={kind!r}, not 'mor'; convert it first: "
-            f"mor convert llama {folder} --out DIR"
-        )
-    return folder

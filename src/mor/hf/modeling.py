@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +29,12 @@ from mor.hf.generation import DepthGeneration
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet, active_router
+from mor.model.routers.base import active_router
+from mor.model.routers.net import RouterNet
+from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
 
 
@@ -73,6 +76,22 @@ class MoRPreTrainedModel(PreTrainedModel):
     # Routers compare float32 numbers with float32 boundaries in every training dtype.
     _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As PyTorch's; tensors that are taken over (``assign``) are laid in aligned memory."""
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            align_weights(self)
+        return found
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) for matrices, ones for norms, constants for routers."""
@@ -87,11 +106,8 @@ class MoRPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Relaxation):
+        elif isinstance(module, (Relaxation, RouterNet)):
             module.reset(std)
-        elif isinstance(module, RouterNet):
-            for parameter in module.parameters(recurse=False):
-                nn.init.normal_(parameter, 0.0, std)
         elif isinstance(module, BoundaryRouter):
             nn.init.constant_(module.boundary, module.half_rule)
             nn.init.zeros_(module.boundary_steps)
@@ -103,7 +119,7 @@ class MoRPreTrainedModel(PreTrainedModel):
 class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
     """Causal language model over :class:`mor.model.MoRModel`.
 
-    ``forward`` adds three arguments to the usual ones: ``routing`` (``causal`` or ``topk``; default
+    ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default
     top-k in training mode and causal otherwise), ``max_depth`` (a cap on recursions) and
     ``output_router_traces``.
     """
@@ -129,19 +145,19 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
         return Backbone(self.model)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """The token embedding."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding."""
+        """Replace the token embedding."""
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """The vocabulary projection."""
         return self.model.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head."""
+        """Replace the vocabulary projection."""
         self.model.lm_head = new_embeddings
 
     def forward(

@@ -8,68 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.model.attend.protocol import Attend
 from mor.model.relaxation import LINEAR_MAPS, Gain, Relaxable
 from mor.ops.norm import rms_norm
 from mor.ops.rope import Rotation, rotate
 
-
-class Attend(Protocol):
-    """Where keys and values live, and how queries meet them, for one stage of one forward pass.
-
-    Training, the Hugging Face cache and the paged engine each bring their own.
-    """
-
-    def needs_kv(self, layer: int) -> bool | int:
-        """Whether unrolled layer ``layer`` of this stage has to compute keys and values.
-
-        A number (not a bool) says: for that many tokens, the first ones of a run [1, M].
-        """
-        ...
-
-    def __call__(
-        self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
-    ) -> Tensor:
-        """Attention output [A, H, M, d] for query [A, H, M, d]; key, value [A, Hkv, M, d]."""
-        ...
-
-
 Heads = tuple[Tensor, Tensor | None, Tensor | None]
 """Query, key and value of some tokens; no key and value where they are not needed."""
-
-
-class Halves(Protocol):
-    """Another form of :meth:`DecoderLayer.enter` and ``leave``, for tokens that it fits."""
-
-    def fits(self, hidden: Tensor) -> bool:
-        """Whether it can run on these tokens."""
-        ...
-
-    def enter(
-        self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
-    ) -> Heads:
-        """What comes before attention."""
-        ...
-
-    def leave(self, hidden: Tensor, mixed: Tensor, use: int | Tensor) -> Tensor:
-        """What comes after."""
-        ...
-
-
-class Stack(nn.ModuleList):
-    """Layers of one stage; a serving view knows how to run them in one call."""
-
-    def run(
-        self, hidden: Tensor, rope: Rotation, attend: Attend, use: int | Tensor
-    ) -> Tensor | None:
-        """[1, M, D] -> [1, M, D], or None where they have to run one by one."""
-        return None
 
 
 class RMSNorm(nn.Module):
@@ -144,7 +95,11 @@ class Attention(Relaxable):
 
 
 class MLP(Relaxable):
-    """SwiGLU feed-forward (arXiv 2002.05202)."""
+    """SwiGLU feed-forward (arXiv 2002.05202).
+
+    Attributes:
+        silu: the activation, x sigmoid(x).
+    """
 
     def __init__(self, config: MoRConfig, uses: int | None = None) -> None:
         super().__init__()
@@ -152,11 +107,12 @@ class MLP(Relaxable):
         self.gate_proj = nn.Linear(width, inner, bias=bias)
         self.up_proj = nn.Linear(width, inner, bias=bias)
         self.down_proj = nn.Linear(inner, width, bias=bias)
+        self.silu: Callable[[Tensor], Tensor] = F.silu
         self.relax(config, uses, LINEAR_MAPS["mlp"])
 
     def forward(self, hidden: Tensor, use: int | Tensor = 0) -> Tensor:
         """[A, M, D] -> [A, M, D]."""
-        gate = F.silu(self.map("gate_proj", hidden, use))
+        gate = self.silu(self.map("gate_proj", hidden, use))
         return self.map("down_proj", gate * self.map("up_proj", hidden, use), use)
 
 
@@ -167,7 +123,6 @@ class DecoderLayer(nn.Module):
         compiled: run :meth:`enter` and :meth:`leave` through ``torch.compile``. Attention stands
             between them and stays out: it depends on cache and routing, and is one kernel anyway.
             All layers of a model share the two compiled functions.
-        packed: the same halves over packed weights, where a serving view has them.
     """
 
     def __init__(self, config: MoRConfig, uses: int | None = None) -> None:
@@ -183,16 +138,24 @@ class DecoderLayer(nn.Module):
         if uses is not None and config.relaxation == "gains":
             self.attention_gain, self.mlp_gain = Gain(width, uses), Gain(width, uses)
         self.compiled = False
-        self.packed: Halves | None = None
 
     def enter(
         self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
     ) -> Heads:
-        """What comes before attention: norm, projections, rotation."""
+        """Norm, projections, rotation: heads of hidden [A, M, D] for attention."""
         return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv, use)
 
     def leave(self, hidden: Tensor, mixed: Tensor, use: int | Tensor) -> Tensor:
-        """What comes after: output projection, residual, norm, feed-forward, residual."""
+        """Output projection, residual, norm, feed-forward, residual, after attention.
+
+        Args:
+            hidden: [A, M, D] the residual stream that entered the layer.
+            mixed: [A, H, M, d] attention output.
+            use: as in :meth:`forward`.
+
+        Returns:
+            The residual stream [A, M, D] after the layer.
+        """
         added = self.self_attn.merge(mixed, use)
         if self.attention_gain is not None:
             added = self.attention_gain(added, use)
@@ -216,13 +179,10 @@ class DecoderLayer(nn.Module):
             hidden: the residual stream of these tokens.
             rope: cos and sin of their positions, each [A, M, head_dim].
             attend: keys, values and the attention form.
-            layer: unrolled index within the stage, told to ``attend``.
+            layer: unrolled index within the stage, for ``attend``.
             use: which use of a shared layer this is, for norms kept apart and for what relaxes
                 the sharing; one number, or one per token [A, M].
         """
-        if self.packed is not None and self.packed.fits(hidden):
-            query, key, value = self.packed.enter(hidden, rope, use, attend.needs_kv(layer))
-            return self.packed.leave(hidden, attend(layer, query, key, value), use)
         enter, leave = _compiled() if self.compiled else (DecoderLayer.enter, DecoderLayer.leave)
         query, key, value = enter(self, hidden, rope, use, attend.needs_kv(layer))
         return leave(self, hidden, attend(layer, query, key, value), use)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 from mor.model.routers import BoundaryRouter, as_mask
 from mor.model.routers.base import Router
 

@@ -14,18 +14,17 @@ from torch.utils.checkpoint import checkpoint
 
 from mor.config import MoRConfig
 from mor.config.choices import Routing
-from mor.model.attend.cached import CacheKV
-from mor.model.attend.rows import KV, RowKV
+from mor.model.attend.protocol import Attend
 from mor.model.cache import DepthCache
-from mor.model.layers import Attend, DecoderLayer, RMSNorm, Stack
-from mor.model.layout import Rows, document_runs, end_to_end, front, to_front
-from mor.model.recursion import DepthTrace, run_recursions
+from mor.model.layers import DecoderLayer, RMSNorm
+from mor.model.layout import Layout
+from mor.model.recorder import DepthTrace, Recorder
+from mor.model.recursion import run_recursions
 from mor.model.relaxation import DepthEmbedding
 from mor.model.routers import build_router
 from mor.model.routers.base import Router, active_router
-from mor.ops.compaction import Packing, pack_flat
+from mor.model.seam import Seam, build_seam
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
-from mor.ops.native import PackedLinear, Workspace, fits
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
 
 
@@ -62,21 +61,25 @@ class MoRModel(nn.Module):
         self.config = config
         width = config.hidden_size
         self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
-        self.prelude_layers = Stack(DecoderLayer(config) for _ in range(config.num_prelude_layers))
-        self.block = Stack(
+        self.prelude_layers = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.num_prelude_layers)
+        )
+        self.block = nn.ModuleList(
             DecoderLayer(config, config.num_recursions) for _ in range(config.num_recursion_layers)
         )
         self.depth_embedding: DepthEmbedding | None = None
         if config.relaxation == "embeddings":
             self.depth_embedding = DepthEmbedding(width, config.num_recursions)
-        self.coda_layers = Stack(DecoderLayer(config) for _ in range(config.num_coda_layers))
+        self.seam: Seam | None = build_seam(config)
+        self.coda_layers = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.num_coda_layers)
+        )
         self.norm = RMSNorm(width, config.rms_norm_eps)
         self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.router: Router = build_router(config)  # type: ignore[assignment]
         self.gradient_checkpointing = False
-        self.packed_head: tuple[PackedLinear, Workspace] | None = None  # of a serving view
 
     # The five stages -----------------------------------------------------------------------------
 
@@ -85,26 +88,41 @@ class MoRModel(nn.Module):
         return self.embed_tokens(input_ids)
 
     def prelude(
-        self, hidden: Tensor, rope: Rotation, attend: Attend, states: list[Tensor] | None = None
+        self, hidden: Tensor, rope: Rotation, attend: Attend, recorder: Recorder | None = None
     ) -> Tensor:
         """The private layers before the recursion, [B, N, D] -> [B, N, D]."""
-        return self._stack(self.prelude_layers, hidden, rope, attend, states)
+        return self.run_layers(self.prelude_layers, hidden, rope, attend, recorder=recorder)
 
     def recurse(
-        self, hidden: Tensor, depth: int | Tensor, rope: Rotation, attend: Attend
+        self,
+        hidden: Tensor,
+        depth: int | Tensor,
+        rope: Rotation,
+        attend: Attend,
+        origin: Tensor | None = None,
     ) -> Tensor:
-        """One pass of the shared block at ``depth`` over the tokens given, [A, M, D] -> [A, M, D].
+        """One pass of the shared block at ``depth`` over the tokens given, [A, M, W] -> [A, M, W].
 
         The output carries the residual stream; what becomes of it is the router's ``update``.
 
         Args:
-            hidden, rope, attend: as a layer takes them.
+            hidden: [A, M, W] what is carried between passes, from :meth:`widen`.
+            rope, attend: as a layer takes them.
             depth: one for all tokens, or one per token [A, M]. In the second case ``attend`` knows
-                which token is at which depth, and is told a layer's place within the block.
+                which token is at which depth, and gets a layer's place within the block.
+            origin: [A, M, W] the same before depth 0, where :attr:`needs_origin` asks for it.
 
         Raises:
             ValueError: a depth per token where single layers are repeated (``sequence``).
         """
+        if self.seam is None:
+            return self._pass(hidden, depth, rope, attend)
+        entered = self.seam.enter(hidden, origin, depth)
+        output = self._pass(entered, depth, rope, attend)
+        return self.seam.leave(hidden, entered, output, depth)
+
+    def _pass(self, hidden: Tensor, depth: int | Tensor, rope: Rotation, attend: Attend) -> Tensor:
+        """The layers of the shared block at ``depth``, [A, M, D] -> [A, M, D]."""
         if self.depth_embedding is not None:
             hidden = self.depth_embedding(hidden, depth)
         if isinstance(depth, Tensor):
@@ -113,11 +131,7 @@ class MoRModel(nn.Module):
                     f"sharing={self.config.sharing!r} repeats single layers; a depth per token "
                     "needs the block to be applied as a whole: use 'cycle' or 'middle_cycle'"
                 )
-            if (ran := self.block.run(hidden, rope, attend, depth)) is not None:
-                return ran
-            for place, layer in enumerate(self.block):
-                hidden = self._layer(layer, hidden, rope, attend, place, depth)
-            return hidden
+            return self.run_layers(self.block, hidden, rope, attend, depth)
         first = depth * self.config.num_recursion_layers
         for unrolled in range(first, first + self.config.num_recursion_layers):
             layer = self.block[self.config.shared_layer(unrolled)]
@@ -126,19 +140,32 @@ class MoRModel(nn.Module):
         return hidden
 
     def coda(
-        self, hidden: Tensor, rope: Rotation, attend: Attend, states: list[Tensor] | None = None
+        self, hidden: Tensor, rope: Rotation, attend: Attend, recorder: Recorder | None = None
     ) -> Tensor:
         """The private layers after the recursion, [B, N, D] -> [B, N, D]."""
-        return self._stack(self.coda_layers, hidden, rope, attend, states)
+        return self.run_layers(self.coda_layers, hidden, rope, attend, recorder=recorder)
+
+    def widen(self, hidden: Tensor) -> Tensor:
+        """The stream [A, N, D] as it is carried between passes, [A, N, W]; D = W without a seam."""
+        return hidden if self.seam is None else self.seam.widen(hidden)
+
+    def narrow(self, carried: Tensor) -> Tensor:
+        """The stream [A, N, D] that is seen of what is carried [A, N, W]."""
+        return carried if self.seam is None else self.seam.narrow(carried)
+
+    @property
+    def carried_width(self) -> int:
+        """W, numbers per token that are carried between passes."""
+        return self.config.hidden_size * self.config.recursion_streams
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether a pass, or the router's update, looks at what was carried before depth 0."""
+        injects = self.seam is not None and self.seam.injects
+        return injects or active_router(self.router).returns_to_origin
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
-        if self.packed_head is not None and fits(hidden):
-            packed, work = self.packed_head
-            flat, norm = hidden.flatten(0, -2), self.norm
-            return packed.after_norm(flat, norm.weight, norm.eps, work).unflatten(
-                0, hidden.shape[:-1]
-            )
         return self.lm_head(self.norm(hidden))
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -147,13 +174,6 @@ class MoRModel(nn.Module):
         Args:
             hidden: [B, T, D]. targets: [B T], -100 where there is none.
         """
-        if self.packed_head is not None and fits(hidden):
-            rows, wanted = hidden.flatten(0, -2).split(256), targets.split(256)
-            parts = [
-                plain_cross_entropy(self.head(one), own)
-                for one, own in zip(rows, wanted, strict=True)
-            ]
-            return torch.stack(parts).sum()
         head: nn.Module = self.lm_head
         if type(head) is not nn.Linear:  # an adapter sits on it
             return plain_cross_entropy(self.head(hidden).flatten(0, -2), targets)
@@ -187,20 +207,26 @@ class MoRModel(nn.Module):
             return checkpoint(layer, hidden, rope, attend, index, use, use_reentrant=False)
         return layer(hidden, rope, attend, index, use)
 
-    def _stack(
+    def run_layers(
         self,
-        layers: Stack,
+        layers: nn.ModuleList,
         hidden: Tensor,
         rope: Rotation,
         attend: Attend,
-        states: list[Tensor] | None,
+        use: int | Tensor = 0,
+        recorder: Recorder | None = None,
     ) -> Tensor:
-        if states is None and (ran := layers.run(hidden, rope, attend, 0)) is not None:
-            return ran
-        for index, layer in enumerate(layers):
-            hidden = self._layer(layer, hidden, rope, attend, index)
-            if states is not None:
-                states.append(hidden)
+        """The layers of a stage one after another, [A, M, D] -> [A, M, D].
+
+        Args:
+            layers: of the stage; a layer's place is its number for ``attend``.
+            hidden, rope, attend, use: as a layer takes them.
+            recorder: keeps the stream after each layer.
+        """
+        for place, layer in enumerate(layers):
+            hidden = self._layer(layer, hidden, rope, attend, place, use)
+            if recorder is not None:
+                recorder.add_state(hidden)
         return hidden
 
     def forward(
@@ -228,7 +254,8 @@ class MoRModel(nn.Module):
                 piece. A document is then a sequence of its own in every respect: its tokens see no
                 others, and what training selects per sequence is selected per document.
             routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
-                ``router.decide``. Default: ``topk`` in training mode, else ``causal``.
+                ``router.decide``, and with ``full`` every token runs every recursion up to the
+                depth cap. Default: ``topk`` in training mode, else ``causal``.
             max_depth: depth cap, 1..R.
             keep_states, keep_traces: fill the output's fields of the same name.
 
@@ -236,86 +263,31 @@ class MoRModel(nn.Module):
             ValueError: inputs of the wrong shape, a depth cap outside 1..R, documents with a cache.
         """
         hidden = self._embedded(input_ids, inputs_embeds)
-        batch, width = hidden.shape[:2]
         limit = self._depth_limit(max_depth)
-        real = self._real(attention_mask, batch, width)
-        if document_ids is not None and document_ids.shape != (batch, width):
-            raise ValueError(
-                f"document_ids has shape {tuple(document_ids.shape)}; it must be [{batch}, {width}]"
-            )
-        if positions is not None:
-            positions = positions.long().expand(batch, -1)
-        packing: Packing | None
-        kv: KV
-        if cache is not None:
-            if document_ids is not None:
-                raise ValueError("document_ids cannot be given with a cache: decode one document")
-            seen = cache.prepare(batch, hidden.device)
-            packing = None if real is None else front(real)
-            hidden, positions, rows = to_front(hidden, positions, packing, seen)
-            lengths = torch.full_like(seen, width) if rows.lengths is None else rows.lengths
-            kv = CacheKV(cache, lengths, hidden.shape[1])
-        else:
-            packing = None if real is None else pack_flat(real)
-            if real is not None and packing is None:  # padding and nothing else
-                return ModelOutput(
-                    torch.zeros_like(hidden), torch.zeros_like(real, dtype=torch.long)
-                )
-            runs = None if document_ids is None else document_runs(document_ids)
-            hidden, positions, rows = end_to_end(hidden, positions, packing, runs)
-            kv = RowKV(self.config, (hidden.shape[0], hidden.shape[1]), rows.row_of)
-        output = self._stages(hidden, positions, rows, kv, routing, limit, keep_states, keep_traces)
-        if isinstance(kv, CacheKV):
-            kv.finish()
-            kv.cache.columns += width
-        if document_ids is not None and packing is None:
-            output.hidden, output.depths, *output.states = (
-                flat.view(batch, width, *flat.shape[2:])
-                for flat in (output.hidden, output.depths, *output.states)
-            )
-        if packing is not None:
-            zeros = output.hidden.new_zeros(batch, width, output.hidden.shape[-1])
-            output.hidden = packing.scatter(zeros, output.hidden)
-            output.states = [packing.scatter(zeros, state) for state in output.states]
-            depths = torch.zeros(batch, width, dtype=torch.long, device=hidden.device)
-            output.depths = packing.scatter(depths, output.depths)
-        return output
-
-    def _stages(
-        self,
-        hidden: Tensor,
-        positions: Tensor,
-        rows: Rows,
-        kv: KV,
-        routing: Routing | None,
-        limit: int,
-        keep_states: bool,
-        keep_traces: bool,
-    ) -> ModelOutput:
-        rope = self.rope(positions, hidden.dtype)
-        states: list[Tensor] | None = [hidden] if keep_states else None
-        hidden = self.prelude(hidden, rope, kv.prelude(), states)
-        topk = routing == "topk" or (routing is None and self.training)
-        router = active_router(self.router)
-        recursion = run_recursions(
-            self.recurse,
-            router,
-            hidden,
-            rope,
-            positions,
-            rows,
-            kv,
-            causal=not topk,
-            max_depth=limit,
-            with_losses=topk and (self.training or router.observing),
-            keep_states=keep_states,
-            keep_traces=keep_traces,
-        )
-        if states is not None:
-            states.extend(recursion.states)
-        hidden = self.coda(recursion.hidden, rope, kv.coda(), states)
+        layout = Layout.of(self.config, hidden, attention_mask, document_ids, cache, positions)
+        if layout is None:  # padding and nothing else
+            zeros = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+            return ModelOutput(torch.zeros_like(hidden), zeros)
+        router, kv = active_router(self.router), layout.kv
+        routing = routing or ("topk" if self.training else "causal")
+        taught = routing == "topk" and router.training
+        recorder = Recorder(keep_states, keep_traces, with_losses=taught)
+        hidden = layout.lay(hidden)
+        rope = self.rope(layout.positions, hidden.dtype)
+        recorder.add_state(hidden)
+        hidden = self.prelude(hidden, rope, kv.prelude(), recorder)
+        carried, depths = run_recursions(
+            self, router, self.widen(hidden), rope, layout,
+            routing=routing, max_depth=limit, recorder=recorder,
+        )  # fmt: skip
+        hidden = self.coda(self.narrow(carried), rope, kv.coda(), recorder)
+        kv.finish()
         return ModelOutput(
-            hidden, recursion.depths, recursion.losses, states or [], recursion.traces
+            layout.restore(hidden),
+            layout.restore(depths),
+            recorder.losses,
+            [layout.restore(state) for state in recorder.states or ()],
+            recorder.traces,
         )
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -338,17 +310,3 @@ class MoRModel(nn.Module):
                 f"max_depth={max_depth} must lie in 1..num_recursions={self.config.num_recursions}"
             )
         return min(limit, max_depth)
-
-    @staticmethod
-    def _real(attention_mask: Tensor | None, batch: int, width: int) -> Tensor | None:
-        """bool [B, T] which tokens are real; None where there is no padding."""
-        if attention_mask is None:
-            return None
-        shape = attention_mask.shape
-        if len(shape) != 2 or shape[0] != batch or shape[1] < width:
-            raise ValueError(
-                f"attention_mask has shape {tuple(shape)}; it must be "
-                f"[{batch}, T] with T of at least {width}, 1 for real tokens"
-            )
-        real = attention_mask[:, -width:].bool()
-        return None if bool(real.all()) else real

@@ -80,6 +80,10 @@ class LowRank(Relaxation):
             out = F.linear(thin.flatten(-2), self.up.transpose(0, 1).flatten(1))
         else:
             out = F.linear(F.linear(hidden, self.down[use]), self.up[use])
+        return self.finish(out, use)
+
+    def finish(self, out: Tensor, use: int | Tensor) -> Tensor:
+        """Scale and bias of what the two matrices gave, [A, M, outputs]."""
         if self.scale != 1.0:
             out = out * self.scale
         return out if self.bias is None else out + self.bias[use]

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mor.disk import append_jsonl
 from mor.errors import MorError
 from mor.report import tables
 from mor.report.html import render_page
 from mor.report.plots import PLOT_NAMES, draw_plots
-from mor.report.records import Run, Sample, append_jsonl, check_depths, load_runs
+from mor.report.records import Run, Sample, check_depths, load_runs
 
 
 def build_report(

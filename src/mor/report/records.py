@@ -24,7 +24,7 @@ from pydantic import (
 )
 
 from mor.errors import MorError
-from mor.provenance import append_jsonl, provenance
+from mor.run_files import EVAL, LOG, SUMMARY
 
 __all__ = [
     "DepthCap",
@@ -33,10 +33,8 @@ __all__ = [
     "Sample",
     "Score",
     "Summary",
-    "append_jsonl",
     "load_run",
     "load_runs",
-    "provenance",
     "read_log",
 ]
 
@@ -196,11 +194,11 @@ def load_run(path: str | Path) -> Run:
     """
     path = Path(path)
     if not path.is_dir():
-        raise MorError(f"{path} is not a folder; a run folder holds summary.json and eval.json")
-    if not (path / "summary.json").is_file():
-        raise MorError(f"{path / 'summary.json'} is missing: is {path} a run folder, and finished?")
-    summary = _read(Summary, path / "summary.json")
-    log_path, eval_path = path / "log.jsonl", path / "eval.json"
+        raise MorError(f"{path} is not a folder; a run folder holds {SUMMARY} and {EVAL}")
+    summary_path, log_path, eval_path = path / SUMMARY, path / LOG, path / EVAL
+    if not summary_path.is_file():
+        raise MorError(f"{summary_path} is missing: is {path} a run folder, and finished?")
+    summary = _read(Summary, summary_path)
     result = _read(EvalResult, eval_path) if eval_path.exists() else None
     if result and result.sample:
         check_depths(result.sample.depths, summary.num_recursions, f"{eval_path}: sample.depths")

@@ -1,4 +1,7 @@
-"""Training on Transformers' Trainer: recipes, budgets, schedule, router bookkeeping."""
+"""Training: recipes, budgets, a loop of our own, run folders that survive.
+
+Start reading in :mod:`mor.train.loop`, then :mod:`mor.train.run`.
+"""
 
 from mor.train.callbacks import RouterCallback
 from mor.train.plan.budget import Plan, plan_budget
@@ -6,11 +9,9 @@ from mor.train.recipe.file import dump_recipe, load_recipe
 from mor.train.recipe.recipe import Recipe, parse_recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.run import Interrupted, train
-from mor.train.trainer import MoRTrainer
 
 __all__ = [
     "Interrupted",
-    "MoRTrainer",
     "Plan",
     "Recipe",
     "RecipeError",

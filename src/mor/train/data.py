@@ -1,16 +1,21 @@
-"""From a recipe's ``data`` section to what a run reads: its stream of samples, its validation."""
+"""From a recipe's ``data`` section to what a run reads: samples, micro-batches, validation."""
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
+import signal
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from torch.utils.data import Subset
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset
+from transformers import default_data_collator
 
-from mor.data import DataIndex, PackedDataset, TrainingStream, console_progress
+from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection
 
@@ -20,12 +25,12 @@ class RunData:
     """What a run trains on and is scored on.
 
     Attributes:
-        stream: the samples in training order; ``stream.take(n)`` is a run of n.
+        samples: all of them in training order; ``samples.take(n)`` is a run of n.
         validation: the first sequences of the validation split, or of the mixture of them.
         index: of the (first) folder: vocabulary and tokenizer, the same in all.
     """
 
-    stream: TrainingStream
+    samples: TrainingSamples
     validation: Subset[dict[str, Tensor]]
     index: DataIndex
 
@@ -56,24 +61,27 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
                 order_seed=None if seed is None else seed + number,
                 packing=section.packing,
                 document_mask=section.document_mask,
+                loss_on=section.loss_on,
             )
             for number, (folder, _) in enumerate(section.folders)
         ]
 
     seed = recipe.train.seed
     train = parts(section.train_split, seed)
-    stream = TrainingStream(train, weights, per_step=per_step, seed=seed)
+    samples = TrainingSamples(train, weights, per_step=per_step, seed=seed)
     if other is not None:
-        elsewhere = PackedDataset(other, section.validation_split, section.seq_len)
+        elsewhere = PackedDataset(
+            other, section.validation_split, section.seq_len, loss_on=section.loss_on
+        )
         elsewhere.index.check_same_tokenizer(train[0].index)
-        scored = TrainingStream([elsewhere])
+        scored = TrainingSamples([elsewhere])
     else:
-        scored = TrainingStream(parts(section.validation_split, None), weights)
+        scored = TrainingSamples(parts(section.validation_split, None), weights)
     count = min(recipe.train.eval_sequences, scored.num_fresh)
-    return RunData(stream, Subset(scored, range(count)), train[0].index)
+    return RunData(samples, Subset(scored, range(count)), train[0].index)
 
 
-def indexes(section: DataSection) -> list[DataIndex]:
+def load_indexes(section: DataSection) -> list[DataIndex]:
     """The index of every folder, tokenizers compared. Raises ``MorError`` where they differ."""
     found = [DataIndex.load(folder) for folder, _ in section.folders]
     for other in found[1:]:
@@ -81,27 +89,78 @@ def indexes(section: DataSection) -> list[DataIndex]:
     return found
 
 
-def passes(section: DataSection, tokens: int) -> str:
+def describe_passes(section: DataSection, tokens: int) -> str:
     """How often ``tokens`` of training go through each folder, for people to read."""
     total = sum(weight for _, weight in section.folders)
     return ", ".join(
         f"{tokens * weight / total / index.num_tokens(section.train_split):.2f}"
-        for index, (_, weight) in zip(indexes(section), section.folders, strict=True)
+        for index, (_, weight) in zip(load_indexes(section), section.folders, strict=True)
     )
 
 
-class EpochCallback(TrainerCallback):
-    """Makes the logged epoch count passes over the data.
+# Micro-batches -----------------------------------------------------------------------------------
 
-    To the Trainer a run is one epoch of ``TrainingStream``, and after a resume it would count
-    from 0 again.
+
+class RankBatches(Sampler[list[int]]):
+    """The micro-batches of one rank as lists of sample numbers; ranks take them in turn.
+
+    Args:
+        samples: of the whole run.
+        size: sequences of a micro-batch.
+        first: number of the first sample.
+        rank, ranks: which of how many this is.
     """
 
-    def __init__(self, stream: TrainingStream) -> None:
-        self.stream = stream
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    def __init__(
+        self, samples: Any, size: int, *, first: int = 0, rank: int = 0, ranks: int = 1
     ) -> None:
-        """A function of the step, so the same with and without a resume."""
-        state.epoch = self.stream.epoch_at(state.global_step * self.stream.per_step)
+        order = ResumableSampler(samples, lambda: first)
+        self._batches = BatchSampler(order, size, drop_last=True)
+        self._rank, self._ranks = rank, ranks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the numbers of one micro-batch after the other."""
+        return itertools.islice(iter(self._batches), self._rank, None, self._ranks)
+
+
+def load_batches(
+    samples: Any, size: int, *, first: int, rank: int = 0, ranks: int = 1, workers: int = 0
+) -> DataLoader[dict[str, Tensor]]:
+    """This rank's micro-batches from sample ``first`` on; what lies before is not even listed.
+
+    The loader draws a seed for its workers from random numbers of its own: from the global state,
+    which a checkpoint has just restored, it would shift all that a resumed run draws.
+    """
+    return DataLoader(
+        samples,
+        batch_sampler=RankBatches(samples, size, first=first, rank=rank, ranks=ranks),
+        collate_fn=default_data_collator,
+        num_workers=workers,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=ignore_signals if workers else None,
+        generator=torch.Generator(),
+    )
+
+
+PATIENCE_S = 600
+
+
+def ignore_signals(worker: int) -> None:
+    """Let a data worker live through a signal to the whole job; called in the worker as it starts.
+
+    Batch systems and terminals signal every process of a job. PyTorch's workers die of SIGTERM, and
+    the training process of the news, in the middle of the step that it wanted to finish. Here they
+    go on: they end when the parent stops asking, or when it is gone. One that hangs ends by itself,
+    ``PATIENCE_S`` after the signal.
+    """
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(PATIENCE_S))
+
+
+def digest_data(parts: Sequence[PackedDataset]) -> str:
+    """One number for the tokens of the training split of every folder, and their order."""
+    shards = [shard.sha256 for part in parts for shard in part.index.shards(part.split)]
+    return hashlib.sha256(" ".join(shards).encode()).hexdigest()

@@ -1,9 +1,7 @@
-"""Many devices: FSDP2 around the shared block, what the Trainer has to know about it, checks.
+"""Many devices: DDP, FSDP2 around the shared block, and checks.
 
-DDP is Accelerate's and needs nothing but two switches. FSDP2 (``torch.distributed.fsdp``) is laid
-around the network here and not by Accelerate, for three reasons: a block that runs R times must be
-gathered once and kept, not R times; Accelerate shards on GPUs only, so that nothing of it could be
-tested on a CPU; and its checkpoints do not load without it.
+Both are torch's own. FSDP2 (``torch.distributed.fsdp``) is laid around the layers so that a block
+that runs R times is gathered once and kept, not R times.
 
 Units are the layers, private and shared, each gathered by its own forward; embedding, head, final
 norm and router belong to the root and are gathered when the step begins. A shared layer is one unit
@@ -16,8 +14,8 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import partial
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +25,59 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
-from transformers import Trainer
+from torch.nn.parallel import DistributedDataParallel
 
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.ops.ranks import world_size
 from mor.train.recipe.recipe import Recipe
-from mor.train.state import sharded
+
+_PATIENCE = timedelta(minutes=30)  # of a rank that waits for the others, as while one saves
 
 
-def world_size() -> int:
-    """How many processes train along, as torchrun and SLURM's launchers say."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def rank() -> int:
+    """Number of this process among those that train along, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def local_rank() -> int:
+    """Number of this process on its node, from 0."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def join_ranks() -> torch.device:
+    """Meet the other processes, where there are any, and take this one's device.
+
+    Returns:
+        The GPU of this rank, or the CPU.
+    """
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", local_rank())
+        torch.cuda.set_device(device)
+    if world_size() > 1 and not dist.is_initialized():
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=_PATIENCE)
+    return device
+
+
+@contextmanager
+def first_process_first(*, of_node: bool = False) -> Iterator[None]:
+    """Let the first process do something before the others do it too.
+
+    Args:
+        of_node: the first of every node goes first, not the first of all.
+    """
+    waits = (local_rank() if of_node else rank()) > 0
+    several = world_size() > 1
+    if several and waits:
+        dist.barrier()
+    try:
+        yield
+    finally:
+        if several and not waits:
+            dist.barrier()
 
 
 def check_parallel(recipe: Recipe) -> None:
@@ -72,7 +111,7 @@ def check_ranks(recipe: Recipe, checkpoint: Path) -> None:
 
 
 def leaves_unused(config: MoRConfig) -> bool:
-    """Whether a parameter may get no gradient, which DDP has to be told beforehand.
+    """Whether a parameter may get no gradient, which DDP has to know beforehand.
 
     The additive update has no gate, so that scores may reach no loss; a fixed depth below R may
     leave out shared layers. A depth without a token on one rank is no such case:
@@ -115,16 +154,84 @@ def shard(
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     root: Any = model
-    inner.router.lockstep = True
+    inner.router.run_every_depth()
     if not regather:
         root.set_reshard_after_backward(False)
-        # Accelerate looks for this name when it accumulates gradients. Without it every micro-batch
-        # reduces its own, and no gradient stays whole: what short memory wants.
-        root.no_sync = partial(_no_sync, root)
+
+
+class Parallel:
+    """A model on this rank's device, and what its gradients have to do with the other ranks'.
+
+    Args:
+        model: plain, or sharded already (:func:`shard`).
+        device: of this rank.
+        find_unused: DDP looks for parameters without a gradient, at some cost
+            (:func:`leaves_unused`).
+        regather: as for :func:`shard`.
+
+    Attributes:
+        plain: the model itself: for evaluation, saving and loading.
+        model: what training calls: the model, or DDP around it.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        device: torch.device,
+        *,
+        find_unused: bool = False,
+        regather: bool = False,
+    ) -> None:
+        self.device, self.regather = device, regather
+        self.sharded = is_sharded(model)
+        self.plain = model if self.sharded else model.to(device)
+        self.model: nn.Module = self.plain
+        self.ranks = world_size()
+        if self.ranks > 1 and not self.sharded:
+            devices = [device] if device.type == "cuda" else None
+            self.model = DistributedDataParallel(
+                self.plain, device_ids=devices, find_unused_parameters=find_unused
+            )
+
+    @contextmanager
+    def accumulating(self, *, last: bool) -> Iterator[None]:
+        """Around forward and backward of a micro-batch: gradients are exchanged after the last.
+
+        With ``regather`` every micro-batch exchanges its own, so that no gradient stays whole.
+        """
+        with self._no_exchange() if not last else nullcontext():
+            yield
+
+    def _no_exchange(self) -> AbstractContextManager[None]:
+        if isinstance(self.model, DistributedDataParallel):
+            return self.model.no_sync()
+        if isinstance(self.model, FSDPModule) and not self.regather:
+            return _no_gradient_sync(self.model)
+        return nullcontext()
+
+    def release(self) -> None:
+        """Let go of gathered weights, before clipping and the optimiser, which work on shards."""
+        if self.sharded:
+            release(self.plain)
+
+    def mean(self, value: torch.Tensor) -> torch.Tensor:
+        """Mean of a scalar over all ranks."""
+        if self.ranks > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+            value = value / self.ranks
+        return value
+
+    def sum(self, value: torch.Tensor) -> torch.Tensor:
+        """Sum of a scalar over all ranks."""
+        if self.ranks > 1:
+            value = value.clone()
+            dist.all_reduce(value)
+        return value
 
 
 @contextmanager
-def _no_sync(model: FSDPModule) -> Iterator[None]:
+def _no_gradient_sync(model: FSDPModule) -> Iterator[None]:
     model.set_requires_gradient_sync(False)
     try:
         yield
@@ -135,8 +242,8 @@ def _no_sync(model: FSDPModule) -> Iterator[None]:
 def eval_batch_size(sequences: int, limit: int) -> int:
     """Sequences per device so that every rank's last evaluation batch is whole, at most ``limit``.
 
-    Accelerate fills up a last batch that is not with sequences from the front, and the Trainer
-    gives each sequence the mean of its batch: the score would depend on the number of ranks.
+    Each sequence counts with the mean of its batch: of batches that differ in size from rank to
+    rank, the score would depend on the number of ranks.
     """
     ranks = world_size()
     sizes = range(limit, 0, -1)
@@ -166,87 +273,3 @@ def all_finite(model: nn.Module) -> bool:
 
 def _local(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-class RanksTrainer(Trainer):
-    """Trainer that trains a model from :func:`shard`, and goes on at any number of ranks."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if is_sharded(self.model):
-            # Autocast and no more: no DDP around what FSDP reduces.
-            prepare = self.accelerator.prepare_model
-            self.accelerator.prepare_model = partial(prepare, evaluation_mode=True)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As ever; after a step's last micro-batch, clipping and optimiser meet shards."""
-        loss = super().training_step(*args, **kwargs)
-        if is_sharded(self.model) and self.accelerator.sync_gradients:
-            release(self.model)
-        return loss
-
-    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """As ever; what it gathered is let go."""
-        scores = super().evaluate(*args, **kwargs)
-        if is_sharded(self.model):
-            release(self.model)
-        return scores
-
-    lr_scheduler: Any
-
-    @property
-    def _network(self) -> nn.Module:
-        assert isinstance(self.model, nn.Module)
-        return self.model
-
-    @property
-    def _plain_optimizer(self) -> Any:
-        return getattr(self.optimizer, "optimizer", self.optimizer)
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """A checkpoint gets shards; whoever else asks gets one safetensors file. All ranks call."""
-        if not is_sharded(self.model):
-            super().save_model(output_dir, _internal_call)
-            return
-        out = Path(output_dir or str(self.args.output_dir))
-        if _internal_call:
-            sharded.save_shards(self.model, out)
-        else:
-            sharded.save_whole(self.model, out)
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        if not is_sharded(self.model):
-            super()._save_optimizer_and_scheduler(output_dir)
-            return
-        sharded.save_optimizer(self._network, self._plain_optimizer, Path(output_dir))
-        if self.args.should_save:
-            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / "scheduler.pt")
-
-    def _load_from_checkpoint(
-        self, resume_from_checkpoint: str, model: nn.Module | None = None
-    ) -> None:
-        """Weights from either kind of checkpoint into either kind of model."""
-        checkpoint = Path(resume_from_checkpoint)
-        if is_sharded(self.model) or sharded.has_shards(checkpoint):
-            sharded.load_weights(self._network, checkpoint)
-        else:
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        if checkpoint is None or not (
-            is_sharded(self.model) or sharded.has_shards(Path(checkpoint))
-        ):
-            super()._load_optimizer_and_scheduler(checkpoint)
-            return
-        sharded.load_optimizer(self._network, self._plain_optimizer, Path(checkpoint))
-        schedule = torch.load(Path(checkpoint) / "scheduler.pt", weights_only=True)
-        self.lr_scheduler.load_state_dict(schedule)
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        """A rank that was not there takes the first one's: nothing of ours draws per rank."""
-        number = self.args.process_index
-        name = f"rng_state_{number}.pth" if self.args.world_size > 1 else "rng_state.pth"
-        if checkpoint is None or (Path(checkpoint) / name).is_file():
-            super()._load_rng_state(checkpoint)
-            return
-        sharded.load_first_random_state(Path(checkpoint))

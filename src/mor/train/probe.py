@@ -17,39 +17,18 @@ from transformers import default_data_collator
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.ops.ranks import world_size
+from mor.run_files import LOG, RECIPE, SUMMARY
 from mor.train.data import open_run_data
-from mor.train.distributed import world_size
+from mor.train.meter import peak_memory_bytes
 from mor.train.plan.budget import warmup_steps
+from mor.train.recipe.fields import Decides, fields_that_decide
 from mor.train.recipe.recipe import Recipe, parse_recipe
-from mor.train.state.run_folder import LOG, RECIPE, SUMMARY
-from mor.train.trainer import peak_memory_bytes
+from mor.train.recipe.sections import Section, TrainSection
+from mor.train.recipe.uptrain import UptrainSection
 
-# Fields of `train` that cost no time worth speaking of; what is not named here decides the speed.
-_NO_MATTER = {
-    "budget",
-    "learning_rate",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "weight_decay",
-    "max_grad_norm",
-    "auxiliary_router_lr_factor",
-    "warmup_fraction",
-    "decay_fraction",
-    "seed",
-    "logging_steps",
-    "eval_steps",
-    "eval_sequences",
-    "save_steps",
-    "save_total_limit",
-    "keep_every",
-    "keep_steps",
-    "branches",
-    "branch_from",
-    "warmup_steps",
-    "peak_flops",
-    "report_to",
-}
+# What a field must decide for a log of other values to tell nothing about the speed.
+_OF_SPEED: tuple[Decides, ...] = ("speed", "weights and speed", "batch split")
 
 
 @dataclass(frozen=True)
@@ -97,8 +76,12 @@ def logged_speed(recipe: Recipe) -> Speed | None:
 
 def _decides(recipe: Recipe) -> dict[str, Any]:
     fields = recipe.model_dump(mode="json")
-    train = {name: value for name, value in fields["train"].items() if name not in _NO_MATTER}
-    up = fields["uptrain"] and {name: fields["uptrain"][name] for name in ("freeze", "distill")}
+
+    def kept(name: str, section: type[Section]) -> Any:
+        names = fields_that_decide(section, *_OF_SPEED)
+        return fields[name] and {n: v for n, v in fields[name].items() if n in names}
+
+    train, up = kept("train", TrainSection), kept("uptrain", UptrainSection)
     return {"model": fields["model"], "data": fields["data"], "train": train, "uptrain": up}
 
 
@@ -123,8 +106,8 @@ def probe_speed(recipe: Recipe, config: MoRConfig, rounds: int = 3) -> Speed:
     if section.threads:
         torch.set_num_threads(section.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stream = open_run_data(recipe, section.batch_size).stream
-    rows = default_data_collator(stream.__getitems__(range(section.batch_size)))
+    samples = open_run_data(recipe, section.batch_size).samples
+    rows = default_data_collator(samples.__getitems__(range(section.batch_size)))
     batch = {name: tensor.to(device) for name, tensor in rows.items()}
     try:
         micro, step = _times(recipe, config, batch, rounds)
@@ -153,7 +136,7 @@ def _times(
     model.to(device)
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
-    model.model.router.step = warmup_steps(config)
+    model.model.router.begin_step(warmup_steps(config))
     optimizer = torch.optim.AdamW(model.parameters(), lr=section.learning_rate)
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=section.dtype == "bfloat16")
 

@@ -1,48 +1,48 @@
-"""One run from recipe to folder: data, model, trainer, final model, summary."""
+"""One run from recipe to folder: data, model, loop, final model, summary."""
 
 from __future__ import annotations
 
-import json
-import shutil
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, PrinterCallback, TrainerState, set_seed
+from transformers import AutoTokenizer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
-from mor.errors import MorError
+from mor.config import MoRConfig
+from mor.errors import Interrupted, MorError
+from mor.hf.bos import save_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.flops import count_parameters
-from mor.provenance import provenance
-from mor.train.arguments import training_arguments
-from mor.train.callbacks import EndOfRunCallback, JsonLogCallback, ProgressCallback
-from mor.train.data import EpochCallback, indexes, open_run_data
+from mor.ops.ranks import world_size
+from mor.run_files import SUMMARY
+from mor.train.data import RunData, digest_data, load_batches, load_indexes, open_run_data
 from mor.train.distributed import (
+    Parallel,
     check_parallel,
     check_ranks,
     eval_batch_size,
+    first_process_first,
+    join_ranks,
     leaves_unused,
+    rank,
     shard,
-    world_size,
 )
-from mor.train.guards import clear_stops
-from mor.train.plan.budget import Plan, plan_budget
+from mor.train.guards import FiniteGuard, explain_stops
+from mor.train.log import RunLog
+from mor.train.loop import Loop
+from mor.train.meter import Meter, peak_memory_bytes
+from mor.train.objective import NextToken, Objective
+from mor.train.plan.budget import Plan, PlannedFlops, plan_budget
+from mor.train.plan.depth import depth_schedule_of
 from mor.train.recipe.recipe import Recipe
-from mor.train.recipe.uptrain import UptrainSection
-from mor.train.state import checkpoints
-from mor.train.state.branches import fan, retuned
-from mor.train.state.run_folder import LOG, MODEL, RECIPE, SUMMARY, read_recipe, write_whole
-from mor.train.state.start import data_digest, starting_point
-from mor.train.trainer import MoRTrainer, peak_memory_bytes
-from mor.train.uptrain.costs import uptrain_costs
-from mor.train.uptrain.start import check_origin, keep_map, settled
-from mor.train.uptrain.trainer import Uptraining
-
-
-class Interrupted(MorError):
-    """Training ended early because it was asked to; the message says how to go on."""
+from mor.train.reporters import open_reporters
+from mor.train.state import sharded
+from mor.train.state.branches import expand_branches
+from mor.train.state.run_folder import RunFolder
+from mor.train.state.summary import summarise
+from mor.train.uptrain.start import check_origin, keep_map, resolve_model
+from mor.train.uptrain.uptraining import Uptraining
+from mor.train.validation import validate
 
 
 def train(
@@ -52,7 +52,7 @@ def train(
     overwrite: bool = False,
     resume_from: str | Path | None = None,
 ) -> Path:
-    """Train what ``recipe`` says and leave a run folder (:mod:`mor.train.state.run_folder`).
+    """Train what ``recipe`` says and leave a run folder (:mod:`mor.run_files`).
 
     Ctrl-C, SIGTERM and SIGUSR1 end it after the step at hand, with a checkpoint. A recipe with
     ``train.branches`` leaves a folder for each of them as well (:mod:`mor.train.state.branches`).
@@ -70,15 +70,12 @@ def train(
     Raises:
         MorError: the data folder is wrong, the run exists already, nothing to resume from (an
             existing run is then as it was); or a checkpoint is damaged; or the loss is no longer
-            a number, the disk is full, memory ran out (checkpoints stay).
+            finite, the disk is full, memory ran out (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
-    recipe = settled(recipe)
+    recipe = resolve_model(recipe)
     if not recipe.train.branches:
-        with ExitStack() as stack:
-            return _train(
-                recipe, stack, resume=resume, overwrite=overwrite, resume_from=resume_from
-            )
+        return _train(recipe, resume=resume, overwrite=overwrite, resume_from=resume_from)
     parts = with_branches(recipe)
     if not (resume or overwrite or resume_from):
         taken = [part.run_dir for part in parts if part.run_dir.exists()]
@@ -91,8 +88,7 @@ def train(
         if going and (part.run_dir / SUMMARY).is_file() and part is not parts[-1]:
             continue
         here = resume_from if part is parts[0] else None
-        with ExitStack() as stack:
-            _train(part, stack, resume=going, overwrite=overwrite, resume_from=here)
+        _train(part, resume=going, overwrite=overwrite, resume_from=here)
     return parts[0].run_dir
 
 
@@ -102,190 +98,159 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     Raises:
         MorError: the data folder is wrong, or a branch does not fit into the run.
     """
-    recipe = settled(recipe)
+    recipe = resolve_model(recipe)
     section = recipe.train
     if not section.branches:
         return [recipe]
-    index = indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
+    index = load_indexes(recipe.data)[0]
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len
-    plans = [plan_budget(budget, config, length, per_step * length) for budget in budgets]
-    return fan(recipe, [plan.steps for plan in plans])
+    schedule = depth_schedule_of(section, config.num_recursions)
+    plans = [plan_budget(each, config, length, per_step * length, schedule) for each in budgets]
+    return expand_branches(recipe, [plan.steps for plan in plans])
 
 
 def _train(
-    recipe: Recipe,
-    stack: ExitStack,
-    *,
-    resume: bool,
-    overwrite: bool,
-    resume_from: str | Path | None,
+    recipe: Recipe, *, resume: bool, overwrite: bool, resume_from: str | Path | None
 ) -> Path:
-    """One run; what ``stack`` is given here is kept until the run has ended."""
-    data, section = recipe.data, recipe.train
+    """One run. All that can be refused is refused before its folder is taken."""
+    section = recipe.train
     check_parallel(recipe)
     if section.threads:
         torch.set_num_threads(section.threads)
     disable_progress_bar()  # one bar is enough: ours
     per_step = recipe.sequences_per_step(world_size())
-    run_data = open_run_data(recipe, per_step)
-    index = run_data.index
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
-    plan = plan_budget(section.budget, config, data.seq_len, per_step * data.seq_len)
-    facts = {"sequences_per_step": per_step, "data": data_digest(run_data.stream.parts)}
-    # All that can be refused is, before the folder is taken.
-    uptraining = None if recipe.uptrain is None else Uptraining(recipe, config, index, facts)
-    if uptraining is not None:
+    data = open_run_data(recipe, per_step)
+    index = data.index
+    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    length = recipe.data.seq_len
+    schedule = depth_schedule_of(section, config.num_recursions)
+    plan = plan_budget(section.budget, config, length, per_step * length, schedule)
+    digest = digest_data(data.samples.parts)
+    facts: dict[str, Any] = {"sequences_per_step": per_step, "data": digest}
+    uptraining = None
+    if recipe.uptrain is not None:
+        uptraining = Uptraining(recipe, config, index, digest)
         facts |= uptraining.facts
-    arguments = training_arguments(recipe, plan, find_unused=leaves_unused(config))
-    arguments.per_device_eval_batch_size = eval_batch_size(
-        len(run_data.validation), section.batch_size
-    )
-    with arguments.main_process_first(local=False, desc="run folder"):
-        first = arguments.process_index == 0
-        checkpoint = starting_point(
-            recipe, plan, facts, stack, first, resume, overwrite, resume_from
-        )
-    if checkpoint is not None:
-        check_ranks(recipe, checkpoint)
-        check_origin(checkpoint, facts)
-    trainer, end = None, EndOfRunCallback(section.saves_at)
-    log, progress = JsonLogCallback(recipe.run_dir / LOG), ProgressCallback(recipe.name)
-    stack.enter_context(clear_stops(recipe, lambda: trainer.state.global_step if trainer else 0))
+    reporters = open_reporters(recipe, plan.steps)
+    device = join_ranks()
+    _check_dtype(recipe, device)
+    first = rank() == 0
+    with RunFolder(recipe, facts, first=first, device=device) as folder:
+        with first_process_first():
+            checkpoint = folder.begin(
+                plan.steps, resume=resume, overwrite=overwrite, resume_from=resume_from
+            )
+        if checkpoint is not None:
+            check_ranks(recipe, checkpoint)
+            check_origin(checkpoint, facts)
+        log = RunLog(folder.log, recipe.name, plan.steps, first=first, reporters=reporters)
+        loop: Loop | None = None
+        with explain_stops(recipe, lambda: loop.step if loop else 0):
+            loop = make_loop(recipe, config, plan, data, log, device, uptraining, folder)
+            if checkpoint is not None:
+                loop.load(checkpoint)
+            loop.run()
+            if loop.stopped:
+                raise Interrupted(
+                    f"stopped at step {loop.step} of {plan.steps}, checkpoint kept in "
+                    f"{folder.checkpoints}; go on with the same command and --resume"
+                )
+            _publish(recipe, config, loop, data, folder)
+    return recipe.run_dir
+
+
+def _check_dtype(recipe: Recipe, device: torch.device) -> None:
+    bfloat16 = recipe.train.dtype == "bfloat16"
+    if bfloat16 and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+        raise MorError("train.dtype=bfloat16 is not supported by this GPU; use float32")
+
+
+def make_loop(
+    recipe: Recipe,
+    config: MoRConfig,
+    plan: Plan,
+    data: RunData,
+    log: RunLog,
+    device: torch.device,
+    uptraining: Uptraining | None,
+    folder: RunFolder,
+) -> Loop:
+    """The loop of a run, at step 0: model, objective and data put together."""
+    section, ranks = recipe.train, world_size()
     set_seed(section.seed)
     model = MoRForCausalLM(config) if uptraining is None else uptraining.model
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
     if section.parallel == "fsdp":
-        shard(model, arguments.device, regather=section.fsdp_regather, dtype=section.dtype)
-    make: Any = MoRTrainer
-    stream = run_data.stream.take(plan.steps * per_step)
+        shard(model, device, regather=section.fsdp_regather, dtype=section.dtype)
+    per_step = data.samples.per_step
+    whole = data.samples.take(plan.steps * per_step)
+    objective: Objective = NextToken(section.dtype, section.routing)
+    samples: Any = whole
     if uptraining is not None:
-        make, stream = uptraining.trainer(stream, arguments)
-    trainer = make(
-        model=model,
-        args=arguments,
-        train_dataset=stream,
-        eval_dataset=run_data.validation,
-        seq_len=data.seq_len,
-        auxiliary_router_lr_factor=section.auxiliary_router_lr_factor,
-        peak_flops=section.peak_flops,
-        callbacks=[EpochCallback(run_data.stream), end, log, progress],
+        objective, samples = uptraining.prepare(whole, device)
+    schedule = depth_schedule_of(section, config.num_recursions)
+    caps = None if schedule is None else schedule.caps(plan.steps)
+    unused = leaves_unused(config) or caps is not None
+    parallel = Parallel(model, device, find_unused=unused, regather=section.fsdp_regather)
+    set_seed(section.seed)  # training draws the same numbers however the model was made
+    scored = eval_batch_size(len(data.validation), section.batch_size)
+    meter = Meter(
+        config,
+        PlannedFlops(config, recipe.data.seq_len, plan.tokens_per_step, caps),
+        parallel,
+        accumulation=section.accumulation(ranks),
+        dtype=section.dtype,
+        peak=section.peak_flops,
     )
-    trainer.remove_callback(PrinterCallback)
-    trainer.checkpoint_facts, trainer.keeps = facts, section.saves_at
-    try:
-        with end.listening(alone=arguments.world_size == 1):
-            _run(trainer, checkpoint)
-    finally:
-        progress.close()
-    if end.stopped:
-        raise Interrupted(
-            f"stopped at step {trainer.state.global_step} of {plan.steps}, checkpoint kept in "
-            f"{arguments.output_dir}; go on with the same command and --resume"
-        )
-    _save_model(trainer, index.tokenizer_dir, recipe.run_dir / MODEL, recipe.uptrain)
-    if trainer.is_world_process_zero():
-        record = summary(recipe, plan, trainer)
-        write_whole(recipe.run_dir / SUMMARY, json.dumps(record, indent=2) + "\n")
-    return recipe.run_dir
-
-
-def _run(trainer: MoRTrainer, checkpoint: Path | None) -> None:
-    """Train; where the last step was saved and only what follows is missing, load it."""
-    if checkpoint is not None:
-        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-        if state.global_step >= trainer.args.max_steps:
-            trainer._load_from_checkpoint(str(checkpoint))
-            trainer.state = state
-            return
-    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-
-
-def summary(recipe: Recipe, plan: Plan, trainer: MoRTrainer) -> dict[str, Any]:
-    """What was trained, at what cost, by which code on which machine."""
-    model = trainer.model
-    assert isinstance(model, MoRForCausalLM)
-    config = model.config
-    parameters, non_embedding = count_parameters(config)
-    steps = trainer.state.global_step
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    origin = recipe.train.branch_from
-    shared = 0 if origin is None else checkpoints.step_of(origin)
-    branched = (
-        {}
-        if origin is None
-        else {
-            "branched_from": str(origin),
-            "branch_changes": _changes(recipe, origin),
-            "branched_at_step": shared,
-            # What this run trained itself; every other count holds the shared steps too.
-            "own_tokens": (steps - shared) * plan.tokens_per_step,
-            "own_flops": trainer.flops_until(steps) - trainer.flops_until(shared),
-        }
+    return Loop(
+        parallel,
+        objective,
+        section,
+        plan.steps,
+        read=lambda step: load_batches(
+            samples,
+            section.batch_size,
+            first=step * per_step,
+            rank=rank(),
+            ranks=ranks,
+            workers=section.num_workers,
+        ),
+        meter=meter,
+        log=log,
+        rates=None if recipe.uptrain is None else recipe.uptrain.rates,
+        validate=lambda: validate(parallel, data.validation, scored, section.dtype),
+        save=folder.save,
+        epoch_at=lambda step: data.samples.epoch_at(step * per_step),
+        guard=FiniteGuard(section.learning_rate, folder.checkpoints),
+        depth_caps=caps,
     )
-    uptrained: dict[str, Any] = {}
-    if (up := recipe.uptrain) is not None:
-        costs = uptrain_costs(recipe, config)
-        uptrained = {
-            "started_from": str(up.start),
-            "teacher": None if up.distill is None else str(up.distill.teacher),
-            "trained_parameters": costs.trained,
-            # Where it is cached another run may have paid, or will gain.
-            "teacher_flops": None
-            if costs.cached
-            else costs.teacher_flops * steps * plan.tokens_per_step,
-        }
-    return {
-        "name": recipe.name,
-        "family": config.family,
-        "router": config.router,
-        "num_recursions": config.num_recursions,
-        "capacities": config.router_capacities,
-        "parameters": parameters,
-        "non_embedding_parameters": non_embedding,
-        "tokens": steps * plan.tokens_per_step,
-        "steps": steps,
-        "train_flops": trainer.flops_until(steps),
-        "eval_nll": trainer.last_logged("eval_loss"),
-        "wall_s": trainer.last_logged("elapsed_s"),
-        "tokens_per_s": trainer.last_logged("tokens_per_s"),
-        "mfu": trainer.last_logged("mfu"),
-        "peak_memory_bytes": peak_memory_bytes(),
-        "seed": recipe.train.seed,
-        "seq_len": recipe.data.seq_len,
-        "dtype": recipe.train.dtype,
-        "threads": torch.get_num_threads(),
-        **branched,
-        **uptrained,
-    } | provenance(device)
 
 
-def _changes(recipe: Recipe, origin: Path) -> dict[str, Any] | None:
-    """What a branch changed of the optimiser; None where its source is gone since."""
-    path = origin.expanduser().parent.parent / RECIPE
-    if not path.is_file():
-        return None
-    return {name: pair[1] for name, pair in retuned(read_recipe(path), recipe).items()}
-
-
-def _save_model(
-    trainer: MoRTrainer, tokenizer_dir: Path, out: Path, up: UptrainSection | None = None
+def _publish(
+    recipe: Recipe, config: MoRConfig, loop: Loop, data: RunData, folder: RunFolder
 ) -> None:
-    """Write ``model/`` beside, then move it into place. All ranks call: they may hold shards."""
-    fresh = out.with_name(out.name + ".partial")
-    if trainer.is_world_process_zero():
-        shutil.rmtree(fresh, ignore_errors=True)
-    trainer.save_model(str(fresh))
-    if not trainer.is_world_process_zero():
-        return
-    (fresh / "training_args.bin").unlink(missing_ok=True)
-    if tokenizer_dir.is_dir():
-        AutoTokenizer.from_pretrained(tokenizer_dir).save_pretrained(fresh)
-    if up is not None:
-        keep_map(up, fresh)
-    checkpoints.flush(fresh)
-    shutil.rmtree(out, ignore_errors=True)
-    fresh.rename(out)
+    """Leave the model and the summary: the run is finished. All ranks call."""
+    model: Any = loop.parallel.plain
+    tokenizer = data.index.tokenizer_dir
+
+    def write(out: Path) -> None:
+        if loop.parallel.sharded:
+            sharded.save_whole(model, out)  # gathered from all ranks
+        elif folder.first:
+            model.save_pretrained(out)
+        if not folder.first:
+            return
+        if tokenizer.is_dir():
+            save_tokenizer(AutoTokenizer.from_pretrained(tokenizer), config, out)
+        if recipe.uptrain is not None:
+            keep_map(recipe.uptrain, out)
+
+    folder.publish_model(write)
+    record = summarise(
+        recipe, config, loop.step, loop.meter.flops, loop.log.last, peak_memory_bytes()
+    )
+    folder.publish_summary(record)

@@ -7,20 +7,21 @@ from typing import Any
 
 import torch
 
+from mor.disk import check_new
+from mor.hf.bos import save_tokenizer, set_bos
 from mor.hf.convert.assemble import assemble, stack_plan
-from mor.hf.convert.authors import authors_config, authors_plan, without_unused
+from mor.hf.convert.authors import authors_config, authors_plan, drop_unused
 from mor.hf.convert.files import (
     ConversionError,
-    check_new,
     find_weights,
     new_folder,
     read_mapping,
     read_weights,
 )
 from mor.hf.convert.gguf import GGUFFile, gguf_config, gguf_weights
-from mor.hf.convert.gguf_tokenizer import gguf_tokenizer
-from mor.hf.convert.llama import head_apart, llama_config
-from mor.hf.write import write_model
+from mor.hf.convert.gguf_tokenizer import gguf_bos, gguf_tokenizer
+from mor.hf.convert.llama import has_own_head, llama_config
+from mor.hf.convert.write import write_model
 
 
 def convert_authors(weights: str | Path, config: str | Path, out: str | Path) -> Path:
@@ -50,10 +51,10 @@ def convert_authors(weights: str | Path, config: str | Path, out: str | Path) ->
     file = find_weights(weights)
     llama, where = _llama_section(raw, config, file)
     parsed = authors_config(raw, llama, where)
-    tensors = without_unused(parsed, read_weights(file))
+    tensors = drop_unused(parsed, read_weights(file))
     # Their recursive class never ties the head, whatever the configuration says.
     if parsed.family == "recursive" and parsed.tie_word_embeddings:
-        parsed.tie_word_embeddings = not head_apart(tensors, file)
+        parsed.tie_word_embeddings = not has_own_head(tensors, file)
     model = assemble(parsed, authors_plan(parsed), tensors, file)
     if model.dtype == torch.float16:
         model.float()
@@ -86,7 +87,7 @@ def convert_llama(source: str | Path, out: str | Path) -> Path:
     config = llama_config(read_mapping(where), str(where))
     tensors = read_weights(source)
     if config.tie_word_embeddings:
-        config.tie_word_embeddings = not head_apart(tensors, source)
+        config.tie_word_embeddings = not has_own_head(tensors, source)
     return write_model(assemble(config, stack_plan(config), tensors, source), source, out)
 
 
@@ -113,10 +114,12 @@ def convert_gguf(source: str | Path, out: str | Path, dtype: torch.dtype = torch
     tokenizer = gguf_tokenizer(file, config.vocab_size)
     weights = gguf_weights(file, config, dtype)
     model = assemble(config, stack_plan(config), weights, source)
+    if tokenizer is not None:
+        set_bos(model, gguf_bos(file, tokenizer))
     with new_folder(out) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
+            save_tokenizer(tokenizer, model.config, folder)
     return out
 
 

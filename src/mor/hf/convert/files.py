@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mor.disk import check_new, replace_folder
 from mor.errors import MorError
+from mor.ops.alignment import aligned
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -90,6 +91,8 @@ def find_weights(path: Path) -> Path:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """All tensors by name, from ``.safetensors``, ``.bin`` or an index of either, or a folder.
 
+    They lie in aligned memory (:mod:`mor.ops.alignment`).
+
     Raises:
         ConversionError: a file is missing, cut short, or not a weight file.
     """
@@ -130,7 +133,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict):
         raise ConversionError(f"{path}: holds a {type(content).__name__}, not a state_dict")
-    return {name: t for name, t in content.items() if isinstance(t, Tensor)}
+    return {name: aligned(t) for name, t in content.items() if isinstance(t, Tensor)}
 
 
 def copy_companions(source: Path, out: Path) -> None:
@@ -162,33 +165,16 @@ def check_tokenizer(folder: Path, vocab_size: int, source: Path) -> None:
         )
 
 
-def check_new(out: Path) -> None:
-    """Refuse to write into something that is already there.
-
-    Raises:
-        ConversionError: ``out`` is a file or a folder with something in it.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        kind = "folder that is not empty" if out.is_dir() else "file"
-        raise ConversionError(f"{out}: is a {kind}; give a new folder, nothing is overwritten")
-
-
 @contextmanager
 def new_folder(out: Path) -> Iterator[Path]:
     """A folder beside ``out`` to write into; it becomes ``out`` if no exception passes.
 
     Raises:
-        ConversionError: ``out`` exists, or the disk refuses.
+        MorError: ``out`` exists, or the disk refuses.
     """
     check_new(out)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
     try:
-        partial.mkdir(parents=True)
-        yield partial
-        if out.is_dir():
-            out.rmdir()  # Empty, as checked: some systems do not rename onto a folder.
-        os.replace(partial, out)
+        with replace_folder(out) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
-        raise ConversionError(f"{out}: cannot write: {one_line(error)}") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        raise MorError(f"{out}: cannot write: {one_line(error)}") from error

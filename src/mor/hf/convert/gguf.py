@@ -20,6 +20,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from mor.config import MoRConfig
 from mor.hf.convert.files import ConversionError, one_line
 from mor.hf.convert.llama import llama_fields, plain_depth
+from mor.ops.alignment import aligned
 
 # Architecture names of the format that are Llama-like, and whether q and k rows were turned.
 ARCHITECTURES = {"llama": True, "qwen2": False, "qwen3": False, "smollm3": True}
@@ -93,7 +94,7 @@ class GGUFFile:
                 f"{self.path}: {name} of type {stored.tensor_type.name} cannot be de-quantised: "
                 f"{one_line(error)}"
             ) from error
-        return torch.from_numpy(np.array(values, dtype=np.float32))
+        return aligned(torch.from_numpy(np.array(values, dtype=np.float32)))
 
 
 def gguf_config(file: GGUFFile) -> MoRConfig:

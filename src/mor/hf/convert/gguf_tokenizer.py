@@ -8,11 +8,14 @@ from typing import Any
 from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
+from mor.data.bos import Bos
 from mor.hf.convert.files import ConversionError, one_line
 from mor.hf.convert.gguf import GGUFFile
 
 # How text is cut before the merges. Transformers knows these; the others it cuts as GPT-2 does.
 KNOWN_CUTS = ("gpt-2", "llama-bpe", "llama3", "llama-v3", "qwen2", "deepseek-r1-qwen", "tekken")
+# Texts begin with BOS where nothing else is said (llama.cpp, LLAMA_VOCAB_PRE_TYPE_LLAMA3).
+BOS_CUTS = ("llama3", "llama-v3", "llama-bpe", "falcon3", "falcon-h1", "pixtral", "midm-2.0")
 # Each digit is a piece of its own, then GPT-2's rule (llama.cpp, LLAMA_VOCAB_PRE_TYPE_SMOLLM).
 DIGIT_CUTS = ("smollm", "starcoder", "refact", "command-r")
 
@@ -57,3 +60,16 @@ def gguf_tokenizer(file: GGUFFile, vocab_size: int) -> Any | None:
             stacklevel=3,
         )
     return tokenizer
+
+
+def gguf_bos(file: GGUFFile, tokenizer: Any) -> Bos:
+    """Whether texts begin with BOS: as the file says, else as llama.cpp takes one that does not.
+
+    Transformers does not read the field, so its tokenizer does not know.
+    """
+    token = file.field("tokenizer.ggml.bos_token_id", tokenizer.bos_token_id)
+    added = file.field("tokenizer.ggml.add_bos_token")
+    if added is None:
+        model, cut = file.field("tokenizer.ggml.model"), file.field("tokenizer.ggml.pre")
+        added = model == "llama" or cut in BOS_CUTS
+    return Bos(token, bool(added) and token is not None)

@@ -15,15 +15,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mor.hf.convert.files import check_new, read_mapping
-from mor.hf.fold.plan import Folding, at_home, folded_config, kept_norms, layer_map
+from mor.disk import check_new
+from mor.hf.convert.files import read_mapping
+from mor.hf.convert.write import write_model
+from mor.hf.fold.plan import Folding, folded_config, layer_map, resolve_norms, starts_at_own_layer
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
-from mor.hf.write import write_model
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, Gain, LowRank, short
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
-from mor.model.routers.base import RouterNet
+from mor.model.routers.net import RouterNet
+from mor.run_files import CONFIG, model_folder
 
 ALL_THROUGH = -1e4
 """A boundary below every logit: until training has found one, every token goes on."""
@@ -41,10 +43,9 @@ def fold_folder(
     """
     source, out = Path(source), Path(out)
     check_new(out)
-    model = load_model(source)
-    config_file = source / "config.json"
-    folder = source if config_file.is_file() else source / "model"
-    stored = read_mapping(folder / "config.json").get("dtype") or "float32"
+    folder = model_folder(source)
+    model = load_model(folder)
+    stored = read_mapping(folder / CONFIG).get("dtype") or "float32"
     folded = fold(model, folding, device)
     folded.to(getattr(torch, stored))
     notes = {"source": str(source), **asdict(folding)} | layer_map(model.config, folding)
@@ -86,9 +87,9 @@ def fold(
             _start_shared(ours, [stack[layer] for layer in layers])
         for unrolled, theirs in enumerate(kept[first:last]):
             ours, use = inner.block[config.shared_layer(unrolled)], config.repetition(unrolled)
-            if kept_norms(folding) == "own":
+            if resolve_norms(folding) == "own":
                 _own_norms(ours, theirs, use)
-            if not at_home(config, where, unrolled):
+            if not starts_at_own_layer(config, where, unrolled):
                 _quieten(ours, use, folding.start_gain)
             if config.relaxation == "lora":
                 _low_rank(ours, theirs, use, torch.device(device), config.initializer_range)

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
+from mor.model.attend.protocol import KV, Attend
 from mor.model.cache import DepthCache, KVGroup, grown
-from mor.model.layers import Attend
 from mor.ops.attention import causal_attention, slot_attention
 from mor.ops.compaction import Packing
 
 
-class CachedAttend:
+class CachedAttend(Attend):
     """Attention over a group's rows, new entries written first.
 
     Args:
@@ -57,7 +57,7 @@ class CachedAttend:
         return not shared or self.config.repetition(layer) == 0
 
     def needs_kv(self, layer: int) -> bool:
-        """Where entries are written or refreshed."""
+        """True where this layer's entries are written or refreshed."""
         return self._writes(layer) or self.refreshed is not None
 
     def __call__(
@@ -98,21 +98,22 @@ class CachedAttend:
         return keys, values
 
 
-class CacheKV:
-    """:class:`mor.model.attend.rows.KV` with a :class:`DepthCache` behind it, for one forward pass.
+class CacheKV(KV):
+    """Keys and values of one forward pass, kept in a :class:`DepthCache`.
 
     Args:
         cache: prepared for B rows.
         lengths: [B] real new tokens of each row; the batch is front-packed [B, width].
         width: columns of the batch.
+        columns: columns of the batch before it was packed, padding included.
     """
 
     flat = False  # its groups hold front-packed rows
 
-    def __init__(self, cache: DepthCache, lengths: Tensor, width: int) -> None:
+    def __init__(self, cache: DepthCache, lengths: Tensor, width: int, columns: int) -> None:
         assert cache.seen is not None
         self.cache, self.config = cache, cache.config
-        self.lengths, self.width = lengths, width
+        self.lengths, self.width, self.columns = lengths, width, columns
         self.fresh = not bool(cache.seen.any())
         self.every = torch.arange(len(lengths), device=lengths.device)
         self.numbers = cache.seen[:, None] + torch.arange(width, device=lengths.device)
@@ -143,14 +144,14 @@ class CacheKV:
         return self.every if packing is None or packing.rows is None else packing.rows
 
     def prelude(self) -> Attend:
-        """The prelude's group, all tokens."""
+        """Attention over the prelude's group, for all tokens."""
         assert self.cache.prelude is not None
         return self._attend(
             self.cache.prelude, self._appended(self.cache.prelude, None), block=False
         )
 
     def coda(self) -> Attend:
-        """The coda's group, all tokens."""
+        """Attention over the coda's group, for all tokens."""
         assert self.cache.coda is not None
         return self._attend(self.cache.coda, self._appended(self.cache.coda, None), block=False)
 
@@ -158,6 +159,7 @@ class CacheKV:
         """Count the new tokens as seen."""
         assert self.cache.seen is not None
         self.cache.seen = self.cache.seen + self.lengths
+        self.cache.columns += self.columns
 
     def _appended(self, group: KVGroup, packing: Packing | None) -> Tensor:
         """New slots in ``group`` for the tokens of ``packing`` (None for all)."""
@@ -172,7 +174,7 @@ class CacheKV:
         return slots
 
     def depth(self, depth: int, packing: Packing | None) -> Attend:
-        """Depth's own group, or depth 0's under sharing."""
+        """Attention over this depth's own group, or over depth 0's under sharing."""
         sharing = self.config.kv_sharing
         own = self.cache.depths[0 if sharing == "recursive" else depth]
         if sharing == "none" or depth == 0:

@@ -1,19 +1,19 @@
 """Keys and values during one forward pass without a cache: training and plain evaluation.
 
-The recursion asks :class:`RowKV` for one :class:`~mor.model.layers.Attend` per stage and depth.
+The recursion asks :class:`RowKV` for one
+:class:`~mor.model.attend.protocol.Attend` per stage and depth.
 :class:`mor.model.attend.cached.CacheKV` answers the same calls with a cache behind it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.layers import Attend
+from mor.model.attend.protocol import KV, Attend
 from mor.ops.attention import (
     SharedSegments,
     causal_attention,
@@ -26,29 +26,6 @@ from mor.ops.prefix import Walk
 from mor.ops.segments import Segments
 
 
-class KV(Protocol):
-    """Where a forward pass keeps keys and values.
-
-    Attributes:
-        flat: whether active tokens may be laid end to end (:func:`mor.ops.compaction.pack_flat`)
-            rather than in padded rows.
-    """
-
-    flat: bool
-
-    def prelude(self) -> Attend:
-        """For the prelude's layers, over all tokens."""
-        ...
-
-    def depth(self, depth: int, packing: Packing | None) -> Attend:
-        """For recursion ``depth``, over the tokens of ``packing`` (None for all)."""
-        ...
-
-    def coda(self) -> Attend:
-        """For the coda's layers, over all tokens."""
-        ...
-
-
 def _end_to_end(heads: Tensor) -> Tensor:
     """[A, H, M, d] -> [A M, H, d]: a view, since projections lay a token's heads side by side."""
     return heads.transpose(1, 2).flatten(0, 1)
@@ -59,7 +36,7 @@ def _as_rows(tokens: Tensor, like: Tensor) -> Tensor:
     return tokens.unflatten(0, (like.shape[0], like.shape[2])).transpose(1, 2)
 
 
-class CausalAttend:
+class CausalAttend(Attend):
     """Own keys and values of these tokens only: recursion-wise caching (paper 2.3).
 
     Args:
@@ -70,7 +47,7 @@ class CausalAttend:
         self.segments = segments
 
     def needs_kv(self, layer: int) -> bool:
-        """Always."""
+        """True: every layer computes its own keys and values."""
         return True
 
     def __call__(
@@ -110,7 +87,7 @@ class Shared:
         return _as_rows(written, stored)
 
 
-class SharedAttend:
+class SharedAttend(Attend):
     """Recursive KV sharing: the first use of a shared layer stores, later uses read (paper 2.3).
 
     Args:
@@ -134,7 +111,7 @@ class SharedAttend:
         return self.config.repetition(layer) == 0
 
     def needs_kv(self, layer: int) -> bool:
-        """Only a first use, unless active tokens refresh their entries."""
+        """True for a layer's first use, and for all where active tokens refresh their entries."""
         return self._first(layer) or self.update
 
     def __call__(
@@ -158,7 +135,7 @@ class SharedAttend:
         return self.shared.attend(query, keys, values)
 
 
-class RowKV:
+class RowKV(KV):
     """Keys and values of one forward pass over tokens [A, M], nothing kept afterwards.
 
     Args:
@@ -178,12 +155,15 @@ class RowKV:
         self.everybody = CausalAttend(None if runs is None else Segments.of(runs))
 
     def prelude(self) -> Attend:
-        """All tokens, causally."""
+        """Causal attention of all tokens."""
         return self.everybody
 
     def coda(self) -> Attend:
-        """All tokens, causally."""
+        """Causal attention of all tokens."""
         return self.everybody
+
+    def finish(self) -> None:
+        """Nothing is kept after the forward pass."""
 
     def _among(self, packing: Packing | None) -> CausalAttend:
         """Attention of the tokens of ``packing`` among themselves."""

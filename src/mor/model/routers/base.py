@@ -16,12 +16,11 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
-from mor.ops import native
 from mor.ops.compaction import Packing
+from mor.ops.ranks import is_distributed
 
 
 @dataclass(frozen=True)
@@ -55,64 +54,37 @@ class Scores:
         return replace(self, **{k: None if v is None else change(v) for k, v in parts.items()})
 
 
-class RouterNet(nn.Module):
-    """``sets`` small networks of the same shape, hidden -> outputs, without biases.
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens that may run a depth: those that ran the depth before, as rows [A, M].
 
-    ``linear`` is one matrix; ``mlp`` and ``wide_mlp`` are hidden -> 2 hidden -> outputs with exact
-    GELU (the released code makes no difference between the two). Computed in float32 or wider, so
-    that a token's depth does not hang on the training dtype.
+    Attributes:
+        valid: bool [A, M] which places hold a candidate; None when all do.
+        lengths: tokens of each row [A], or one number for all: what a capacity is a share of.
+        total: tokens of the whole batch, rows without a candidate included.
     """
 
-    def __init__(self, config: MoRConfig, sets: int, outputs: int) -> None:
-        super().__init__()
-        width = config.hidden_size
-        self.temperature = config.router_temperature
-        self.up: nn.Parameter | None = None
-        if config.router_architecture == "linear":
-            self.weight = nn.Parameter(torch.empty(sets, outputs, width))
-        else:
-            self.up = nn.Parameter(torch.empty(sets, 2 * width, width))
-            self.weight = nn.Parameter(torch.empty(sets, outputs, 2 * width))
-
-    def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
-        """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
-        if self.up is None and native.fits(hidden, self.weight):
-            # A score must not hang on how many tokens are beside it, not even in its last bit.
-            places = torch.as_tensor(index).expand(hidden.shape[:-1])
-            even = hidden if self.temperature == 1 else hidden / self.temperature
-            flat = even.flatten(0, -2)
-            found = native.own_linear(flat, self.weight, places.flatten())
-            return found.unflatten(0, hidden.shape[:-1])
-        if isinstance(index, Tensor):
-            every = torch.stack([self(hidden, i) for i in range(self.weight.shape[0])], dim=-2)
-            choice = index[..., None, None].expand(*index.shape, 1, every.shape[-1])
-            return every.gather(-2, choice).squeeze(-2)
-        with torch.autocast(hidden.device.type, enabled=False):
-            wide = torch.promote_types(hidden.dtype, torch.float32)
-            hidden = hidden.to(wide) / self.temperature
-            if self.up is not None:
-                hidden = F.gelu(F.linear(hidden, self.up[index].to(wide)))
-            return F.linear(hidden, self.weight[index].to(wide))
+    valid: Tensor | None
+    lengths: Tensor | int
+    total: Tensor | int
 
 
 class Router(nn.Module):
     """Base of all routers. Subclasses override what differs.
 
     Attributes:
-        step: the trainer's optimiser step, set by the training callback; warm-ups are functions
-            of it, so that resuming needs no counter of our own.
+        step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
+            so that resuming needs no counter of our own.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
-        observing: compute losses and boundary statistics outside training too (analysis).
-        lockstep: every rank has to run every depth in evaluation too, because weights are gathered
-            from all ranks on the way (:mod:`mor.train.distributed.shard` sets it).
-        micro_batches, loss_scale: per optimiser step, and what float16 training multiplies losses
-            by; set by the training callback. Only a trainer that takes the loss from hidden states
-            or logits needs them: see :mod:`mor.hf.backbone`.
-        loss_elsewhere: the trainer takes the loss from logits; set by the training callback.
+        lockstep: whether every rank runs every depth in evaluation too, from
+            :meth:`run_every_depth`.
+        micro_batches, loss_scale, loss_elsewhere: of the optimiser step, from :meth:`begin_step`.
+            Only a trainer that takes the loss from hidden states or logits needs them: see
+            :mod:`mor.hf.backbone`.
     """
 
     chooses_once = False
@@ -125,7 +97,6 @@ class Router(nn.Module):
         self.config = config
         self.num_recursions = config.num_recursions
         self.step = 0
-        self.observing = False
         self.micro_batches = 1
         self.loss_scale = 1.0
         self.loss_elsewhere = False
@@ -150,6 +121,32 @@ class Router(nn.Module):
         """
         parameters = list(self.parameters())
         return bool(parameters) and not any(p.requires_grad for p in parameters)
+
+    def begin_step(
+        self,
+        step: int,
+        micro_batches: int = 1,
+        loss_scale: float = 1.0,
+        loss_elsewhere: bool = False,
+    ) -> None:
+        """Start an optimiser step. A training loop calls this first and :meth:`finish_step` last.
+
+        Args:
+            step: how many optimiser steps were done before this one.
+            micro_batches: forward passes of this step.
+            loss_scale: what float16 training multiplies losses by.
+            loss_elsewhere: whether the trainer takes the loss from logits.
+        """
+        self.step, self.micro_batches = step, micro_batches
+        self.loss_scale, self.loss_elsewhere = loss_scale, loss_elsewhere
+
+    def run_every_depth(self) -> None:
+        """Run every depth in evaluation too, with or without a token there.
+
+        For weights that are gathered from all ranks on the way: a rank that stopped early would
+        keep the others waiting.
+        """
+        self.lockstep = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
@@ -181,22 +178,13 @@ class Router(nn.Module):
         """
         raise NotImplementedError
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """Training's rule for candidates [A, M].
 
         Args:
             scores: of the candidates.
             depth: 0-based.
-            valid: [A, M] which places hold a candidate; None when all do.
-            lengths: tokens of each row [A], or one number for all: what capacities refer to.
-            total: tokens of the whole batch, rows without a candidate included.
+            candidates: which places hold one, and what capacities refer to.
 
         Returns:
             A bool mask [A, M], ascending indices [A, k] (long), or None for all candidates.
@@ -220,22 +208,44 @@ class Router(nn.Module):
         """
         return self.combine(hidden, output, scores.gate)
 
+    def read(self, hidden: Tensor) -> Tensor:
+        """The stream [..., D] as the networks see it: without a way back under ``last``.
+
+        What trains the stream is then what would train it in a plain recursive model.
+        """
+        return hidden.detach() if self.config.update_rule == "last" else hidden
+
     def combine(self, base: Tensor, output: Tensor, gate: Tensor | None) -> Tensor:
-        """The update rule: gated h + g y (paper 2.1), additive h + y, residual h + g (y - h)."""
+        """The update rule: what becomes of h and the block's output y under gate g.
+
+        ``gated`` h + g y (paper 2.1), ``additive`` h + y, ``residual`` h + g (y - h), ``last`` y.
+        Under ``last`` the gate has the gradient that ``residual`` would give it at a gate of 1, so
+        a router learns which passes help, and its scores scale nothing. See :meth:`read`, too.
+
+        Args:
+            base: h, [..., D].
+            output: y, [..., D].
+            gate: g, [...]; None for 1.
+        """
         rule = self.config.update_rule
         if rule == "additive":
             return base + output
+        if rule == "last":
+            if gate is None or not (gate.requires_grad and torch.is_grad_enabled()):
+                return output
+            zero = (gate - gate.detach())[..., None].to(output.dtype)
+            return output + zero * (output - base).detach()
         weight = 1.0 if gate is None else gate[..., None].to(output.dtype)
         return base + weight * (output if rule == "gated" else output - base)
 
     def losses(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> dict[str, Tensor]:
         """Unweighted loss terms of this depth, by name; terms of all depths are added up."""
         return {}
 
     def observe(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> None:
         """Take note of a training batch, for :meth:`finish_step`."""
 
@@ -304,30 +314,3 @@ def warm_capacity(final: float, step: int, warmup: int) -> float:
     if step >= warmup:
         return final
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))
-
-
-def is_distributed() -> bool:
-    """Whether several ranks train along."""
-    return torch.distributed.is_available() and torch.distributed.is_initialized()
-
-
-def sum_over_ranks(*numbers: Tensor | int, like: Tensor) -> tuple[Tensor, ...]:
-    """Each scalar summed over all ranks, as int64 on the device of ``like``; one message."""
-    both = torch.stack([torch.as_tensor(n, device=like.device).long() for n in numbers])
-    torch.distributed.all_reduce(both)
-    return tuple(both.unbind())
-
-
-def all_reduce_mean(total: Tensor, count: Tensor) -> Tensor:
-    """``total / count`` over all ranks; nan where nothing was counted."""
-    both = torch.stack((total, count))
-    if is_distributed():
-        torch.distributed.all_reduce(both)
-    return both[0] / both[1]
-
-
-def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
-    """Mean over the valid entries."""
-    if valid is None:
-        return values.mean()
-    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)

@@ -7,17 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.routers.base import (
-    Router,
-    RouterNet,
-    Scores,
-    all_reduce_mean,
-    is_distributed,
-    masked_mean,
-    sum_over_ranks,
-)
+from mor.model.routers.base import Candidates, Router, Scores
+from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
-from mor.model.routers.selection import as_mask, batch_boundary, top_k_rows
+from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
+from mor.ops import pointwise
+from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
 
 
 class BoundaryRouter(Router):
@@ -55,14 +50,14 @@ class BoundaryRouter(Router):
         logits = logits + bias if bias else logits
         if kind == "none":
             return logits
-        squashed = torch.sigmoid(logits) if kind == "sigmoid" else torch.tanh(logits)
-        return squashed * self.config.router_alpha
+        squash = pointwise.sigmoid if kind == "sigmoid" else pointwise.tanh
+        return squash(logits) * self.config.router_alpha
 
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
         """One logit per token from the raw stream (no norm), by the network of this depth."""
-        logits = self.net(hidden, depth).squeeze(-1)
+        logits = self.net(self.read(hidden), depth).squeeze(-1)
         decision = logits
         if self.auxiliary is not None:
             decision = self.auxiliary(hidden.detach(), depth).squeeze(-1)
@@ -79,7 +74,7 @@ class BoundaryRouter(Router):
         return (scores.decision > self.boundary[depth]) | full
 
     def observe(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> None:
         """Note the value that separates as many of this batch's candidates as were selected.
 
@@ -88,6 +83,7 @@ class BoundaryRouter(Router):
         if active is None or scores.decision is None:
             return
         values = scores.decision.detach()
+        valid = candidates.valid
         kept = as_mask(active, values, valid).sum()
         if self.over_ranks:
             (kept,) = sum_over_ranks(kept, like=values)
@@ -124,25 +120,18 @@ class ExpertChoiceRouter(BoundaryRouter):
     looks_ahead = True
     has_objective = True
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """``max(1, trunc(capacity x tokens of the row))`` largest logits."""
         assert scores.logits is not None
-        return top_k_rows(scores.logits, self.capacity(depth), valid, lengths)
+        return top_k_rows(scores.logits, self.capacity(depth), candidates.valid, candidates.lengths)
 
     def losses(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> dict[str, Tensor]:
         """Binary cross-entropy of logits against the selection, mean over candidates; z-loss."""
         assert scores.logits is not None
         assert scores.decision is not None
-        terms = {}
+        terms, valid = {}, candidates.valid
         target = as_mask(active, scores.logits, valid).float()
         name = {"aux_loss": "aux_loss", "aux_router": "aux_router_loss"}.get(
             self.config.router_objective
@@ -165,14 +154,7 @@ class ThresholdRouter(BoundaryRouter):
 
     looks_ahead = True
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """The ``capacity x tokens of the batch`` largest scores, wherever they stand.
 
         The batch is the micro-batch of all ranks together.
@@ -182,24 +164,24 @@ class ThresholdRouter(BoundaryRouter):
             return None
         values = scores.decision
         assert values is not None
-        values = values.detach()
-        candidates: Tensor | int = values.numel() if valid is None else valid.sum()
+        values, valid, total = values.detach(), candidates.valid, candidates.total
+        number: Tensor | int = values.numel() if valid is None else valid.sum()
         if self.over_ranks:
-            total, candidates = sum_over_ranks(total, candidates, like=values)
+            total, number = sum_over_ranks(total, number, like=values)
         share = torch.as_tensor(total, device=values.device).double() * capacity
         kept = share.round().long().clamp(min=1)
-        kept = kept.minimum(torch.as_tensor(candidates, device=values.device))
+        kept = kept.minimum(torch.as_tensor(number, device=values.device))
         mask = values > self._boundary_of(values, kept, valid)
         return mask if valid is None else mask & valid
 
     def losses(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> dict[str, Tensor]:
         """None are needed; the z-loss is there for those who want it."""
         if not self.config.router_z_loss_coef:
             return {}
         assert scores.logits is not None
-        squares = scores.logits.square()
+        squares, valid = scores.logits.square(), candidates.valid
         if not self.over_ranks:
             return {"z_loss": masked_mean(squares, valid)}
         # Ranks hold unequally many candidates: this is their share of the mean over all of them.

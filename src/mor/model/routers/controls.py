@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.routers.base import Router, Scores
+from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.selection import top_k_rows
 
 # Odd and far above any sequence length, so that rows do not overlap.
@@ -24,22 +24,15 @@ class FixedRouter(Router):
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
-        """Nothing to know."""
+        """Empty scores: depth is the same for all tokens."""
         return Scores()
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
-        """All; the loop itself ends at the fixed depth."""
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
+        """None, for all tokens: the loop itself ends at the fixed depth."""
         return None
 
     def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
-        """All; the loop itself ends at the fixed depth."""
+        """None, for all tokens: the loop itself ends at the fixed depth."""
         return None
 
     def update(
@@ -106,17 +99,10 @@ class RandomRouter(Router):
             mixed = ((mixed ^ ((mixed & 0xFFFFFFFF) >> shift)) * factor) & 0xFFFFFFFF
         return mixed.double().div(2**32).float()
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """Top-k of the random scores per row."""
         assert scores.logits is not None
-        return top_k_rows(scores.logits, self.capacity(depth), valid, lengths)
+        return top_k_rows(scores.logits, self.capacity(depth), candidates.valid, candidates.lengths)
 
     def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """u < capacity."""

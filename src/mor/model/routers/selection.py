@@ -1,4 +1,4 @@
-"""How selections are made and told: top-k per row, a boundary per batch, masks."""
+"""How selections are made and written down: top-k per row, a boundary per batch, masks."""
 
 from __future__ import annotations
 
@@ -59,3 +59,10 @@ def as_mask(active: Tensor | None, like: Tensor, valid: Tensor | None) -> Tensor
     else:
         mask = torch.zeros_like(like, dtype=torch.bool).scatter(1, active, True)
     return mask if valid is None else mask & valid
+
+
+def masked_mean(values: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the valid entries."""
+    if valid is None:
+        return values.mean()
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp(min=1)

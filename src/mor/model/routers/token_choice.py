@@ -7,7 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.model.routers.base import Router, RouterNet, Scores, is_distributed, masked_mean
+from mor.model.routers.base import Candidates, Router, Scores
+from mor.model.routers.net import RouterNet
+from mor.model.routers.selection import masked_mean
+from mor.ops import pointwise
+from mor.ops.ranks import is_distributed
 
 
 class TokenChoiceRouter(Router):
@@ -31,15 +35,15 @@ class TokenChoiceRouter(Router):
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax or sigmoid over depths, times alpha; [..., R]."""
-        softmax = self.config.router_activation == "softmax"
-        squashed = (
-            logits.softmax(-1) if softmax else (logits + self.config.router_gate_bias).sigmoid()
-        )
+        if self.config.router_activation == "softmax":
+            squashed = logits.softmax(-1)
+        else:
+            squashed = pointwise.sigmoid(logits + self.config.router_gate_bias)
         return squashed * self.config.router_alpha
 
     def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
         """Choice and gate of every token; a depth cap cuts the choice, not the gate."""
-        logits = self.net(hidden, 0)
+        logits = self.net(self.read(hidden), 0)
         chances = self.probabilities(logits)
         choice = (chances.detach() + self.bias).argmax(-1)
         if self.training and self.step < self.config.router_balance_warmup_steps:
@@ -50,18 +54,11 @@ class TokenChoiceRouter(Router):
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> Scores:
-        """What :meth:`start` said."""
+        """The scores that :meth:`start` gave."""
         assert started is not None
         return started
 
-    def select(
-        self,
-        scores: Scores,
-        depth: int,
-        valid: Tensor | None,
-        lengths: Tensor | int,
-        total: Tensor | int,
-    ) -> Tensor | None:
+    def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """The same as :meth:`decide`: nothing looks ahead."""
         return self.decide(scores, depth)
 
@@ -86,7 +83,7 @@ class TokenChoiceRouter(Router):
         return chosen.flatten(0, -2).sum(0)
 
     def losses(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> dict[str, Tensor]:
         """sum_i P_i f_i with f_i = R x share of depth i (1 at balance); logsumexp^2; at depth 0."""
         if depth > 0:
@@ -95,23 +92,23 @@ class TokenChoiceRouter(Router):
         assert scores.choice is not None
         terms = {}
         if self.config.router_balancing == "loss":
-            load = self._shares(scores.choice, valid)
+            load = self._shares(scores.choice, candidates.valid)
             if self.over_ranks:  # means of the probabilities add up over ranks, products do not
                 torch.distributed.all_reduce(load)
             load = self.num_recursions * load / load.sum()
             chances = self.probabilities(scores.logits)
-            mean = torch.stack([masked_mean(c, valid) for c in chances.unbind(-1)])
+            mean = torch.stack([masked_mean(c, candidates.valid) for c in chances.unbind(-1)])
             terms["balancing_loss"] = (mean * load).sum()
         if self.config.router_z_loss_coef:
-            terms["z_loss"] = masked_mean(scores.logits.logsumexp(-1).square(), valid)
+            terms["z_loss"] = masked_mean(scores.logits.logsumexp(-1).square(), candidates.valid)
         return terms
 
     def observe(
-        self, scores: Scores, active: Tensor | None, depth: int, valid: Tensor | None
+        self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> None:
         """Count the load of each depth."""
         if depth == 0 and scores.choice is not None:
-            load = self._shares(scores.choice, valid)
+            load = self._shares(scores.choice, candidates.valid)
             self._load = load if self._load is None else self._load + load
 
     def finish_step(self) -> None:

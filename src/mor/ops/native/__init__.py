@@ -6,13 +6,23 @@ the plain PyTorch forms run, which the kernels are held equal to.
 """
 
 from mor.ops.native.build import library, missing
-from mor.ops.native.calls import GROUP, HEAD_DIMS, Workspace, argmax, fits, own_linear
+from mor.ops.native.calls import (
+    GROUP,
+    HEAD_DIMS,
+    POINTWISE,
+    Workspace,
+    argmax,
+    fits,
+    own_linear,
+    pointwise,
+)
 from mor.ops.native.packed import PackedLayer, PackedLinear
 from mor.ops.native.paged import PackedStack, Ragged, paged_attention
 
 __all__ = [
     "GROUP",
     "HEAD_DIMS",
+    "POINTWISE",
     "PackedLayer",
     "PackedLinear",
     "PackedStack",
@@ -24,4 +34,5 @@ __all__ = [
     "missing",
     "own_linear",
     "paged_attention",
+    "pointwise",
 ]

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import torch  # noqa: F401  (its OpenMP runtime has to be the one that is in the process)
 
-_SOURCES = ("native.cpp", "layer.h", "attention.h", "gemm8.h", "gemm.h", "vec.h")
+from mor.disk import replace_file
+
+_SOURCES = ("native.cpp", "layer.h", "pointwise.h", "attention.h", "gemm8.h", "gemm.h", "vec.h")
 _FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-Wno-psabi")
 
 
@@ -55,8 +57,8 @@ def _build(compiler: str) -> Path:
     here = Path(__file__).parent
     machine = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     command = [compiler, *_FLAGS, machine, str(here / _SOURCES[0])]
-    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    key = hashlib.sha256("\0".join([*_FLAGS, machine, told.stdout, _processor()]).encode())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    key = hashlib.sha256("\0".join([*_FLAGS, machine, version.stdout, _processor()]).encode())
     for name in _SOURCES:
         key.update((here / name).read_bytes())
     folder = _cache()
@@ -68,14 +70,11 @@ def _build(compiler: str) -> Path:
     except OSError:  # a read-only home
         folder = Path(tempfile.mkdtemp(prefix="mor-native-"))
         target = folder / target.name
-    # Under a name of its own first: two processes may be at it.
-    with tempfile.NamedTemporaryFile(dir=folder, suffix=".so", delete=False) as file:
-        made = Path(file.name)
-    done = subprocess.run([*command, "-o", str(made)], capture_output=True, text=True, check=False)
-    if done.returncode:
-        made.unlink(missing_ok=True)
-        raise RuntimeError(done.stderr.strip()[-2000:])
-    os.replace(made, target)
+    with replace_file(target, contended=True) as made:
+        compiling = [*command, "-o", str(made)]
+        done = subprocess.run(compiling, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise RuntimeError(done.stderr.strip()[-2000:])
     return target
 
 

@@ -85,7 +85,17 @@ def kernels() -> Any:
     found.mor_stack.argtypes = (
         [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
     )
-    found.mor_own_linear.argtypes = [address, number, number, address, number, address, address]
+    found.mor_own_linear.argtypes = [
+        address,
+        number,
+        number,
+        address,
+        number,
+        address,
+        address,
+        c_int,
+    ]
+    found.mor_pointwise.argtypes = [address, number, c_int, address, c_int]
     found.mor_argmax.argtypes = [address, number, number, address, c_int]
     return found
 
@@ -133,7 +143,23 @@ def own_linear(x: Tensor, weight: Tensor, index: Tensor) -> Tensor:
     """[M, outputs]: row i of x [M, k] by the matrix ``weight[index[i]]`` of [sets, outputs, k]."""
     x, weight, index = x.contiguous(), weight.detach().contiguous(), index.contiguous()
     out = x.new_empty(len(x), weight.shape[1])
-    kernels().mor_own_linear(at(x), *x.shape, at(weight), weight.shape[1], at(index), at(out))
+    kernels().mor_own_linear(
+        at(x), *x.shape, at(weight), weight.shape[1], at(index), at(out), torch.get_num_threads()
+    )
+    return out
+
+
+POINTWISE = ("sigmoid", "tanh", "silu", "gelu")
+"""Functions of single numbers, in the order of pointwise.h."""
+
+
+def pointwise(name: str, x: Tensor) -> Tensor:
+    """Function ``name`` of every number of ``x``, each the same whatever is beside it."""
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    kernels().mor_pointwise(
+        at(x), x.numel(), POINTWISE.index(name), at(out), torch.get_num_threads()
+    )
     return out
 
 

@@ -124,13 +124,42 @@ static void leave(const Layer& layer, const float* x, const float* mixed, const 
     product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width, layer.mlp_gain, use});
 }
 
-static float dot(const float* x, const float* y, int64_t n) {
+// M rows of x [M, n] with N rows of y [N, n]: one chain each, side by side; out has `stride`.
+template <int M, int N>
+static inline void dot(const float* x, const float* y, int64_t n, float* out, int64_t stride) {
     int64_t i = 0;
-    vec products = {};
-    for (; i + W <= n; i += W) products += load(x + i) * load(y + i);
-    float rest = 0;
-    for (; i < n; i++) rest += x[i] * y[i];
-    return sum(products) + rest;
+    vec products[M][N] = {};
+    for (; i + W <= n; i += W)
+        for (int r = 0; r < M; r++)
+            for (int j = 0; j < N; j++) products[r][j] += load(x + r * n + i) * load(y + j * n + i);
+    for (int r = 0; r < M; r++)
+        for (int j = 0; j < N; j++) {
+            float rest = 0;
+            for (int64_t c = i; c < n; c++) rest += x[r * n + c] * y[j * n + c];
+            out[r * stride + j] = sum(products[r][j]) + rest;
+        }
+}
+
+// M rows of x [M, n] with every row of y [count, n] -> out [M, count].
+template <int M>
+static void dots(const float* x, const float* y, int64_t count, int64_t n, float* out) {
+    int64_t j = 0;
+    for (; j + 4 <= count; j += 4) dot<M, 4>(x, y + j * n, n, out + j, count);
+    for (; j < count; j++) dot<M, 1>(x, y + j * n, n, out + j, count);
+}
+
+// Rows [begin, end) of x [., k], each with its own of the matrices [sets, outputs, k].
+static void own_rows(const float* x, int64_t k, const float* weight, int64_t outputs,
+                     const int64_t* index, int64_t begin, int64_t end, float* out) {
+    for (int64_t row = begin; row < end;) {
+        const float *from = x + row * k, *own = weight + index[row] * outputs * k;
+        float* to = out + row * outputs;
+        int64_t same = 1;
+        while (same < 4 && row + same < end && index[row + same] == index[row]) same++;
+        if (same == 4) dots<4>(from, own, outputs, k, to);
+        else dots<1>(from, own, outputs, k, to), same = 1;
+        row += same;
+    }
 }
 
 static int64_t argmax(const float* x, int64_t n) {

@@ -2,6 +2,7 @@
 // the pool of threads is PyTorch's own.
 #include "attention.h"
 #include "layer.h"
+#include "pointwise.h"
 
 using namespace mor;
 
@@ -91,10 +92,21 @@ void mor_stack(const Layer* const* layers, int64_t count, const Ragged* batch, i
 
 // out [m, outputs]: row i of x [m, k] with its own of the matrices [sets, outputs, k].
 void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, int64_t outputs,
-                    const int64_t* index, float* out) {
-    for (int64_t row = 0; row < m; row++)
-        for (int64_t o = 0; o < outputs; o++)
-            out[row * outputs + o] = dot(x + row * k, weight + (index[row] * outputs + o) * k, k);
+                    const int64_t* index, float* out, int threads) {
+    const int shared = m * outputs * k < (1 << 16) ? 1 : threads;
+#pragma omp parallel num_threads(shared)
+    {
+        Share share(m, omp_get_thread_num(), omp_get_num_threads());
+        own_rows(x, k, weight, outputs, index, share.begin, share.end, out);
+    }
+}
+
+// out [n]: function `kind` of each number of x [n].
+void mor_pointwise(const float* x, int64_t n, int kind, float* out, int threads) {
+    const int64_t vectors = (n + W - 1) / W;
+    const int shared = vectors < 512 ? 1 : threads;
+#pragma omp parallel for num_threads(shared) schedule(static)
+    for (int64_t i = 0; i < vectors; i++) pointwise_at(kind, x, n, i * W, out);
 }
 
 // Place of the largest of each row of x [m, n]; the first of equals.

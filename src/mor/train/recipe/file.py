@@ -11,10 +11,9 @@ from typing import Any
 import yaml
 
 from mor.errors import nearest
+from mor.recipes import FOLDER, builtin_recipes
 from mor.train.recipe.recipe import Recipe, parse_recipe
 from mor.train.recipe.sections import RecipeError
-
-_BUILTIN = Path(__file__).resolve().parents[2] / "recipes"
 
 
 class _Loader(yaml.SafeLoader):
@@ -70,12 +69,6 @@ def apply_overrides(raw: dict[str, Any], overrides: list[str]) -> dict[str, Any]
     return result
 
 
-def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with mor, such as ``demo/threshold``."""
-    found = _BUILTIN.rglob("*.yaml")
-    return sorted(p.relative_to(_BUILTIN).with_suffix("").as_posix() for p in found)
-
-
 def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recipe:
     """Read a YAML recipe, or one that comes with mor by its name, and apply ``--set`` entries.
 
@@ -84,7 +77,7 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
     """
     path = Path(source).expanduser()
     if not path.is_file() and str(source) in builtin_recipes():
-        path = _BUILTIN / f"{source}.yaml"
+        path = FOLDER / f"{source}.yaml"
     if not path.is_file():
         close = nearest(str(source), builtin_recipes())
         hint = f"; did you mean {close}?" if close else " (mor recipes lists what comes along)"

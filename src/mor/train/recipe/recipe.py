@@ -12,9 +12,8 @@ twins of different ``num_recursions`` then differ in one word.
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,9 +22,11 @@ from pydantic import (
     create_model,
 )
 
-from mor.config import MoRConfig
+from mor.config import MoRConfig, field_types
 from mor.config.presets import FAMILIES, SHAPES, preset
+from mor.data.bos import Bos
 from mor.errors import MorError
+from mor.train.recipe.fields import decides
 from mor.train.recipe.sections import (
     DataSection,
     Folder,
@@ -41,12 +42,14 @@ from mor.train.recipe.uptrain import DistillSection, UptrainSection
 class Recipe(Section):
     """One training run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    model: dict[str, Any] = Field(default_factory=dict)
-    data: DataSection
-    train: TrainSection
-    uptrain: UptrainSection | None = Field(None, description="train on from a model that is there")
-    output: Folder = Field(Path("runs"), description="parent of the run's folder")
+    name: str = decides("nothing", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    model: dict[str, Any] = decides("weights and speed", default_factory=dict)
+    data: DataSection = decides("weights and speed")
+    train: TrainSection = decides("weights and speed")
+    uptrain: UptrainSection | None = decides(
+        "weights and speed", None, description="train on from a model that is there"
+    )
+    output: Folder = decides("nothing", Path("runs"), description="parent of the run's folder")
 
     @property
     def run_dir(self) -> Path:
@@ -57,25 +60,48 @@ class Recipe(Section):
         """Sequences of one optimiser step over all devices and micro-batches."""
         return self.train.batch_size * self.train.accumulation(world_size) * world_size
 
-    def model_config_for(self, vocab_size: int, eos_token_id: int | None) -> MoRConfig:
+    def model_config_for(
+        self, vocab_size: int, eos_token_id: int | None, bos: Bos | None = None
+    ) -> MoRConfig:
         """The network, with the vocabulary of the data unless the recipe names its own.
 
+        Args:
+            vocab_size, eos_token_id: of the data.
+            bos: what its documents begin with (`DataIndex.known_bos`); None where no data is at
+                hand: then nothing is said of it, and the one token named stands for both.
+
         Raises:
-            RecipeError: an unknown field, a wrong value, or a vocabulary smaller than the data's.
+            RecipeError: an unknown field, a wrong value, a vocabulary smaller than the data's, or
+                texts that begin otherwise than the data's documents.
         """
         fields = dict(self.model)
+        if fields.get("add_bos_token") is None:
+            fields.pop("add_bos_token", None)
         named, family = fields.pop("preset", None), fields.pop("family", "mor")
         of_data = {
             "vocab_size": vocab_size,
-            "bos_token_id": eos_token_id,
+            "bos_token_id": eos_token_id if bos is None else bos.token,
             "eos_token_id": eos_token_id,
         }
+        if bos is not None:
+            of_data["add_bos_token"] = bool(bos.added)
+            # Models of earlier programs name another token there, such as the end of text.
+            early = self.uptrain is not None or fields.get("bos_token_id") == eos_token_id
+            if early and "add_bos_token" not in fields and bos.token is not None:
+                fields["bos_token_id"] = bos.token
         room = {} if named else {"max_position_embeddings": max(2048, self.data.seq_len)}
         fields = of_data | room | fields
         try:
             config = preset(named, family, **fields) if named else MoRConfig(**fields)
         except MorError as error:
             raise RecipeError(f"model.{error}") from None
+        schedule = self.train.depth_schedule
+        deepest = max((cap for _, cap in schedule), default=1) if isinstance(schedule, list) else 1
+        if deepest > config.num_recursions:
+            raise RecipeError(
+                f"train.depth_schedule caps depth at {deepest}; model.num_recursions="
+                f"{config.num_recursions} allows 1 to {config.num_recursions}"
+            )
         if config.vocab_size < vocab_size:
             raise RecipeError(
                 f"model.vocab_size={config.vocab_size} is smaller than the data's {vocab_size}; "
@@ -86,18 +112,22 @@ class Recipe(Section):
                 f"data.seq_len={self.data.seq_len} is longer than model.max_position_embeddings="
                 f"{config.max_position_embeddings}; shorten the one or raise the other"
             )
+        if bos is not None and Bos(config.bos_token_id, config.add_bos_token).start != bos.start:
+            ours = Bos(config.bos_token_id, config.add_bos_token)
+            raise RecipeError(
+                f"model.add_bos_token={config.add_bos_token}: the model begins every text "
+                f"{ours.describe()}, but the data was prepared {bos.describe()}; prepare the text "
+                f"again with --bos {'always' if ours.start else 'never'}, or set "
+                f"model.add_bos_token={'true' if bos.start else 'false'} to train a model that "
+                "reads texts as the data"
+            )
         return config
 
 
 def _model_section() -> type[BaseModel]:
     """What ``model`` may hold: the parameters of MoRConfig with their types, and the presets."""
-    hints = get_type_hints(MoRConfig.__init__)
-    parameters = inspect.signature(MoRConfig.__init__).parameters.values()
-    fields: dict[str, Any] = {
-        p.name: (hints[p.name], None)
-        for p in parameters
-        if p.name != "self" and p.kind is not p.VAR_KEYWORD
-    }
+    types = field_types() | {"num_hidden_layers": int | None}
+    fields: dict[str, Any] = {name: (kind, None) for name, kind in types.items()}
     positive = {"num_recursions": int, "initializer_range": float, "rms_norm_eps": float}
     fields |= {name: (Annotated[kind, Field(gt=0)], None) for name, kind in positive.items()}
     fields["preset"] = (Literal[tuple(SHAPES)], None)
@@ -164,10 +194,11 @@ def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: " + "; ".join(problems))
     recipe = Recipe.model_validate(raw)
     if recipe.uptrain is not None and "num_recursions" not in recipe.model:
-        return recipe  # the start's configuration is still to come: see `settled`
+        return recipe  # the start's configuration is still to come: see `resolve_model`
     try:
         # The data's vocabulary is not known yet; everything else about the network is.
-        recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None)
+        bos = Bos(recipe.model.get("bos_token_id") or 0, recipe.model.get("add_bos_token"))
+        recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None, bos)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}") from None
     return recipe

@@ -1,9 +1,10 @@
-"""Where a run's log goes beside ``log.jsonl``: TensorBoard, W&B, or any name the Trainer knows."""
+"""Where a run's log goes beside ``log.jsonl``: TensorBoard, W&B, or any other known reporter."""
 
 from __future__ import annotations
 
 import importlib.util
 
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
 from mor.errors import MorError
@@ -18,12 +19,12 @@ _PACKAGES = {
 
 
 def known_reporters() -> list[str]:
-    """The names that ``train.report_to`` may hold: those of Transformers' Trainer."""
-    return sorted(INTEGRATION_TO_CALLBACK)
+    """The names for ``train.report_to``: Accelerate's trackers and Transformers' callbacks."""
+    return sorted(LOGGER_TYPE_TO_CLASS.keys() | INTEGRATION_TO_CALLBACK.keys())
 
 
-def reporters(asked: list[str] | None) -> list[str]:
-    """What the Trainer shall report to.
+def choose_reporters(asked: list[str] | None) -> list[str]:
+    """The reporters of a run.
 
     Args:
         asked: names; None for TensorBoard where it is installed.
@@ -35,9 +36,9 @@ def reporters(asked: list[str] | None) -> list[str]:
         return ["tensorboard"] if importlib.util.find_spec("tensorboard") else []
     for name in asked:
         module, package = _PACKAGES.get(name, (name, name))
-        callback = INTEGRATION_TO_CALLBACK[name]
-        ours = callback.__module__.startswith("transformers.")  # a plug-in may need no package
-        if ours and importlib.util.find_spec(module) is None:
+        reporter = LOGGER_TYPE_TO_CLASS.get(name) or INTEGRATION_TO_CALLBACK[name]
+        theirs = reporter.__module__.startswith(("accelerate.", "transformers."))
+        if theirs and importlib.util.find_spec(module) is None:  # a plug-in may need no package
             raise MorError(
                 f"train.report_to names {name}, which is not installed: pip install {package} "
                 "or set train.report_to=[]"

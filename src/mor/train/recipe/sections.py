@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mor.errors import MorError, nearest
+from mor.train.recipe.fields import decides
 from mor.train.recipe.reporters import known_reporters
 
 
@@ -31,12 +32,21 @@ class Section(BaseModel):
 Folder = Annotated[Path, Field(strict=False)]
 
 
+DepthPart = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
+]
+DepthParts = list[DepthPart] | Literal["random"]
+"""Shares of the steps of a run with the depth cap of each; or a random cap for each step."""
+
+
 class Budget(Section):
     """How long to train: exactly one of the three."""
 
-    steps: int | None = Field(None, ge=1, description="optimiser steps")
-    tokens: float | None = Field(None, gt=0, description="tokens seen, e.g. 20.0e9")
-    flops: float | None = Field(None, gt=0, description="training FLOPs, forward and backward")
+    steps: int | None = decides("length", None, ge=1, description="optimiser steps")
+    tokens: float | None = decides("length", None, gt=0, description="tokens seen, e.g. 20.0e9")
+    flops: float | None = decides(
+        "length", None, gt=0, description="training FLOPs, forward and backward"
+    )
 
     @model_validator(mode="after")
     def _one(self) -> Budget:
@@ -50,28 +60,42 @@ class Budget(Section):
 class MixturePart(Section):
     """One folder of a mixture."""
 
-    path: Folder = Field(description="folder made by `mor data prepare`")
-    weight: float = Field(gt=0, description="its share, relative to the other weights")
+    path: Folder = decides("nothing", description="folder made by `mor data prepare`")
+    weight: float = decides(
+        "weights and speed", gt=0, description="its share, relative to the other weights"
+    )
 
 
 class DataSection(Section):
     """Where the prepared tokens are, and how they become sequences."""
 
-    path: Folder | None = Field(None, description="folder made by `mor data prepare`")
-    mixture: list[MixturePart] | None = Field(
-        None, min_length=1, description="in place of path: several folders with weights"
+    path: Folder | None = decides("nothing", None, description="folder made by `mor data prepare`")
+    mixture: list[MixturePart] | None = decides(
+        "weights and speed",
+        None,
+        min_length=1,
+        description="in place of path: several folders with weights",
     )
-    seq_len: int = Field(512, ge=2, description="tokens per sequence")
-    packing: Literal["concat", "best_fit"] = Field(
-        "concat", description="cut the stream of documents, or fit whole documents and pad"
+    seq_len: int = decides("weights and speed", 512, ge=2, description="tokens per sequence")
+    packing: Literal["concat", "best_fit"] = decides(
+        "weights and speed",
+        "concat",
+        description="cut the stream of documents, or fit whole documents and pad",
     )
-    document_mask: bool = Field(False, description="no attention from one document to another")
-    train_split: str = "train"
-    validation_split: str = "validation"
-    validation_path: Folder | None = Field(
-        None, description="score on this folder's validation split in place of one's own"
+    document_mask: bool = decides(
+        "weights and speed", False, description="no attention from one document to another"
     )
-    verify: bool = Field(False, description="check every byte of every shard before training")
+    loss_on: Literal["all", "answers"] = decides(
+        "weights", "all", description="train on every token, or on the answers of a task alone"
+    )
+    train_split: str = decides("weights and speed", "train")
+    validation_split: str = decides("weights", "validation")
+    validation_path: Folder | None = decides(
+        "nothing", None, description="score on this folder's validation split in place of one's own"
+    )
+    verify: bool = decides(
+        "nothing", False, description="check every byte of every shard before training"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> DataSection:
@@ -91,53 +115,97 @@ class DataSection(Section):
 class TrainSection(Section):
     """Optimiser, schedule and bookkeeping; defaults are the paper's (AdamW, trapezoid)."""
 
-    budget: Budget
-    batch_size: int = Field(8, ge=1, description="sequences per device and micro-batch")
-    gradient_accumulation_steps: int = Field(1, ge=1)
-    global_batch_size: int | None = Field(
+    budget: Budget = decides("length")
+    batch_size: int = decides(
+        "batch split", 8, ge=1, description="sequences per device and micro-batch"
+    )
+    gradient_accumulation_steps: int = decides("batch split", 1, ge=1)
+    global_batch_size: int | None = decides(
+        "weights and speed",
         None,
         ge=1,
         description="sequences per optimiser step over all devices; accumulation follows from it, "
         "so that a run is the same on any number of devices",
     )
-    learning_rate: float = Field(3e-3, gt=0)
-    adam_beta1: float = Field(0.9, ge=0, lt=1)
-    adam_beta2: float = Field(0.95, ge=0, lt=1)
-    adam_epsilon: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.1, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0)
-    auxiliary_router_lr_factor: float = Field(10.0, gt=0, description="of the aux_router's rate")
-    warmup_fraction: float = Field(0.05, ge=0, le=1, description="of all steps, linear from 0")
-    warmup_steps: int | None = Field(None, ge=0, description="in place of warmup_fraction")
-    decay_fraction: float = Field(0.2, ge=0, le=1, description="of all steps, linear to 0")
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    compile: bool = Field(False, description="run the layers through torch.compile")
-    parallel: Literal["ddp", "fsdp"] = Field(
-        "ddp", description="several processes: whole weights on each, or shards of them (FSDP2)"
+    learning_rate: float = decides("optimiser", 3e-3, gt=0)
+    adam_beta1: float = decides("optimiser", 0.9, ge=0, lt=1)
+    adam_beta2: float = decides("optimiser", 0.95, ge=0, lt=1)
+    adam_epsilon: float = decides("optimiser", 1e-8, gt=0)
+    weight_decay: float = decides("optimiser", 0.1, ge=0)
+    max_grad_norm: float = decides("optimiser", 1.0, gt=0)
+    auxiliary_router_lr_factor: float = decides(
+        "optimiser", 10.0, gt=0, description="of the aux_router's rate"
     )
-    fsdp_regather: bool = Field(
+    warmup_fraction: float = decides(
+        "length", 0.05, ge=0, le=1, description="of all steps, linear from 0"
+    )
+    warmup_steps: int | None = decides(
+        "length", None, ge=0, description="in place of warmup_fraction"
+    )
+    decay_fraction: float = decides(
+        "length", 0.2, ge=0, le=1, description="of all steps, linear to 0"
+    )
+    depth_schedule: DepthParts | None = decides(
+        "weights and speed",
+        None,
+        description="depth cap by step: [share of steps, cap] in order, or random; None: no cap",
+    )
+    routing: Literal["causal", "topk", "full"] | None = decides(
+        "weights and speed",
+        None,
+        description="rule that chooses depth: None, the router's selection for training; causal, "
+        "its rule for decoding; full, every token runs every depth",
+    )
+    dtype: Literal["float32", "bfloat16"] = decides("weights and speed", "float32")
+    gradient_checkpointing: bool = decides("speed", False)
+    compile: bool = decides("speed", False, description="run the layers through torch.compile")
+    parallel: Literal["ddp", "fsdp"] = decides(
+        "speed",
+        "ddp",
+        description="several processes: whole weights on each, or shards of them (FSDP2)",
+    )
+    fsdp_regather: bool = decides(
+        "speed",
         False,
         description="gather each layer anew for every pass through it, one layer whole at a time; "
         "False gathers once per optimiser step and keeps it for all recursions",
     )
-    seed: int = Field(0, ge=0, lt=2**32)
-    logging_steps: int = Field(10, ge=1)
-    eval_steps: int | None = Field(None, ge=1, description="None: only after the last step")
-    eval_sequences: int = Field(64, ge=1, description="validation sequences while training")
-    save_steps: int | None = Field(None, ge=1, description="None: only when interrupted")
-    save_total_limit: int = Field(2, ge=1, description="checkpoints kept")
-    keep_every: int | None = Field(None, ge=1, description="save at its multiples, and keep those")
-    keep_steps: list[int] = Field([], description="save after these steps, and keep those")
-    branches: list[Budget] = Field([], description="shorter budgets, branched off this run")
-    branch_from: Folder | None = Field(None, description="stable checkpoint of a run to go on from")
-    num_workers: int = Field(0, ge=0)
-    threads: int | None = Field(None, ge=1, description="CPU threads; None leaves torch's default")
-    peak_flops: float | None = Field(
-        None, gt=0, description="per second and device, for MFU; None: known by name, or measured"
+    seed: int = decides("weights", 0, ge=0, lt=2**32)
+    logging_steps: int = decides("nothing", 10, ge=1)
+    eval_steps: int | None = decides(
+        "nothing", None, ge=1, description="None: only after the last step"
     )
-    report_to: list[str] | None = Field(
-        None, description="wandb, mlflow, trackio, ...; None: tensorboard if installed"
+    eval_sequences: int = decides(
+        "nothing", 64, ge=1, description="validation sequences while training"
+    )
+    save_steps: int | None = decides(
+        "nothing", None, ge=1, description="None: only when interrupted"
+    )
+    save_total_limit: int = decides("nothing", 2, ge=1, description="checkpoints kept")
+    keep_every: int | None = decides(
+        "nothing", None, ge=1, description="save at its multiples, and keep those"
+    )
+    keep_steps: list[int] = decides(
+        "nothing", [], description="save after these steps, and keep those"
+    )
+    branches: list[Budget] = decides(
+        "length", [], description="shorter budgets, branched off this run"
+    )
+    branch_from: Folder | None = decides(
+        "length", None, description="stable checkpoint of a run to go on from"
+    )
+    num_workers: int = decides("speed", 0, ge=0)
+    threads: int | None = decides(
+        "speed", None, ge=1, description="CPU threads; None leaves torch's default"
+    )
+    peak_flops: float | None = decides(
+        "nothing",
+        None,
+        gt=0,
+        description="per second and device, for MFU; None: known by name, or measured",
+    )
+    report_to: list[str] | None = decides(
+        "nothing", None, description="wandb, mlflow, trackio, ...; None: tensorboard if installed"
     )
 
     @field_validator("report_to")
@@ -146,7 +214,7 @@ class TrainSection(Section):
         known = known_reporters()
         for name in names or ():
             if name not in known:
-                raise ValueError(f"{name!r} is no reporter of the Trainer{suggest(name, known)}")
+                raise ValueError(f"{name!r} is no reporter{suggest(name, known)}")
         return names
 
     def saves_at(self, step: int) -> bool:
@@ -154,6 +222,15 @@ class TrainSection(Section):
         return step in self.keep_steps or (
             self.keep_every is not None and step % self.keep_every == 0
         )
+
+    @field_validator("depth_schedule")
+    @classmethod
+    def _whole_run(cls, parts: DepthParts | None) -> DepthParts | None:
+        if isinstance(parts, list):
+            total = sum(share for share, _ in parts)
+            if abs(total - 1) > 1e-6:
+                raise ValueError(f"the shares add up to {total:g}; they must add up to 1")
+        return parts
 
     @model_validator(mode="after")
     def _schedule(self) -> TrainSection:

@@ -8,27 +8,28 @@ in the data) and cools down to a budget of its own. The paper trains its budgets
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from mor.errors import MorError
-from mor.train.arguments import trapezoid
+from mor.run_files import CHECKPOINTS, RECIPE
+from mor.train.optimiser import trapezoid
+from mor.train.plan.depth import first_difference
+from mor.train.recipe.fields import fields_that_decide
 from mor.train.recipe.recipe import Recipe
-from mor.train.recipe.sections import RecipeError
+from mor.train.recipe.sections import RecipeError, TrainSection
 from mor.train.state import checkpoints
-from mor.train.state.run_folder import RECIPE, differences, read_recipe, told
+from mor.train.state.content import read_progress
+from mor.train.state.differences import (
+    describe_changes,
+    find_differences,
+    find_optimiser_changes,
+    read_recipe,
+)
 
-# A branch may differ from its source in these.
-_OWN = {"budget", "warmup_fraction", "warmup_steps", "decay_fraction", "branch_from", "branches"}
-# And in these, when it is told so: the way on for a run whose loss left the numbers. It is then no
-# longer the run that had this budget from the start, and its summary says what was changed.
-_TUNED = {"learning_rate", "weight_decay", "max_grad_norm", "auxiliary_router_lr_factor"}
-_TUNED |= {"adam_beta1", "adam_beta2", "adam_epsilon"}
 
-
-def fan(recipe: Recipe, steps: list[int]) -> list[Recipe]:
+def expand_branches(recipe: Recipe, steps: list[int]) -> list[Recipe]:
     """The run of the whole budget, then its branches from the shortest to the longest.
 
     Args:
@@ -59,13 +60,20 @@ def fan(recipe: Recipe, steps: list[int]) -> list[Recipe]:
                 f"{warmup} and the cool-down from step {start} on; lower train.decay_fraction or "
                 "raise the budget"
             )
+        differs = first_difference(section, whole, section, number, start)
+        if differs is not None:
+            raise RecipeError(
+                f"train.branches: under train.depth_schedule a run of {number} steps has other "
+                f"depth caps than one of {whole}, from step {differs} on; leave branches out, or "
+                "use depth_schedule: random"
+            )
     kept = sorted({*section.keep_steps, *starts.values()})
     trunk = recipe.model_copy(
         update={"train": section.model_copy(update={"branches": [], "keep_steps": kept})}
     )
     parts = [trunk]
     for number, start in starts.items():
-        source = trunk.run_dir / "checkpoints" / f"checkpoint-{start}"
+        source = trunk.run_dir / CHECKPOINTS / f"checkpoint-{start}"
         raw = recipe.model_dump(mode="json")
         raw["name"] = f"{recipe.name}-{number}"
         raw["train"] |= {
@@ -94,7 +102,10 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
     source = recipe.train.branch_from.expanduser()
     run_dir, step = source.parent.parent, checkpoints.step_of(source)
     if step < 0 or not source.is_dir() or not (run_dir / RECIPE).is_file():
-        have = ", ".join(str(p) for p in checkpoints.found(source / "checkpoints")) or "none there"
+        have = (
+            ", ".join(str(p) for p in checkpoints.list_checkpoints(source / CHECKPOINTS))
+            or "none there"
+        )
         raise MorError(
             f"train.branch_from={str(source)!r} must be RUN/checkpoints/checkpoint-N of a run; "
             f"checkpoints: {have}"
@@ -107,19 +118,21 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
     if wrong is not None:
         raise MorError(f"{source} is damaged: {wrong}; branch off another checkpoint")
     theirs = read_recipe(run_dir / RECIPE)
-    changed = differences(theirs, recipe)
-    tuned = retuned(theirs, recipe)
+    changed = find_differences(theirs, recipe)
+    # Another optimiser is the way on for a run whose loss is no longer finite. The branch is then
+    # not the run that had this budget from the start; its summary says what was changed.
+    tuned = find_optimiser_changes(theirs, recipe)
     if tuned:
-        print(f"{recipe.name}: other than {source}: {told(tuned)}", file=sys.stderr)
-    split = {"train.batch_size", "train.gradient_accumulation_steps"}
-    allowed = {f"train.{name}" for name in _OWN} | (
-        split if checkpoints.manifest(source) else set()
-    )
-    changed = {n: pair for n, pair in changed.items() if n not in allowed and n not in tuned}
+        print(f"{recipe.name}: other than {source}: {describe_changes(tuned)}", file=sys.stderr)
+    free = fields_that_decide(TrainSection, "length")
+    if checkpoints.manifest(source):  # it knows how many sequences a step has
+        free |= fields_that_decide(TrainSection, "batch split")
+    allowed = {f"train.{name}" for name in free} | set(tuned)
+    changed = {name: pair for name, pair in changed.items() if name not in allowed}
     if changed:
-        raise MorError(f"{source} was trained by another recipe: {told(changed)}")
+        raise MorError(f"{source} was trained by another recipe: {describe_changes(changed)}")
     check_facts(source, facts)
-    total = _steps_of(source)
+    total = read_progress(source).max_steps
     if step > total:
         raise MorError(f"{source} lies beyond the {total} steps of its run")
     up, down = trapezoid(theirs.train, total)
@@ -127,6 +140,13 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
         raise MorError(
             f"{source} lies in the {'warm-up' if step < up else 'cool-down'} of its run, whose "
             f"rate is stable from step {up} to {total - down}; branch off a checkpoint there"
+        )
+    differs = first_difference(theirs.train, total, recipe.train, steps, step)
+    if differs is not None:
+        raise MorError(
+            f"{source} was trained under other depth caps than train.depth_schedule gives this "
+            f"budget, from step {differs} on; branch off a checkpoint before that step, or train a "
+            "run of its own"
         )
     own_up, own_down = trapezoid(recipe.train, steps)
     if step > steps - own_down:
@@ -140,12 +160,6 @@ def check_source(recipe: Recipe, steps: int, facts: dict[str, Any]) -> Path:
             f"train.warmup_steps={up} as in the run it comes from"
         )
     return source
-
-
-def retuned(theirs: Recipe, ours: Recipe) -> dict[str, tuple[Any, Any]]:
-    """What a branch changes of the optimiser: dotted name to the two values."""
-    tuned = {f"train.{name}" for name in _TUNED}
-    return {n: pair for n, pair in differences(theirs, ours).items() if n in tuned}
 
 
 def check_facts(checkpoint: Path, facts: dict[str, Any]) -> None:
@@ -167,9 +181,3 @@ def check_facts(checkpoint: Path, facts: dict[str, Any]) -> None:
             f"{checkpoint} was trained on other data than data.path holds now; the tokens of the "
             "training split must be the same"
         )
-
-
-def _steps_of(checkpoint: Path) -> int:
-    """Optimiser steps that the run of ``checkpoint`` was planned for."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return int(state["max_steps"])

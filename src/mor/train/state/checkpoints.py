@@ -12,9 +12,7 @@ under a name that counts.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 import warnings
 import zipfile
@@ -24,6 +22,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from mor.disk import digest, flush, flush_tree
 from mor.errors import MorError
 from mor.train.state import sharded
 
@@ -37,36 +36,13 @@ def step_of(checkpoint: Path) -> int:
     return int(number) if number != checkpoint.name and number.isdecimal() else -1
 
 
-def found(folder: Path) -> list[Path]:
+def list_checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a folder by step, whole or not."""
     entries = folder.iterdir() if folder.is_dir() else ()
     return sorted((p for p in entries if step_of(p) >= 0 and p.is_dir()), key=step_of)
 
 
 # Writing ---------------------------------------------------------------------------------------
-
-
-def flush(folder: Path) -> None:
-    """Have the system write every file and folder under ``folder`` to the disk."""
-    for path in [*folder.rglob("*"), folder]:
-        flush_entry(path)
-
-
-def flush_entry(path: Path) -> None:
-    """Have the system write one file, or the names in one folder, to the disk."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows opens no folders, and writes their names itself
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def digest(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def begin(folder: Path) -> Path:
@@ -89,7 +65,7 @@ def publish(folder: Path, step: int, facts: dict[str, Any]) -> Path:
         OSError: the disk is full, or the like; nothing under a name that counts has changed.
     """
     fresh, final = folder / STAGING / f"checkpoint-{step}", folder / f"checkpoint-{step}"
-    flush(fresh)
+    flush_tree(fresh)
     files = {
         path.relative_to(fresh).as_posix(): {"bytes": path.stat().st_size, "sha256": digest(path)}
         for path in sorted(fresh.rglob("*"))
@@ -98,12 +74,12 @@ def publish(folder: Path, step: int, facts: dict[str, Any]) -> Path:
     head: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "step": step}
     text = json.dumps(head | facts | {"files": files}, indent=2) + "\n"
     (fresh / MANIFEST).write_text(text, encoding="utf-8")
-    flush_entry(fresh / MANIFEST)
-    flush_entry(fresh)
+    flush(fresh / MANIFEST)
+    flush(fresh)
     if final.exists():
         _remove(final)
     fresh.rename(final)
-    flush_entry(folder)
+    flush(folder)
     return final
 
 
@@ -117,18 +93,18 @@ def _remove(checkpoint: Path) -> None:
 
 def rotate(folder: Path, limit: int | None, keeps: Callable[[int], bool]) -> None:
     """Remove the oldest beyond ``limit``; those that ``keeps`` names stay and do not count."""
-    spare = [path for path in found(folder) if not keeps(step_of(path))]
+    spare = [path for path in list_checkpoints(folder) if not keeps(step_of(path))]
     for path in spare[: -limit if limit else 0]:
         _remove(path)
 
 
 def recover(folder: Path) -> None:
     """After a kill: move a finished save that was not yet renamed into place, drop the rest."""
-    for path in found(folder / STAGING):
+    for path in list_checkpoints(folder / STAGING):
         final = folder / path.name
         if (path / MANIFEST).is_file() and damage(path) is None and not final.exists():
             path.rename(final)
-            flush_entry(folder)
+            flush(folder)
     shutil.rmtree(folder / STAGING, ignore_errors=True)
 
 
@@ -198,8 +174,7 @@ def _malformed(checkpoint: Path) -> str | None:
         json.loads((checkpoint / name).read_text(encoding="utf-8"))
     except (OSError, SafetensorError, ValueError):
         return f"{name} is missing or cut short"
-    names = ("scheduler.pt",) if shards else ("optimizer.pt", "scheduler.pt")
-    needed = [checkpoint / name for name in names]
+    needed = [] if shards else [checkpoint / "optimizer.pt"]
     for path in [*needed, *checkpoint.glob("rng_state*.pth")]:
         if not zipfile.is_zipfile(path):
             return f"{path.name} is missing or cut short"
@@ -221,7 +196,7 @@ def newest(folder: Path) -> Path | None:
     Raises:
         MorError: it is damaged; the message names the file and offers the one before it.
     """
-    checkpoints = found(folder)
+    checkpoints = list_checkpoints(folder)
     if not checkpoints:
         return None
     wrong = damage(checkpoints[-1])
@@ -238,7 +213,7 @@ def newest(folder: Path) -> Path | None:
     raise MorError(f"{checkpoints[-1]} is damaged: {wrong}; {offer}")
 
 
-def chosen(folder: Path, name: str | Path) -> Path:
+def select_checkpoint(folder: Path, name: str | Path) -> Path:
     """The checkpoint that ``--resume-from`` names, every file checked; newer ones are set aside.
 
     Raises:
@@ -247,8 +222,8 @@ def chosen(folder: Path, name: str | Path) -> Path:
     path = folder / Path(name).name
     given = Path(name)
     foreign = len(given.parts) > 1 and given.expanduser().resolve() != path.resolve()
-    if foreign or path not in found(folder):
-        have = ", ".join(p.name for p in found(folder)) or "none"
+    if foreign or path not in list_checkpoints(folder):
+        have = ", ".join(p.name for p in list_checkpoints(folder)) or "none"
         raise MorError(
             f"resume-from={str(name)!r} is no checkpoint of this run; in {folder}: {have} "
             "(to go on from another run's, use --branch-from)"
@@ -257,7 +232,7 @@ def chosen(folder: Path, name: str | Path) -> Path:
     if wrong is not None:
         raise MorError(f"{path} is damaged: {wrong}")
     _warn_unsealed(path)
-    for newer in found(folder):
+    for newer in list_checkpoints(folder):
         if step_of(newer) > step_of(path):
             target = folder / ASIDE / newer.name
             target.parent.mkdir(exist_ok=True)

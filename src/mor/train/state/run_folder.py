@@ -1,252 +1,265 @@
-"""The run folder: who may write it, which checkpoint to go on from, files that are whole or absent.
-
-RUN/recipe.yaml       the recipe, every default written out
-RUN/log.jsonl         one line per log entry
-RUN/checkpoints/      checkpoint-N of Transformers' Trainer (mor.train.state.checkpoints)
-RUN/tensorboard/      where TensorBoard is installed
-RUN/model/            for ``from_pretrained``, tokenizer included; there once the run is finished
-RUN/summary.json      written last
-"""
+"""The run folder (:mod:`mor.run_files`): who may write it, where a run begins, what it leaves."""
 
 from __future__ import annotations
 
-import os
+import json
 import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
+import torch
 
+from mor.disk import lock, replace_folder, write_whole
 from mor.errors import MorError
+from mor.run_files import CHECKPOINTS, EVAL, LOG, MODEL, RECIPE, SUMMARY, TENSORBOARD
+from mor.train.recipe.fields import fields_that_decide
 from mor.train.recipe.file import dump_recipe
-from mor.train.recipe.recipe import Recipe, parse_recipe
+from mor.train.recipe.recipe import Recipe
+from mor.train.recipe.sections import TrainSection
 from mor.train.state import checkpoints
+from mor.train.state.branches import check_facts, check_source
+from mor.train.state.differences import describe_changes, find_differences, read_recipe
+from mor.train.state.saving import save_checkpoint
 
-RECIPE, LOG, SUMMARY, MODEL = "recipe.yaml", "log.jsonl", "summary.json", "model"
-CHECKPOINTS, TENSORBOARD = "checkpoints", "tensorboard"
-_OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, "eval.json"}
-# What may differ between the parts of one run: it changes no weight.
-_FREE = {
-    "data": {"path", "verify", "validation_path"},
-    "uptrain": {"start"},
-    "train": {
-        "logging_steps",
-        "eval_steps",
-        "eval_sequences",
-        "save_steps",
-        "save_total_limit",
-        "keep_every",
-        "keep_steps",
-        "num_workers",
-        "threads",
-        "peak_flops",
-        "report_to",
-        "gradient_checkpointing",
-        "compile",
-        "parallel",
-        "fsdp_regather",
-    },
-}
-
-
+_OURS = {RECIPE, LOG, SUMMARY, MODEL, CHECKPOINTS, TENSORBOARD, EVAL}
 PATIENCE_S = 20.0  # data workers outlive a killed run by some seconds
 
 
 @contextmanager
-def held(run_dir: Path) -> Iterator[None]:
+def lock_run_folder(run_dir: Path) -> Iterator[None]:
     """Keep every other process from training in this folder; a kill lets go of it.
 
-    Where the file system knows no locks, nothing is kept. The folder need not exist yet.
+    Where the file system knows no locks, nothing is locked. The folder need not exist yet.
 
     Raises:
         MorError: another process trains here.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
     if not run_dir.is_dir():
         yield
         return
-    handle = os.open(run_dir, os.O_RDONLY)
-    try:
-        until = time.monotonic() + PATIENCE_S
-        while True:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise MorError(
-                        f"{run_dir} is being written by another process; stop that one, or choose "
-                        "another name or output"
-                    ) from None
-                time.sleep(0.2)
-            except OSError:  # a network file system without locks on folders
-                break
+    busy = (
+        f"{run_dir} is being written by another process; stop that one, or choose another name or "
+        "output"
+    )
+    with lock(run_dir, busy, PATIENCE_S):
         yield
-    finally:
-        os.close(handle)
 
 
-def claim(
-    recipe: Recipe,
-    *,
-    resume: bool,
-    overwrite: bool,
-    resume_from: str | Path | None = None,
-    sequences_per_step: int | None = None,
-) -> Path | None:
-    """Make the run folder ours and write the recipe into it.
+class RunFolder:
+    """The folder of one run, locked while the ``with`` block runs.
+
+        with RunFolder(recipe, facts) as folder:
+            checkpoint = folder.begin(steps, resume=True)
+            ...
+            folder.save(step, write)
+            folder.publish_model(write)
+            folder.publish_summary(record)
+
+    Every rank makes one; the first rank alone takes the lock, checks and writes.
 
     Args:
-        recipe: what is to be trained.
-        resume: go on from the newest checkpoint.
-        overwrite: replace a run that is there.
-        resume_from: go on from this checkpoint of the run instead.
-        sequences_per_step: over all ranks; lets a resumed run split its batch another way.
+        recipe: what is trained.
+        facts: what the manifests of this run's checkpoints say, and a later part of the run must
+            agree with: ``sequences_per_step``, ``data`` and the like.
+        first: whether this is the rank that writes.
+        device: of this rank, for what the ranks ask each other.
 
-    Returns:
-        The checkpoint to resume from; None to begin at step 0.
-
-    Raises:
-        MorError: the run is there already, or there is nothing to resume, or another recipe made
-            it, or the checkpoint is damaged, or ``overwrite`` would remove files that no run has
-            written.
+    Attributes:
+        path: the folder.
+        checkpoints: the folder of its checkpoints.
+        log: its ``log.jsonl``.
     """
-    run_dir = recipe.run_dir
-    checkpoint = None
-    if resume or resume_from is not None:
-        folder = run_dir / CHECKPOINTS
-        _check_same(recipe, sequences_per_step)
-        checkpoints.recover(folder)
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        facts: dict[str, Any],
+        *,
+        first: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
+        self.recipe, self.facts, self.first = recipe, facts, first
+        self.device = device or torch.device("cpu")
+        self.path = recipe.run_dir
+        self.checkpoints, self.log = self.path / CHECKPOINTS, self.path / LOG
+        self._stack = ExitStack()
+
+    def __enter__(self) -> RunFolder:
+        """Lock the folder, if it exists already."""
+        self._lock()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give the lock back."""
+        self._stack.close()
+
+    def _lock(self) -> None:
+        self._locked = self.first and self.path.is_dir()
+        if self._locked:
+            self._stack.enter_context(lock_run_folder(self.path))
+
+    def begin(
+        self,
+        steps: int,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        resume_from: str | Path | None = None,
+    ) -> Path | None:
+        """Make the folder this run's, and say which checkpoint to begin from.
+
+        The first rank checks every file; the others, which come after it, take the same one.
+
+        Args:
+            steps: optimiser steps of the run, for a branch those of its source included.
+            resume: go on from the newest checkpoint.
+            overwrite: replace a run that is there.
+            resume_from: go on from this checkpoint of the run instead; newer ones are set aside.
+
+        Returns:
+            A checkpoint of this run, or the one that it branches off; None to begin at step 0.
+
+        Raises:
+            MorError: the run is there already, or there is nothing to resume, or another recipe
+                made it, or the checkpoint is damaged or does not fit, or ``overwrite`` would remove
+                files that no run has written.
+        """
+        resumes = resume or resume_from is not None
+        source = self.recipe.train.branch_from
+        source = source and source.expanduser()
+        own = checkpoints.list_checkpoints(self.checkpoints) if resumes else []
+        if not self.first:
+            return own[-1] if own else source
+        if source is not None and not own:
+            source = check_source(self.recipe, steps, self.facts)
+        checkpoint = self._select(resume_from) if resumes else None
+        if not resumes:
+            self._clear(overwrite)
+        self._claim()
+        if checkpoint is not None:
+            check_facts(checkpoint, self.facts)
+            print(f"{self.recipe.name}: goes on from {checkpoint.name}", file=sys.stderr)
+            return checkpoint
+        if resumes:
+            print(f"{self.recipe.name}: no checkpoint yet, begins anew", file=sys.stderr)
+        self.log.unlink(missing_ok=True)
+        if source is not None and (source.parent.parent / LOG).is_file():
+            shutil.copyfile(source.parent.parent / LOG, self.log)
+        return source
+
+    def _select(self, resume_from: str | Path | None) -> Path | None:
+        """The checkpoint to go on from, after a look at who began the run."""
+        self._check_same()
+        checkpoints.recover(self.checkpoints)
         if resume_from is not None:
-            checkpoint = checkpoints.chosen(folder, resume_from)
-        else:
-            checkpoint = checkpoints.newest(folder)
-    elif run_dir.exists() and (not run_dir.is_dir() or any(run_dir.iterdir())):
-        if not overwrite:
+            return checkpoints.select_checkpoint(self.checkpoints, resume_from)
+        return checkpoints.newest(self.checkpoints)
+
+    def _claim(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not self._locked:
+                self._lock()
+            write_whole(self.path / RECIPE, dump_recipe(self.recipe))
+            self.checkpoints.mkdir(exist_ok=True)
+        except OSError as error:
+            raise MorError(f"{self.path} cannot be written: {error.strerror or error}") from None
+
+    def _clear(self, overwrite: bool) -> None:
+        """Remove the run that is there, where that is wanted and nothing else is in its folder."""
+        if not self.path.exists():
+            return
+        names = [entry.name for entry in self.path.iterdir()] if self.path.is_dir() else [""]
+        if names and not overwrite:
             raise MorError(
-                f"{run_dir} already holds a run; use --resume, --overwrite or another name"
+                f"{self.path} already holds a run; use --resume, --overwrite or another name"
             )
-        _remove(run_dir)
-    try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        write_whole(run_dir / RECIPE, dump_recipe(recipe))
-    except OSError as error:
-        raise MorError(f"{run_dir} cannot be written: {error.strerror or error}") from None
-    return checkpoint
+        foreign = [name for name in sorted(names) if name.removesuffix(".partial") not in _OURS]
+        if foreign:
+            raise MorError(
+                f"{self.path} holds {foreign[0] or 'a file, not a folder'}, which no run has "
+                "written; overwrite removes whole run folders only: choose another name or output"
+            )
+        (self.path / RECIPE).unlink(missing_ok=True)  # first: half of a run is no run
+        for entry in self.path.iterdir():  # not the folder itself: this process holds its lock
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            else:
+                entry.unlink()
 
+    def _check_same(self) -> None:
+        """Refuse to go on with another recipe than the one that began.
 
-def _remove(run_dir: Path) -> None:
-    names = sorted(entry.name for entry in run_dir.iterdir()) if run_dir.is_dir() else [""]
-    foreign = [name for name in names if name.removesuffix(".partial") not in _OURS]
-    if foreign:
-        raise MorError(
-            f"{run_dir} holds {foreign[0] or 'a file, not a folder'}, which no run has written; "
-            "overwrite removes whole run folders only: choose another name or output"
+        Raises:
+            MorError: there is no run, it is finished, or fields differ that change the weights.
+        """
+        if (self.path / SUMMARY).is_file():
+            raise MorError(f"{self.path} holds a finished run; nothing is left to resume")
+        file = self.path / RECIPE
+        if not file.is_file():
+            if self.path.is_dir() and all(p.name.endswith(".partial") for p in self.path.iterdir()):
+                return  # killed while it began
+            raise MorError(f"{self.path} holds no run to resume; start without --resume")
+        began = read_recipe(file)
+        changed = find_differences(began, self.recipe)
+        if self._same_batch(began):
+            split = {f"train.{name}" for name in fields_that_decide(TrainSection, "batch split")}
+            changed = {name: pair for name, pair in changed.items() if name not in split}
+        if changed:
+            hint = "resume with the same"
+            if set(changed) == {"train.budget"}:
+                hint = "resume with the same, or branch off with --branch-from and another name"
+            said = describe_changes(changed)
+            raise MorError(f"{self.path} was begun with another recipe: {said}; {hint}")
+
+    def _same_batch(self, began: Recipe) -> bool:
+        """Whether a step still sees as many sequences, only split another way."""
+        saved = checkpoints.list_checkpoints(self.checkpoints)
+        try:
+            manifest = checkpoints.manifest(saved[-1]) if saved else {}
+        except MorError:
+            manifest = {}  # damaged: said later, by name
+        before = manifest.get("sequences_per_step")
+        if before is not None:
+            return bool(before == self.facts["sequences_per_step"])
+        return began.sequences_per_step() == self.recipe.sequences_per_step()
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        """Write, check and publish ``checkpoint-N``; remove the oldest. All ranks call.
+
+        Args:
+            step: N, optimiser steps done.
+            write: called on every rank with the folder to write this rank's part into.
+
+        Raises:
+            MorError: it could not be written; what was there before is as it was.
+        """
+        section = self.recipe.train
+
+        def publish() -> None:
+            checkpoints.publish(self.checkpoints, step, self.facts)
+            checkpoints.rotate(self.checkpoints, section.save_total_limit, section.saves_at)
+
+        save_checkpoint(
+            self.checkpoints, step, write, publish, first=self.first, device=self.device
         )
-    (run_dir / RECIPE).unlink(missing_ok=True)  # first: half of a run is no run
-    for entry in run_dir.iterdir():  # not the folder itself: we hold it
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
 
+    def publish_model(self, write: Callable[[Path], None]) -> None:
+        """Write ``model/`` whole or not at all. All ranks call: they may hold shards.
 
-def _check_same(recipe: Recipe, sequences_per_step: int | None) -> None:
-    """Refuse to go on with another recipe than the one that began.
+        Args:
+            write: called on every rank with the folder to write into.
+        """
+        if not self.first:
+            write(self.path / MODEL)
+            return
+        with replace_folder(self.path / MODEL, overwrite=True, contended=False) as fresh:
+            write(fresh)
 
-    Raises:
-        MorError: there is no run, it is finished, or fields differ that change the weights.
-    """
-    run_dir = recipe.run_dir
-    if (run_dir / SUMMARY).is_file():
-        raise MorError(f"{run_dir} holds a finished run; nothing is left to resume")
-    path = run_dir / RECIPE
-    if not path.is_file():
-        if run_dir.is_dir() and all(p.name.endswith(".partial") for p in run_dir.iterdir()):
-            return  # killed while it began
-        raise MorError(f"{run_dir} holds no run to resume; start without --resume")
-    began = read_recipe(path)
-    changed = differences(began, recipe)
-    if _same_batch(began, recipe, sequences_per_step):
-        changed = {name: pair for name, pair in changed.items() if name not in _SPLIT}
-    if changed:
-        hint = "resume with the same"
-        if set(changed) == {"train.budget"}:
-            hint = "resume with the same, or branch off with --branch-from and another name"
-        raise MorError(f"{run_dir} was begun with another recipe: {told(changed)}; {hint}")
-
-
-def read_recipe(path: Path) -> Recipe:
-    """The recipe that a run folder keeps.
-
-    Raises:
-        MorError: it is not there, or cannot be read.
-    """
-    try:
-        return parse_recipe(yaml.safe_load(path.read_text(encoding="utf-8")), str(path))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise MorError(f"{path} cannot be read: {error}") from None
-
-
-def differences(began: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Fields that decide the weights and differ: dotted name to the two values."""
-    old, new = _decisive(began), _decisive(now)
-    names = sorted(old | new)
-    return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
-
-
-def told(changed: dict[str, tuple[Any, Any]]) -> str:
-    """The first differences in words."""
-    pairs = list(changed.items())[:3]
-    return ", ".join(f"{name}={new!r} was {old!r}" for name, (old, new) in pairs)
-
-
-_SPLIT = {"train.batch_size", "train.gradient_accumulation_steps"}
-
-
-def _same_batch(began: Recipe, now: Recipe, sequences_per_step: int | None) -> bool:
-    """Whether a step still sees as many sequences, only split another way."""
-    found = checkpoints.found(now.run_dir / CHECKPOINTS)
-    try:
-        before = checkpoints.manifest(found[-1]).get("sequences_per_step") if found else None
-    except MorError:
-        before = None  # damaged: said later, by name
-    if before is not None and sequences_per_step is not None:
-        return bool(before == sequences_per_step)
-    return began.sequences_per_step() == now.sequences_per_step()
-
-
-def _decisive(recipe: Recipe) -> dict[str, Any]:
-    """Fields that decide the weights, by dotted name."""
-    flat = {}
-    free: dict[str, set[str]] = {"model": set(), **_FREE}
-    if recipe.train.global_batch_size is not None:  # how a step's batch is cut up does not matter
-        free["train"] = free["train"] | {"batch_size", "gradient_accumulation_steps"}
-    for section in ("model", "data", "train", "uptrain"):
-        content = recipe.model_dump(mode="json")[section] or {}
-        for name, value in content.items():
-            if name == "mixture" and value:
-                value = [part["weight"] for part in value]  # folders may move, as data.path may
-            if name not in free[section]:
-                flat[f"{section}.{name}"] = value
-    return flat
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write ``path`` so that it is there whole or not at all."""
-    fresh = path.with_name(path.name + ".partial")
-    try:
-        fresh.write_text(text, encoding="utf-8")
-        checkpoints.flush_entry(fresh)
-        fresh.replace(path)
-    except OSError:
-        with suppress(OSError):
-            fresh.unlink(missing_ok=True)
-        raise
+    def publish_summary(self, record: dict[str, Any]) -> None:
+        """Write ``summary.json``: the run is finished."""
+        if self.first:
+            write_whole(self.path / SUMMARY, json.dumps(record, indent=2) + "\n")

@@ -11,12 +11,10 @@ round.
 
 from __future__ import annotations
 
-import random
 import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -31,10 +29,11 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.tensor import DTensor, distribute_tensor
-from transformers.trainer_pt_utils import safe_globals
 
 from mor.config import MoRConfig
+from mor.data import Bos
 from mor.errors import MorError
+from mor.hf.bos import set_bos
 from mor.hf.modeling import MoRForCausalLM
 
 WEIGHTS, OPTIMIZER = "pytorch_model_fsdp_0", "optimizer_0"
@@ -107,14 +106,20 @@ def save_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
     dcp.save({"optimizer": found}, checkpoint_id=checkpoint / OPTIMIZER)
 
 
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
+def load_weights(model: Any, checkpoint: Path) -> None:
     """Weights and buffers from a checkpoint of either kind into a model of either kind."""
     if has_shards(checkpoint):
         found = {"model": _weights(model)}
         _read(found, checkpoint / WEIGHTS)
         _put_weights(model, found["model"])
         return
-    _put_weights(model, load_file(checkpoint / "model.safetensors"), full_state_dict=True)
+    weights = load_file(checkpoint / "model.safetensors")
+    if isinstance(next(model.parameters()), DTensor):
+        _put_weights(model, weights, full_state_dict=True)
+        return
+    if model.config.tie_word_embeddings:
+        weights[_HEAD] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
@@ -136,18 +141,6 @@ def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
     optimizer.load_state_dict(found)
 
 
-def load_first_random_state(checkpoint: Path) -> None:
-    """Random state of the first process that wrote ``checkpoint``; a GPU's keeps its seed."""
-    saved = sorted(checkpoint.glob("rng_state*.pth"))
-    if not saved:
-        return
-    with safe_globals():
-        state = torch.load(saved[0], weights_only=True)
-    random.setstate(state["python"])
-    np.random.set_state(state["numpy"])
-    torch.random.set_rng_state(state["cpu"])
-
-
 # One file -----------------------------------------------------------------------------------------
 
 
@@ -165,13 +158,18 @@ def save_whole(model: Any, out: Path) -> None:
         _write(model.config, weights, out)
 
 
-def merge(checkpoint: Path, out: Path) -> None:
+def merge(checkpoint: Path, out: Path, bos: Bos | None = None) -> None:
     """Write a checkpoint of either kind as a model folder with one safetensors file.
 
     One process, on the CPU, with one copy of the weights in memory.
 
+    Args:
+        checkpoint: its folder.
+        out: the folder to write.
+        bos: how texts begin, for a checkpoint whose configuration does not say it yet.
+
     Raises:
-        MorError: ``checkpoint`` is none, or a file of it is missing or damaged.
+        MorError: ``checkpoint`` is not a checkpoint, or a file of it is missing or damaged.
     """
     if not (checkpoint / "config.json").is_file():
         raise MorError(f"{checkpoint} is no checkpoint: config.json is missing")
@@ -184,4 +182,6 @@ def merge(checkpoint: Path, out: Path) -> None:
     except Exception as error:  # the libraries raise whatever a broken file happens to cause
         line = " ".join(str(error).split())[:200]
         raise MorError(f"{checkpoint} is missing a file or damaged: {line}") from error
+    if bos is not None and config.add_bos_token is None:
+        set_bos(model, bos)
     model.save_pretrained(out)

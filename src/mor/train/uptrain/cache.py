@@ -22,12 +22,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from mor.data import TrainingStream
+from mor.data import TrainingSamples
 from mor.data.dataset import read_rows
+from mor.disk import write_whole
 from mor.errors import MorError
 from mor.ops.distillation import KnownRows
-from mor.train.state.run_folder import write_whole
 from mor.train.uptrain.teacher import Lesson, Teacher
 
 PREFIX = "teacher_"
@@ -117,21 +118,21 @@ class TeacherCache:
         rows = np.asarray(self.maps["rows"]).tolist()
         self.slots = {(part, row): slot for slot, (part, row) in enumerate(rows)}
 
-    def fill(self, stream: TrainingStream, batch: int, tell: Any = None) -> None:
-        """Have the teacher say what is missing about the sequences of ``stream``.
+    def fill(self, samples: TrainingSamples, batch: int, tell: Any = None) -> None:
+        """Have the teacher say what is missing about the sequences of ``samples``.
 
         Args:
-            stream: the samples of a run.
+            samples: of a run.
             batch: sequences at a time.
             tell: called with sequences done and to do.
 
         Raises:
-            MorError: a stream is too large for float16, or the disk is full.
+            MorError: a state is too large for float16, or the disk is full.
         """
         wanted: dict[tuple[int, int], Any] = {}
-        for sample in range(len(stream)):
-            part, row = stream.locate(sample)
-            wanted[stream.parts.index(part), row] = part
+        for sample in range(len(samples)):
+            part, row = samples.locate(sample)
+            wanted[samples.parts.index(part), row] = part
         missing = [key for key in wanted if key not in self.slots]
         if not missing:
             return
@@ -192,7 +193,7 @@ class TeacherCache:
             if name != "rows"
         }
 
-    def lesson(self, inputs: dict[str, Any]) -> Lesson:
+    def take_lesson(self, inputs: dict[str, Any]) -> Lesson:
         """The batch's additions, taken out of ``inputs``."""
         lesson = Lesson()
         if "ids" in self.shapes:
@@ -207,19 +208,26 @@ class TeacherCache:
         return lesson
 
 
-class TaughtStream(TrainingStream):
-    """A stream of samples that carry what the teacher said about them."""
+class TaughtSamples(Dataset[dict[str, Tensor]]):
+    """The samples of a run, each with what the teacher says about it."""
 
-    def __init__(self, stream: TrainingStream, cache: TeacherCache) -> None:
-        self.__dict__ |= stream.__dict__
-        self.cache = cache
+    def __init__(self, samples: TrainingSamples, cache: TeacherCache) -> None:
+        self.samples, self.cache = samples, cache
+
+    def __len__(self) -> int:
+        """Samples of the run."""
+        return len(self.samples)
+
+    def __getitem__(self, number: int) -> dict[str, Tensor]:
+        """One sample, see :meth:`__getitems__`."""
+        return self.__getitems__([number])[0]
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
-        """As ever, with the additions."""
-        found = super().__getitems__(numbers)
+        """Samples by their numbers; the teacher's additions begin with ``teacher_``."""
+        found = self.samples.__getitems__(numbers)
         for number, sample in zip(numbers, found, strict=True):
-            part, row = self.locate(number)
-            sample |= self.cache.read(self.parts.index(part), row)
+            part, row = self.samples.locate(number)
+            sample |= self.cache.read(self.samples.parts.index(part), row)
         return found
 
 

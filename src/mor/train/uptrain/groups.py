@@ -18,12 +18,13 @@ GROUPS = {
     "coda": r"\bcoda_layers\.",
     "norms": r"norm\.weight$",
     "routers": r"\brouter\.",
+    "trunk": r"^(?!.*\brouter\.)",
     "relaxation": r"\b(low_rank|attention_gain|mlp_gain|depth_embedding)\.",
 }
 """Groups that have a name; one parameter may belong to several. ``re:PATTERN`` makes others."""
 
 
-def members(model: nn.Module, group: str, field: str) -> dict[str, nn.Parameter]:
+def parameters_of_group(model: nn.Module, group: str, field: str) -> dict[str, nn.Parameter]:
     """The parameters of ``group`` by name.
 
     Args:
@@ -32,7 +33,7 @@ def members(model: nn.Module, group: str, field: str) -> dict[str, nn.Parameter]
         field: where the group was asked for, for the message.
 
     Raises:
-        MorError: there is no such group, the pattern is none, or nothing belongs to it.
+        MorError: there is no such group, the pattern is malformed, or nothing belongs to it.
     """
     pattern = group[3:] if group.startswith("re:") else GROUPS.get(group)
     if pattern is None:
@@ -51,10 +52,10 @@ def freeze(model: nn.Module, groups: Iterable[str]) -> None:
     """Stop the gradients of every parameter of ``groups``.
 
     Raises:
-        MorError: see :func:`members`; or nothing is left to train.
+        MorError: see :func:`parameters_of_group`; or nothing is left to train.
     """
     for group in groups:
-        for parameter in members(model, group, "uptrain.freeze").values():
+        for parameter in parameters_of_group(model, group, "uptrain.freeze").values():
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise MorError(f"uptrain.freeze={list(groups)} leaves nothing to train; freeze less")
@@ -64,11 +65,15 @@ def rate_factors(model: nn.Module, rates: Mapping[str, float]) -> dict[int, floa
     """Factor by ``id`` of a parameter, where one was asked for; of several groups the first.
 
     Raises:
-        MorError: see :func:`members`; or all of a group is frozen.
+        MorError: see :func:`parameters_of_group`; or all of a group is frozen.
     """
     factors: dict[int, float] = {}
     for group, factor in rates.items():
-        moving = [p for p in members(model, group, "uptrain.rates").values() if p.requires_grad]
+        moving = [
+            p
+            for p in parameters_of_group(model, group, "uptrain.rates").values()
+            if p.requires_grad
+        ]
         if not moving:
             raise MorError(f"uptrain.rates={group!r} is frozen; it has no learning rate")
         for parameter in moving:

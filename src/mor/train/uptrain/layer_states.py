@@ -13,24 +13,19 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.model.layers import DecoderLayer
 from mor.model.model import MoRModel
-from mor.model.recursion import DepthTrace
+from mor.model.recorder import DepthTrace
 
 _BEND = 0.1
 """Where the error turns from square to linear."""
 
 
-def network(model: nn.Module) -> MoRModel:
-    """The network inside any wrapper."""
-    return next(m for m in model.modules() if isinstance(m, MoRModel))
-
-
 @contextmanager
-def streams(model: MoRModel, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
+def record_layer_states(model: MoRModel, wanted: set[int]) -> Iterator[dict[int, Tensor]]:
     """Collect [tokens, D] after unrolled layers during one forward pass, by their number.
 
     What a depth without any token would have given is missing.
@@ -76,7 +71,7 @@ def numbers_at(config: MoRConfig, where: str) -> list[int]:
     ]
 
 
-def who_ran(traces: Sequence[DepthTrace]) -> list[Tensor]:
+def find_runners(traces: Sequence[DepthTrace]) -> list[Tensor]:
     """For each depth that was reached, the numbers of its tokens, in the order they were run."""
     runners = []
     for trace in traces:
@@ -104,7 +99,7 @@ def stream_error(
         config: of the student.
         student: [its tokens, D] by number of the layer.
         teacher: [all tokens, D] by the student's number of the layer.
-        runners: from :func:`who_ran`; None where every token runs every layer.
+        runners: from :func:`find_runners`; None where every token runs every layer.
     """
     first = config.num_prelude_layers
     shared = range(first, first + config.num_recursions * config.num_recursion_layers)

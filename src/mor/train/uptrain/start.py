@@ -9,7 +9,6 @@ A run is one stage. Where a second one adds a router to what the first one made 
 
 from __future__ import annotations
 
-import inspect
 import json
 import shutil
 from pathlib import Path
@@ -18,58 +17,31 @@ from typing import Any
 import torch
 from transformers import GenerationConfig
 
-from mor.config import MoRConfig
+from mor.config import MoRConfig, field_types
 from mor.data import DataIndex
+from mor.data.bos import Bos, check_same_bos, model_bos
 from mor.errors import MorError
+from mor.hf.bos import tokenizer_of
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
+from mor.run_files import model_folder
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
 from mor.train.state import checkpoints
+from mor.train.uptrain.gain import prepare_router
 from mor.train.uptrain.groups import freeze
 from mor.train.uptrain.layer_states import numbers_at
 from mor.train.uptrain.teacher import Teacher, weights_digest
 
 FOLD = "fold.json"
 _ROUTER_STD = 1e-5
+_ALSO_FREE = ("update_rule", "kv_sharing", "add_bos_token")
 
 
-def model_folder(folder: Path) -> Path:
-    """``folder``, or the model of a run folder.
-
-    Raises:
-        MorError: there is none, or it is not one of ours.
-    """
-    folder = folder.expanduser()
-    for place in (folder, folder / "model"):
-        path = place / "config.json"
-        if not path.is_file():
-            continue
-        try:
-            kind = json.loads(path.read_text(encoding="utf-8"))["model_type"]
-        except (OSError, ValueError, KeyError, TypeError):
-            raise MorError(f"{path} is damaged: it names no model_type") from None
-        if kind != "mor":
-            raise MorError(
-                f"{path} has model_type={kind!r}, not 'mor'; convert it first: "
-                f"mor convert llama {place} --out DIR"
-            )
-        return place
-    raise MorError(
-        f"{str(folder)!r} is no model folder, nor that of a finished run: config.json is missing"
-    )
-
-
-def _names() -> list[str]:
-    parameters = inspect.signature(MoRConfig.__init__).parameters.values()
-    skipped = ("self", "num_hidden_layers")
-    return [p.name for p in parameters if p.name not in skipped and p.kind is not p.VAR_KEYWORD]
-
-
-def settled(recipe: Recipe) -> Recipe:
+def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with ``model`` written out: the start's configuration, the router on top.
 
     Done twice it changes nothing, so that the recipe in a run folder reads the same.
@@ -86,15 +58,16 @@ def settled(recipe: Recipe) -> Recipe:
             "this one's folder (uptrain.start)"
         )
     start = MoRConfig.from_pretrained(model_folder(section.start))
-    fields = {name: getattr(start, name) for name in _names() if hasattr(start, name)}
+    fields = {name: getattr(start, name) for name in field_types()}
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
-        free = name.startswith("router") or name == "update_rule"
+        free = name.startswith("router") or name in _ALSO_FREE
         if not free and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
+                f" (and {', '.join(_ALSO_FREE)})"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -119,31 +92,31 @@ def check_tokenizer(section: UptrainSection, index: DataIndex) -> None:
     Raises:
         MorError: naming both.
     """
-    folder = model_folder(section.start)
-    if not (folder / "tokenizer_config.json").is_file() or not index.tokenizer_dir.is_dir():
-        return
-    ours, theirs = load_tokenizer(folder).get_vocab(), load_tokenizer_of(index)
-    wrong = [token for token, number in theirs.items() if ours.get(token) != number]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {folder}"
-        )
+    if index.tokenizer_dir.is_dir():
+        tokenizer_beside(model_folder(section.start), index)
 
 
-def load_tokenizer_of(index: DataIndex) -> dict[str, int]:
-    """The vocabulary of prepared data."""
-    from mor.data import load_tokenizer as load
+def check_bos(recipe: Recipe, index: DataIndex) -> None:
+    """Refuse data whose documents begin otherwise than the start reads its texts.
 
-    return load(index.tokenizer_dir).get_vocab()
+    Where ``model.add_bos_token`` says it, the recipe's model is held to the data instead: so one
+    that reads its texts with BOS is trained, knowingly, to do without.
+
+    Raises:
+        MorError: naming both.
+    """
+    assert recipe.uptrain is not None
+    if recipe.model.get("add_bos_token") is None:
+        folder = model_folder(recipe.uptrain.start)
+        bos = model_bos(MoRConfig.from_pretrained(folder), tokenizer_of(folder))
+        check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
 
 
 def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
     """The model that training starts from, under ``config``; a router that is new starts open.
 
     Raises:
-        MorError: the folder cannot be read, or a group to freeze is none.
+        MorError: the folder cannot be read, or a group to freeze does not exist.
     """
     source = load_model(section.start)
     with torch.random.fork_rng(devices=[]):
@@ -158,7 +131,11 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
     if isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
-    freeze(model, section.freeze)
+        if source.generation_config.bos_token_id == source.config.bos_token_id:
+            model.generation_config.bos_token_id = config.bos_token_id
+    if section.gain is not None:
+        prepare_router(model, section.gain)
+    freeze(model, [*section.freeze, *(["trunk"] if section.gain is not None else [])])
     return model
 
 
@@ -212,6 +189,11 @@ def open_teacher(section: UptrainSection, config: MoRConfig) -> Teacher | None:
             f"{config.vocab_size}; their probabilities cannot be compared: both must read one "
             "tokenizer's tokens"
         )
+    if config.add_bos_token is not None:
+        place = model_folder(distill.teacher)
+        whose = f"the teacher in {place}"
+        ours = Bos(config.bos_token_id, config.add_bos_token)
+        check_same_bos(model_bos(theirs, tokenizer_of(place)), ours, whose, "the student's text")
     if distill.top_k is not None and distill.top_k >= theirs.vocab_size:
         raise MorError(
             f"uptrain.distill.top_k={distill.top_k} must be below the vocabulary's "
@@ -243,6 +225,12 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
         raise MorError("train.parallel='fsdp' does not go with uptrain yet; use ddp")
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
+    check_bos(recipe, index)
+    if section.gain is not None and recipe.train.depth_schedule is not None:
+        raise MorError(
+            f"train.depth_schedule={recipe.train.depth_schedule!r} does not go with uptrain.gain, "
+            "which runs every token at full depth; leave depth_schedule out"
+        )
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":
@@ -273,7 +261,7 @@ def check_origin(checkpoint: Path, facts: dict[str, Any]) -> None:
 
 
 def keep_map(section: UptrainSection, out: Path) -> None:
-    """Take the start's layer map along, for the stage after this one."""
+    """Copy the start's layer map into ``out``, for the stage after this one."""
     path = model_folder(section.start) / FOLD
     if path.is_file():
         shutil.copyfile(path, out / FOLD)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mor.disk import digest
 from mor.hf.modeling import MoRForCausalLM
 from mor.ops.distillation import LiveRows, TeacherRows
-from mor.train.state import checkpoints
-from mor.train.uptrain.layer_states import streams
+from mor.run_files import model_folder
+from mor.train.uptrain.layer_states import record_layer_states
 
 
 @dataclass
@@ -50,7 +51,7 @@ class Teacher:
     def ask(self, inputs: dict[str, Any]) -> Lesson:
         """Run it over a batch as the student's forward takes it."""
         inner = self.model.model
-        with streams(inner, set(self.layers.values())) as found:
+        with record_layer_states(inner, set(self.layers.values())) as found:
             output = inner(
                 input_ids=inputs["input_ids"],
                 attention_mask=inputs.get("attention_mask"),
@@ -66,6 +67,5 @@ class Teacher:
 
 def weights_digest(folder: Path) -> str:
     """One number for the weights of a model folder."""
-    inner = folder if (folder / "config.json").is_file() else folder / "model"
-    files = sorted(inner.glob("*.safetensors"))
-    return hashlib.sha256(" ".join(map(checkpoints.digest, files)).encode()).hexdigest()
+    files = sorted(model_folder(folder).glob("*.safetensors"))
+    return hashlib.sha256(" ".join(map(digest, files)).encode()).hexdigest()

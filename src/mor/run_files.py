@@ -1,0 +1,58 @@
+"""The names in a run folder, and where a model's files are.
+
+RUN/recipe.yaml       the recipe, every default written out
+RUN/log.jsonl         one line per log entry
+RUN/checkpoints/      checkpoint-N (mor.train.state.checkpoints)
+RUN/tensorboard/      where TensorBoard is installed
+RUN/model/            for ``from_pretrained``, tokenizer included; there once the run is finished
+RUN/summary.json      written last
+RUN/eval.json         what ``mor eval`` and ``mor demo`` found
+
+Wherever a model folder is asked for, a run folder will do: its ``model`` is meant then.
+Standard library only: this module lies on the lowest floor.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mor.errors import MorError
+
+RECIPE, LOG, SUMMARY, EVAL = "recipe.yaml", "log.jsonl", "summary.json", "eval.json"
+MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
+CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+
+
+def model_folder(path: Path) -> Path:
+    """``path`` if it is a model folder or, for a run folder, its ``model``.
+
+    Raises:
+        MorError: there is no such folder, no model in it, or the model is not one of ours.
+    """
+    path = path.expanduser()
+    if not path.is_dir():
+        raise MorError(f"model folder {str(path)!r} does not exist")
+    config = beside_model(path, CONFIG)
+    if config is None:
+        raise MorError(
+            f"{path} is no model folder: {CONFIG} is missing; nor is it that of a finished run"
+        )
+    try:
+        kind = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        raise MorError(
+            f"{config} is not a JSON object; the checkpoint is damaged: it names no model_type"
+        ) from None
+    if kind != "mor":
+        raise MorError(
+            f"{config} has model_type={kind!r}, not 'mor'; convert it first: "
+            f"mor convert llama {config.parent} --out DIR"
+        )
+    return config.parent
+
+
+def beside_model(path: Path, name: str) -> Path | None:
+    """The file ``name`` of a model folder or of a run folder's model; None where there is none."""
+    places = (path / name, path / MODEL / name)
+    return next((place for place in places if place.is_file()), None)
