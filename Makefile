@@ -62,7 +62,7 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 	@rm $(OLDEST).pins
 	@touch $@
 
-check: $(STAMP) ## lint, types and import contracts
+check: $(STAMP) ## lint, types, import contracts, twins
 	@echo '==> ruff format --check'
 	@$(BIN)/ruff format --check .
 	@echo '==> ruff check'
@@ -71,6 +71,8 @@ check: $(STAMP) ## lint, types and import contracts
 	@$(BIN)/mypy
 	@echo '==> lint-imports'
 	@$(BIN)/lint-imports --no-logo
+	@echo '==> twins'
+	@$(BIN)/python tools/find_twins.py src
 
 docs: $(STAMP) ## build the documentation into build/site, without the network
 	@echo '==> mkdocs build --strict'

@@ -14,16 +14,22 @@ class Lanes:
     Allocated once; a tick reads the lanes of its tokens and writes them back.
 
     Attributes:
-        hidden: [lanes, D] the stream.
-        origin: [lanes, D] the stream before depth 0, for routers that return to it.
+        hidden: [lanes, W] what is carried between recursions; W is D without a seam.
+        origin: [lanes, W] the same before depth 0, where ``keep_origin`` says so.
     """
 
     def __init__(
-        self, count: int, width: int, dtype: torch.dtype, device: torch.device, router: Router
+        self,
+        count: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        router: Router,
+        keep_origin: bool,
     ) -> None:
         self.count, self.device, self.carried = count, device, router.carried
         self.hidden = torch.zeros((count, width), dtype=dtype, device=device)
-        self.origin = torch.zeros_like(self.hidden) if router.returns_to_origin else self.hidden
+        self.origin = torch.zeros_like(self.hidden) if keep_origin else self.hidden
         self._scores: dict[str, Tensor] = {}
         self._free = list(range(count - 1, -1, -1))
 
@@ -33,13 +39,13 @@ class Lanes:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """``count`` free lanes."""
+        """Take ``count`` free lanes."""
         if count > len(self._free):
             raise RuntimeError(f"{count} lanes wanted, {len(self._free)} are free")
         return [self._free.pop() for _ in range(count)]
 
     def give(self, lanes: list[int]) -> None:
-        """Back to the free ones."""
+        """Give ``lanes`` back to the free ones."""
         self._free.extend(lanes)
 
     def put_scores(self, lanes: Tensor, scores: Scores) -> None:
@@ -54,6 +60,6 @@ class Lanes:
             self._scores[name].index_copy_(0, lanes, values[0])
 
     def scores(self, lanes: Tensor) -> Scores:
-        """What was kept, [1, N, ...]."""
+        """The scores kept for the tokens in ``lanes`` [N], as [1, N, ...]."""
         kept = self._scores.items()
         return Scores(**{name: values.index_select(0, lanes)[None] for name, values in kept})

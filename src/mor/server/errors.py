@@ -67,10 +67,10 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The JSON object."""
+        """The error as the API's JSON object."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": told}
+        body = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": body}
 
     def response(self) -> Response:
         """The answer. Escaped, since a message may quote what is not a valid character."""
@@ -79,7 +79,7 @@ class ApiError(Exception):
 
 
 def refused(error: MorError) -> ApiError:
-    """A request that the engine refuses: the client's mistake, told in the API's words."""
+    """A request that the engine refuses: the client's mistake, in the API's words."""
     message = str(error)
     found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
     param = found[1] if found else None
@@ -114,8 +114,8 @@ def unreadable(error: RequestValidationError) -> ApiError:
     )
     value = ascii(first.get("input"))
     value = value if len(value) <= 80 else value[:77] + "..."
-    told = "; or: ".join(list(reasons)[:4])
-    return ApiError(400, f"{param}: {told} (found {value})", param=param, code="invalid_value")
+    right = "; or: ".join(list(reasons)[:4])
+    return ApiError(400, f"{param}: {right} (found {value})", param=param, code="invalid_value")
 
 
 def _path(place: tuple[Any, ...]) -> str | None:

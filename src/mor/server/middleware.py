@@ -81,8 +81,8 @@ class Guard:
         A little more is read and thrown away: a client that is still sending when the connection
         closes would never see the answer.
         """
-        told = headers.get(b"content-length", b"0")
-        if told.isdigit() and int(told) > SLACK * self.max_body:
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > SLACK * self.max_body:
             return None
         parts, size = [], 0
         while size <= SLACK * self.max_body:
