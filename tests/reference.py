@@ -74,6 +74,16 @@ class Row:
         self.depths = torch.zeros(len(embedded), dtype=torch.long)
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
         self.stored = self.alive
+        self.origin = embedded
+
+    def open(self) -> None:
+        """Begin the recursions: one or several streams side by side."""
+        self.hidden = self.hidden.repeat(1, self.config.recursion_streams)
+        self.origin = self.hidden
+
+    def seen(self, carried: Tensor) -> Tensor:
+        """The stream [T, D]: the mean of those that are carried, [T, n D]."""
+        return carried.unflatten(-1, (-1, self.config.hidden_size)).mean(1)
 
     def heads(self, flat: Tensor) -> Tensor:
         return flat.unflatten(-1, (-1, self.config.head_dim))
@@ -127,7 +137,13 @@ class Row:
         # Everyone sees itself, so that the rows nobody reads are numbers too.
         visible = self.causal & (keys | torch.eye(len(keys), dtype=torch.bool))
         own = active if sharing == "recursive_update" else torch.zeros_like(active)
-        hidden = self.hidden
+        seam, carried = self.network.seam, self.hidden.unflatten(-1, (-1, self.config.hidden_size))
+        hidden = carried[:, 0]
+        if self.config.recursion_streams > 1:
+            hidden = torch.einsum("n,tnd->td", seam.taken[depth], carried)
+        if self.config.recursion_seam == "norm_inject" and depth > 0:
+            hidden = norm(seam.norm, hidden) + seam.inject * self.seen(self.origin)
+        entered = hidden
         if self.network.depth_embedding is not None:
             hidden = hidden + self.network.depth_embedding.weight[depth]
         for unrolled in range(depth * count, (depth + 1) * count):
@@ -140,7 +156,17 @@ class Row:
                 None if sharing == "none" else shared,
                 own,
             )
-        return hidden
+        if seam is None:
+            return hidden
+        added = hidden - entered
+        if self.config.recursion_scalars:
+            added = seam.scalars[depth] * added
+        if self.config.recursion_scale == "inverse":
+            added = added / self.config.num_recursions
+        if self.config.recursion_streams == 1:
+            return entered + added
+        mixed = torch.einsum("ij,tjd->tid", seam.mixed[depth], carried)
+        return (mixed + seam.added[depth][:, None] * added[:, None]).flatten(1)
 
 
 def reference(
@@ -156,6 +182,7 @@ def reference(
     states = [Row(model, F.embedding(ids, table.weight, table.padding_idx)) for ids in rows]
     for row in states:
         row.stack(model.model.prelude_layers)
+        row.open()
     limit = min(max_depth or config.num_recursions, config.router_fixed_depth or 9)
     routing = ROUTING[config.router](model, states, causal, limit)
     for depth in range(limit):
@@ -167,6 +194,7 @@ def reference(
             row.alive, row.depths = active, row.depths + active
     logits = []
     for row in states:
+        row.hidden = row.seen(row.hidden)
         row.stack(model.model.coda_layers)
         logits.append(norm(model.model.norm, row.hidden) @ model.model.lm_head.weight.T)
     return Reference(logits, [row.depths for row in states], routing.losses)
@@ -196,7 +224,8 @@ class Fixed:
         hidden = hidden / self.config.router_temperature
         if net.up is not None:
             hidden = F.gelu(hidden @ net.up[index].T)
-        return hidden @ net.weight[index].T
+        logits = hidden @ net.weight[index].T
+        return logits if net.bias is None else logits + net.bias[index]
 
     def rule(self, base: Tensor, output: Tensor, gate: Tensor) -> Tensor:
         gate = gate[:, None]
@@ -232,11 +261,12 @@ class Boundary(Fixed):
         return self.config.router_alpha * {"sigmoid": logits.sigmoid(), "tanh": logits.tanh()}[kind]
 
     def active(self, depth: int) -> list[Tensor]:
-        self.logits = [self.net(self.router.net, r.hidden, depth)[:, 0] for r in self.rows]
+        self.logits = [self.net(self.router.net, r.seen(r.hidden), depth)[:, 0] for r in self.rows]
         decisions = self.logits
         if self.router.auxiliary is not None:
             decisions = [
-                self.net(self.router.auxiliary, r.hidden.detach(), depth)[:, 0] for r in self.rows
+                self.net(self.router.auxiliary, r.seen(r.hidden).detach(), depth)[:, 0]
+                for r in self.rows
             ]
         if self.causal:
             return [self.decide(r, d, depth) for r, d in zip(self.rows, decisions, strict=True)]
@@ -309,7 +339,7 @@ class TokenChoice(Fixed):
     def start(self) -> None:
         self.origin = [row.hidden for row in self.rows]
         softmax = self.config.router_activation == "softmax"
-        logits = [self.net(self.router.net, row.hidden, 0) for row in self.rows]
+        logits = [self.net(self.router.net, row.seen(row.hidden), 0) for row in self.rows]
         chances = [
             self.config.router_alpha
             * (x.softmax(-1) if softmax else (x + self.config.router_gate_bias).sigmoid())

@@ -69,6 +69,8 @@ def configs(
         "router": router,
         "pad_token_id": draw(st.sampled_from([None, 0])),
     }
+    if recursions > 1 and sharing.endswith("cycle"):
+        fields |= draw(seams())
     if not routed:
         # A cap in the middle of a layer-by-layer schedule has no meaning of its own.
         whole = sharing.endswith("sequence")
@@ -83,6 +85,7 @@ def configs(
         "router_capacities": draw(st.sampled_from([None, chosen])),
         "router_architecture": draw(st.sampled_from(["linear", "mlp"])),
         "router_temperature": draw(st.sampled_from([1.0, 1.5])),
+        "router_init_bias": draw(st.sampled_from([None, None, 1.0])),
         "router_alpha": draw(st.sampled_from([None, 0.7, 1.0])),
         "router_gate_bias": draw(st.sampled_from([0.0, 0.0, 1.5])),
         "router_z_loss_coef": draw(st.sampled_from([0.0, 0.01])),
@@ -103,6 +106,20 @@ def configs(
         }
     note(f"MoRConfig(**{fields | fixed})")
     return MoRConfig(**fields | fixed)
+
+
+def seams() -> st.SearchStrategy[dict[str, Any]]:
+    """Fields of what stands between recursions; nothing at all in half of the cases."""
+    some = st.fixed_dictionaries(
+        {
+            "recursion_seam": st.sampled_from(["none", "norm_inject"]),
+            "recursion_seam_weight": st.sampled_from(["channel", "scalar"]),
+            "recursion_scalars": st.booleans(),
+            "recursion_scale": st.sampled_from(["none", "inverse"]),
+            "recursion_streams": st.sampled_from([1, 2, 3]),
+        }
+    )
+    return st.just({}) | some
 
 
 def small_config(router: str, kv_sharing: str = "none", **fields: Any) -> MoRConfig:
@@ -139,6 +156,8 @@ def make_model(
             for name, parameter in model.named_parameters():
                 if ".router." in name:
                     parameter.normal_(0.0, spread)
+                elif ".seam." in name:  # off the values at which it has no effect
+                    parameter.add_(0.2 * torch.randn_like(parameter))
                 elif "norm" in name or "_gain." in name:
                     parameter.normal_(1.0, 0.2)
                 elif name.endswith("bias") or ".low_rank." in name or "depth_embedding" in name:

@@ -91,9 +91,10 @@ def test_the_block_runs_each_token_at_its_own_depth(
     t = tokens(config, seed, count, torch.float64)
     rope = model.rope(t["positions"], torch.float64)
     with torch.no_grad():
-        mixed = model.recurse(t["hidden"], t["depth"], rope, OwnValue(True))
+        carried, origin = model.widen(t["hidden"]), model.widen(t["origin"])
+        mixed = model.recurse(carried, t["depth"], rope, OwnValue(True), origin)
         for depth in range(config.num_recursions):
-            alone = model.recurse(t["hidden"], depth, rope, OwnValue(True))
+            alone = model.recurse(carried, depth, rope, OwnValue(True), origin)
             at = t["depth"] == depth
             assert_close(mixed[at], alone[at], **CLOSE)
 

@@ -49,6 +49,16 @@ class MoRConfig(Fields, PretrainedConfig):
         relaxation_rank: rank of ``lora``; a map that has less takes what it has.
         relaxation_alpha: scale of ``lora`` times the rank; default the rank, so that it is 1.
 
+    Between recursions (see ``mor.model.seam``; all of it is off by default):
+        recursion_seam: ``norm_inject``: what enters each recursion but the first is rms_norm(h) +
+            a e, with e the stream before the recursions (arXiv 2609.19107).
+        recursion_seam_weight, recursion_seam_init: a is learned per ``channel`` or as one number
+            (``scalar``), and starts at this value.
+        recursion_scalars: a learned factor per depth of what a recursion contributes.
+        recursion_scale: ``inverse`` multiplies what a recursion contributes by 1 / R.
+        recursion_streams: how many streams are carried between recursions and mixed after each
+            (hyper-connections between loops, arXiv 2604.21254).
+
     Texts (see ``mor.data.bos``):
         bos_token_id: the tokenizer's token that begins a text, used or not.
         add_bos_token: whether every text begins with it, in training as in prompts; None where
@@ -65,6 +75,10 @@ class MoRConfig(Fields, PretrainedConfig):
             through) and no effect; the router reads the stream and sends no gradient into it.
         router_gate_bias: added to the logit inside the gate, not to what a boundary is compared
             with. With ``router_alpha`` 1 / sigmoid(bias) a logit of 0 is a gate of 1.
+
+        router_init_bias: a bias per depth of the logit that says "go on", learned, which starts at
+            this value: 3 lets nearly all tokens run every depth at first. Token choice has it on
+            the deepest choice. None: logits have no bias.
 
     Caching (paper section 2.3):
         kv_sharing: ``none`` (recursion-wise caching: keys and values per depth, active tokens

@@ -10,10 +10,13 @@ from mor.config.choices import (
     DecisionRule,
     KVSharing,
     Objective,
+    RecursionScale,
+    RecursionSeam,
     Relaxation,
     RouterActivation,
     RouterArchitecture,
     RouterType,
+    SeamWeight,
     Sharing,
     UpdateRule,
 )
@@ -55,6 +58,12 @@ class Fields(Depth):
     relaxation: Relaxation = "none"
     relaxation_rank: int = 16
     relaxation_alpha: float | None = None
+    recursion_seam: RecursionSeam = "none"
+    recursion_seam_weight: SeamWeight = "channel"
+    recursion_seam_init: float = 1.0
+    recursion_scalars: bool = False
+    recursion_scale: RecursionScale = "none"
+    recursion_streams: int = 1
     kv_sharing: KVSharing = "none"
     update_rule: UpdateRule = "gated"
 
@@ -64,6 +73,7 @@ class Fields(Depth):
     router_activation: RouterActivation = _DERIVED
     router_alpha: float = _DERIVED
     router_gate_bias: float = 0.0
+    router_init_bias: float | None = None
     router_temperature: float = 1.0
     router_capacities: list[float] = _DERIVED
     router_capacity_warmup_steps: int = 0

@@ -11,10 +11,13 @@ from mor.config.choices import (
     DecisionRule,
     KVSharing,
     Objective,
+    RecursionScale,
+    RecursionSeam,
     Relaxation,
     RouterActivation,
     RouterArchitecture,
     RouterType,
+    SeamWeight,
     Sharing,
     UpdateRule,
 )
@@ -39,6 +42,7 @@ _AT_LEAST_ONE = (
     "max_position_embeddings",
     "num_recursions",
     "num_recursion_layers",
+    "recursion_streams",
 )
 _AT_LEAST_ZERO = (
     "num_prelude_layers",
@@ -53,11 +57,14 @@ _COEFFICIENTS = (
     "router_balancing_loss_coef",
     "router_bias_update_rate",
 )
-_FLAGS = ("attention_bias", "attention_out_bias", "mlp_bias", "use_qk_norm")
+_FLAGS = ("attention_bias", "attention_out_bias", "mlp_bias", "use_qk_norm", "recursion_scalars")
 _CHOICES = {
     "sharing": Sharing,
     "kv_sharing": KVSharing,
     "relaxation": Relaxation,
+    "recursion_seam": RecursionSeam,
+    "recursion_seam_weight": SeamWeight,
+    "recursion_scale": RecursionScale,
     "update_rule": UpdateRule,
     "router": RouterType,
     "router_architecture": RouterArchitecture,
@@ -90,6 +97,7 @@ def check_config(config: Fields) -> None:
         _choice(name, getattr(config, name), words)
     _check_sharing(config)
     _check_relaxation(config)
+    _check_seam(config)
     _check_router(config)
 
 
@@ -154,6 +162,29 @@ def _check_relaxation(config: Fields) -> None:
         _real("relaxation_alpha", config.relaxation_alpha, 0, open_low=True)
 
 
+def _check_seam(config: Fields) -> None:
+    _real("recursion_seam_init", config.recursion_seam_init)
+    used = {
+        "recursion_seam": (config.recursion_seam, "none"),
+        "recursion_scalars": (config.recursion_scalars, False),
+        "recursion_scale": (config.recursion_scale, "none"),
+        "recursion_streams": (config.recursion_streams, 1),
+    }
+    for name, (value, plain) in used.items():
+        if value == plain:
+            continue
+        if config.num_recursions < 2:
+            raise ConfigError(
+                f"{name}={value!r} stands between recursions and needs num_recursions of at least "
+                f"2, not {config.num_recursions}; use {plain!r}"
+            )
+        if config.interleaved:
+            raise ConfigError(
+                f"{name}={value!r} stands between passes of the whole block; sharing="
+                f"{config.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
+            )
+
+
 def _check_router(config: Fields) -> None:
     depths, capacities = config.num_recursions, config.router_capacities
     if config.is_routed and depths < 2:
@@ -188,6 +219,8 @@ def _check_router(config: Fields) -> None:
             "router='token_choice'; use 'softmax' or 'sigmoid'"
         )
     _real("router_gate_bias", config.router_gate_bias)
+    if config.router_init_bias is not None:
+        _real("router_init_bias", config.router_init_bias)
     if config.router_gate_bias and config.router_activation == "softmax":
         raise ConfigError(
             f"router_gate_bias={config.router_gate_bias} does nothing under "

@@ -110,7 +110,9 @@ class Engine:
         self.intake = Intake(
             config, self.store, tokenizer, end_ids(model), sizes.max_model_len, sizes.max_depth
         )
-        self.lanes = Lanes(sizes.lanes, config.hidden_size, dtype, device, model.model.router)
+        self.lanes = Lanes(
+            sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin
+        )
         attention = attention or best_attention(device, config.head_dim)
         self.runner = Runner(
             network, self.store, self.lanes, attention, sizes.max_depth, policy == "full_depth"

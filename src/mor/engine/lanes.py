@@ -14,16 +14,22 @@ class Lanes:
     Allocated once; a tick reads the lanes of its tokens and writes them back.
 
     Attributes:
-        hidden: [lanes, D] the stream.
-        origin: [lanes, D] the stream before depth 0, for routers that return to it.
+        hidden: [lanes, W] what is carried between recursions; W is D without a seam.
+        origin: [lanes, W] the same before depth 0, where ``keep_origin`` says so.
     """
 
     def __init__(
-        self, count: int, width: int, dtype: torch.dtype, device: torch.device, router: Router
+        self,
+        count: int,
+        width: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        router: Router,
+        keep_origin: bool,
     ) -> None:
         self.count, self.device, self.carried = count, device, router.carried
         self.hidden = torch.zeros((count, width), dtype=dtype, device=device)
-        self.origin = torch.zeros_like(self.hidden) if router.returns_to_origin else self.hidden
+        self.origin = torch.zeros_like(self.hidden) if keep_origin else self.hidden
         self._scores: dict[str, Tensor] = {}
         self._free = list(range(count - 1, -1, -1))
 

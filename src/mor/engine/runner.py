@@ -57,9 +57,10 @@ class Runner:
         hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
         attend = PagedAttend(self.config, batch.view, self.attention)
         hidden = self.model.prelude(hidden, self._rope(batch), attend)
-        self.lanes.hidden.index_copy_(0, batch.lanes, hidden[0])
-        if self.router.returns_to_origin:
-            self.lanes.origin.index_copy_(0, batch.lanes, hidden[0])
+        carried = self.model.widen(hidden)
+        self.lanes.hidden.index_copy_(0, batch.lanes, carried[0])
+        if self.model.needs_origin:
+            self.lanes.origin.index_copy_(0, batch.lanes, carried[0])
         started = self.router.start(hidden, batch.limits)
         if started is not None:
             if self.full_depth and started.choice is not None:
@@ -84,7 +85,7 @@ class Runner:
             hidden = self._recurse(batch, hidden, batch.depths, rope, attend)
         self.lanes.hidden.index_copy_(0, batch.lanes, hidden[0])
         after = batch.depths + self.recursions_per_tick
-        return batch.pieces, self._route(batch, hidden, after)
+        return batch.pieces, self._route(batch, self.model.narrow(hidden), after)
 
     def leave(self, waves: Sequence[Wave]) -> Tensor | None:
         """``coda`` of tokens that are through, and ``head`` where a new token is wanted.
@@ -94,7 +95,7 @@ class Runner:
             order; None where there is none.
         """
         batch = private_batch(waves, self.store)
-        hidden = self.lanes.hidden.index_select(0, batch.lanes)[None]
+        hidden = self.model.narrow(self.lanes.hidden.index_select(0, batch.lanes)[None])
         first = len(self.model.prelude_layers)
         attend = PagedAttend(self.config, batch.view, self.attention, first=first)
         hidden = self.model.coda(hidden, self._rope(batch), attend)
@@ -121,10 +122,10 @@ class Runner:
         rope: Rotation,
         attend: PagedAttend,
     ) -> Tensor:
-        output = self.model.recurse(hidden, depth, rope, attend)
         origin = hidden
-        if self.router.returns_to_origin:
+        if self.model.needs_origin:
             origin = self.lanes.origin.index_select(0, batch.lanes)[None]
+        output = self.model.recurse(hidden, depth, rope, attend, origin)
         return self.router.update(hidden, output, origin, self.lanes.scores(batch.lanes), depth)
 
     def _route(self, batch: ForwardBatch, hidden: Tensor, depths: Tensor) -> list[bool]:

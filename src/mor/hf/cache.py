@@ -57,6 +57,16 @@ class MoRCache(DepthCache, Cache):
         return -1 if self.seen is None else len(self.seen)
 
     @property
+    def max_batch_size(self) -> int:
+        """The same, as older versions ask for it."""
+        return self.batch_size
+
+    @property
+    def max_cache_len(self) -> int:
+        """No limit."""
+        return -1
+
+    @property
     def is_croppable(self) -> bool:
         """Entries know their token, so that the last tokens can be taken back."""
         return True

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -25,6 +25,7 @@ from mor.hf.arguments import (
 )
 from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
 from mor.hf.cache import MoRCache
+from mor.hf.generation import DepthGeneration
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.model import MoRModel
@@ -105,11 +106,8 @@ class MoRPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, Relaxation):
+        elif isinstance(module, (Relaxation, RouterNet)):
             module.reset(std)
-        elif isinstance(module, RouterNet):
-            for parameter in module.parameters(recurse=False):
-                nn.init.normal_(parameter, 0.0, std)
         elif isinstance(module, BoundaryRouter):
             nn.init.constant_(module.boundary, module.half_rule)
             nn.init.zeros_(module.boundary_steps)
@@ -117,7 +115,7 @@ class MoRPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
+class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
     """Causal language model over :class:`mor.model.MoRModel`.
 
     ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default
@@ -278,25 +276,6 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         if return_dict is None:
             return_dict = self.config.return_dict
         return result.to_tuple() if return_dict is False else result
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """``generate`` decodes through a :class:`MoRCache`, by the name that it uses itself."""
-        if generation_config.cache_implementation is not None:
-            raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not available:"
-                " MoR caches per depth; leave it out"
-            )
-        names = ("past_key_values", "cache")
-        given = one_cache(*(model_kwargs.pop(name, None) for name in names))
-        if given is not None:
-            model_kwargs[CACHE_NAME] = given
-            super()._prepare_cache_for_generation(  # type: ignore[misc]
-                generation_config, model_kwargs, *args, **kwargs
-            )
-        elif generation_config.use_cache is not False:
-            model_kwargs[CACHE_NAME] = MoRCache(self.config)
 
 
 # Understood, but no parameters: a Trainer takes every parameter with "label" in its name for a

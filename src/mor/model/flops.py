@@ -101,6 +101,8 @@ def flops_per_token(
         reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
         pairs = [share * keys * seq_len / 2 for share, keys in zip(shares, reach, strict=True)]
     layers, low_rank = config.num_recursion_layers, _low_rank_flops(config, keys)
+    streams = config.recursion_streams
+    mixing = 2.0 * width * (streams**2 + 2 * streams) if streams > 1 else 0.0
     recurse = []
     for depth, share in enumerate(shares):
         skipped = 0.0
@@ -108,9 +110,8 @@ def flops_per_token(
             slices = range(depth * layers, (depth + 1) * layers)
             again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
             skipped = (key_value + low_rank["k_proj"] + low_rank["v_proj"]) * again / layers
-        recurse.append(
-            layers * (share * (linear + sum(low_rank.values()) - skipped) + per_pair * pairs[depth])
-        )
+        per_layer = share * (linear + sum(low_rank.values()) - skipped) + per_pair * pairs[depth]
+        recurse.append(layers * per_layer + share * mixing)
     return Flops(
         prelude=config.num_prelude_layers * (linear + attention),
         recurse=tuple(recurse),

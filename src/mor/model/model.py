@@ -23,6 +23,7 @@ from mor.model.recursion import run_recursions
 from mor.model.relaxation import DepthEmbedding
 from mor.model.routers import build_router
 from mor.model.routers.base import Router, active_router
+from mor.model.seam import Seam, build_seam
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
 
@@ -69,6 +70,7 @@ class MoRModel(nn.Module):
         self.depth_embedding: DepthEmbedding | None = None
         if config.relaxation == "embeddings":
             self.depth_embedding = DepthEmbedding(width, config.num_recursions)
+        self.seam: Seam | None = build_seam(config)
         self.coda_layers = nn.ModuleList(
             DecoderLayer(config) for _ in range(config.num_coda_layers)
         )
@@ -92,20 +94,35 @@ class MoRModel(nn.Module):
         return self.run_layers(self.prelude_layers, hidden, rope, attend, recorder=recorder)
 
     def recurse(
-        self, hidden: Tensor, depth: int | Tensor, rope: Rotation, attend: Attend
+        self,
+        hidden: Tensor,
+        depth: int | Tensor,
+        rope: Rotation,
+        attend: Attend,
+        origin: Tensor | None = None,
     ) -> Tensor:
-        """One pass of the shared block at ``depth`` over the tokens given, [A, M, D] -> [A, M, D].
+        """One pass of the shared block at ``depth`` over the tokens given, [A, M, W] -> [A, M, W].
 
         The output carries the residual stream; what becomes of it is the router's ``update``.
 
         Args:
-            hidden, rope, attend: as a layer takes them.
+            hidden: [A, M, W] what is carried between passes, from :meth:`widen`.
+            rope, attend: as a layer takes them.
             depth: one for all tokens, or one per token [A, M]. In the second case ``attend`` knows
                 which token is at which depth, and gets a layer's place within the block.
+            origin: [A, M, W] the same before depth 0, where :attr:`needs_origin` asks for it.
 
         Raises:
             ValueError: a depth per token where single layers are repeated (``sequence``).
         """
+        if self.seam is None:
+            return self._pass(hidden, depth, rope, attend)
+        entered = self.seam.enter(hidden, origin, depth)
+        output = self._pass(entered, depth, rope, attend)
+        return self.seam.leave(hidden, entered, output, depth)
+
+    def _pass(self, hidden: Tensor, depth: int | Tensor, rope: Rotation, attend: Attend) -> Tensor:
+        """The layers of the shared block at ``depth``, [A, M, D] -> [A, M, D]."""
         if self.depth_embedding is not None:
             hidden = self.depth_embedding(hidden, depth)
         if isinstance(depth, Tensor):
@@ -127,6 +144,25 @@ class MoRModel(nn.Module):
     ) -> Tensor:
         """The private layers after the recursion, [B, N, D] -> [B, N, D]."""
         return self.run_layers(self.coda_layers, hidden, rope, attend, recorder=recorder)
+
+    def widen(self, hidden: Tensor) -> Tensor:
+        """The stream [A, N, D] as it is carried between passes, [A, N, W]; D = W without a seam."""
+        return hidden if self.seam is None else self.seam.widen(hidden)
+
+    def narrow(self, carried: Tensor) -> Tensor:
+        """The stream [A, N, D] that is seen of what is carried [A, N, W]."""
+        return carried if self.seam is None else self.seam.narrow(carried)
+
+    @property
+    def carried_width(self) -> int:
+        """W, numbers per token that are carried between passes."""
+        return self.config.hidden_size * self.config.recursion_streams
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether a pass, or the router's update, looks at what was carried before depth 0."""
+        injects = self.seam is not None and self.seam.injects
+        return injects or active_router(self.router).returns_to_origin
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
@@ -240,11 +276,11 @@ class MoRModel(nn.Module):
         rope = self.rope(layout.positions, hidden.dtype)
         recorder.add_state(hidden)
         hidden = self.prelude(hidden, rope, kv.prelude(), recorder)
-        hidden, depths = run_recursions(
-            self.recurse, router, hidden, rope, layout,
+        carried, depths = run_recursions(
+            self, router, self.widen(hidden), rope, layout,
             routing=routing, max_depth=limit, recorder=recorder,
         )  # fmt: skip
-        hidden = self.coda(hidden, rope, kv.coda(), recorder)
+        hidden = self.coda(self.narrow(carried), rope, kv.coda(), recorder)
         kv.finish()
         return ModelOutput(
             layout.restore(hidden),

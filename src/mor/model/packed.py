@@ -47,6 +47,7 @@ class PackedModel(MoRModel):
         self.prelude_layers = PackedStage(model.prelude_layers, work, int8)
         self.block = PackedStage(model.block, work, int8)
         self.depth_embedding = model.depth_embedding
+        self.seam = model.seam
         self.coda_layers = PackedStage(model.coda_layers, work, int8)
         self.norm, self.lm_head, self.router = model.norm, model.lm_head, model.router
         self.packed_head: PackedLinear | None = None

@@ -5,7 +5,7 @@ One loop serves every router, training and decoding alike (:func:`choose` says b
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,7 +21,29 @@ from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices
 from mor.ops.rope import Rotation
 from mor.ops.segments import Segments
 
-Block = Callable[[Tensor, int, Rotation, Attend], Tensor]
+
+class Block(Protocol):
+    """What :func:`run_recursions` needs of the network; see :class:`mor.model.model.MoRModel`."""
+
+    @property
+    def needs_origin(self) -> bool:
+        """Whether passes or updates look at what was carried before depth 0."""
+        ...
+
+    def narrow(self, carried: Tensor) -> Tensor:
+        """The stream [A, M, D] that is seen of what is carried [A, M, W]."""
+        ...
+
+    def recurse(
+        self,
+        hidden: Tensor,
+        depth: int | Tensor,
+        rope: Rotation,
+        attend: Attend,
+        origin: Tensor | None = None,
+    ) -> Tensor:
+        """One pass over what is carried, [A, M, W] -> [A, M, W]."""
+        ...
 
 
 def run_recursions(
@@ -38,9 +60,9 @@ def run_recursions(
     """Run up to ``max_depth`` recursions over the tokens of a batch.
 
     Args:
-        block: ``recurse`` of the model.
+        block: the model.
         router: what chooses depth.
-        hidden: [A, N, D] the stream after the prelude.
+        hidden: [A, N, W] what is carried between passes, after the prelude; W is D without a seam.
         rope: rotation of all tokens, each [A, N, head_dim].
         layout: of the batch: positions, rows, keys and values.
         routing: ``causal`` asks ``router.decide``, ``topk`` ``router.select``, ``full`` nobody:
@@ -49,16 +71,17 @@ def run_recursions(
         recorder: keeps states and traces, and takes the router's losses.
 
     Returns:
-        The stream [A, N, D] after the last recursion of each token, and how many recursions each
-        token ran [A, N]; 0 at padding.
+        What is carried [A, N, W] after the last recursion of each token, and how many recursions
+        each token ran [A, N]; 0 at padding.
     """
     origin, kv, positions = hidden, layout.kv, layout.positions
     depths = torch.zeros_like(positions)
     reached = everyone = Reached.everyone(layout.rows, hidden)
-    started = router.start(hidden, max_depth)
+    started = router.start(block.narrow(hidden), max_depth)
     for depth in range(max_depth):
         tokens = reached.gather(hidden)
-        scores = router.score(tokens, depth, reached.gather(positions), reached.take(started))
+        seen, places = block.narrow(tokens), reached.gather(positions)
+        scores = router.score(seen, depth, places, reached.take(started))
         active = choose(router, scores, depth, reached, routing)
         recorder.add_choice(router, scores, active, depth, reached)
         if active is not None:
@@ -67,16 +90,16 @@ def run_recursions(
                 # The other ranks wait for this one at every depth.
                 inner = nobody(hidden.device, flat=kv.flat)
             if inner is None:
-                recorder.add_state(hidden, max_depth - depth)
+                recorder.add_state(block.narrow(hidden), max_depth - depth)
                 break
             reached, tokens, scores = reached.then(inner), inner.gather(tokens), scores.take(inner)
         here = (reached.gather(rope[0]), reached.gather(rope[1]))
-        output = block(tokens, depth, here, kv.depth(depth, reached.packing))
-        start = reached.gather(origin) if router.returns_to_origin else tokens
+        start = reached.gather(origin) if block.needs_origin else tokens
+        output = block.recurse(tokens, depth, here, kv.depth(depth, reached.packing), start)
         updated = router.update(tokens, output, start, scores, depth)
         ran = torch.full(tokens.shape[:2], depth + 1, device=hidden.device)
         hidden, depths = reached.scatter(hidden, updated), reached.scatter(depths, ran)
-        recorder.add_state(hidden)
+        recorder.add_state(block.narrow(hidden))
     return hidden, depths if everyone.valid is None else depths * everyone.valid
 
 
