@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -115,7 +115,8 @@ class MoRPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
+# GenerationMixin by its name: Transformers asks the direct parents whether a model can generate.
+class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
     """Causal language model over :class:`mor.model.MoRModel`.
 
     ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default
