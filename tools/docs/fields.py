@@ -22,8 +22,8 @@ def recipe_page() -> str:
     parts = [
         "# Recipes",
         "",
-        "A recipe is one YAML file. `mor train RECIPE` reads it and checks it before anything runs; "
-        "a field that does not exist is refused. `mor recipes` lists those that come along. "
+        "A recipe is one YAML file. `mor train RECIPE` reads it and checks it before anything runs;"
+        " a field that does not exist is refused. `mor recipes` lists those that come along. "
         "`--set train.seed=1` changes a field for one run.",
         "",
         "The section `model` takes the [fields of MoRConfig](config.md), or `preset` "
@@ -105,7 +105,9 @@ def type_name(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     names = {Path: "path", str: "text", int: "whole number", float: "number", bool: "true or false"}
-    return names.get(annotation, "any" if annotation is Any else getattr(annotation, "__name__", ""))
+    return names.get(
+        annotation, "any" if annotation is Any else getattr(annotation, "__name__", "")
+    )
 
 
 def shown(value: Any) -> str:

@@ -228,9 +228,9 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
             positions = position_ids if cache is None else None
             document_ids = packed_documents(positions, attention_mask, cu_seq_lens_q, seq_idx)
         labelled = labels is not None or shift_labels is not None
-        wanted = self.config.use_cache and not self.training and document_ids is None
-        wanted = wanted if use_cache is None else use_cache
-        if cache is None and wanted and not labelled:
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and document_ids is None
+        if cache is None and use_cache and not labelled:
             cache = MoRCache(self.config)
         check_length(inputs, attention_mask, cache, self.config.max_position_embeddings)
         if output_hidden_states is None:
@@ -286,9 +286,8 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
             traces=tuple(output.traces) if output_router_traces else None,
             **{CACHE_NAME: cache},  # type: ignore[arg-type]
         )
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return result.to_tuple() if return_dict is False else result
+        as_object = self.config.return_dict if return_dict is None else return_dict
+        return result if as_object is not False else result.to_tuple()
 
 
 # Understood, but no parameters: a Trainer takes every parameter with "label" in its name for a
@@ -300,9 +299,8 @@ _PARAMETERS = (*tuple(inspect.signature(MoRForCausalLM.forward).parameters)[1:-1
 def _list_class(kind: type) -> None:
     """Put a class on Transformers' list of the names of causal language models.
 
-    The Trainer's label smoothing, pipelines and model cards ask that list, which the Auto classes'
-    ``register`` does not fill. A class that is not on it trains on labels that are not shifted. Its
-    subclasses go by names of their own: FSDP makes one of every model.
+    The Trainer's label smoothing, pipelines and model cards ask that list; the Auto classes do not
+    fill it, and off it labels are not shifted. FSDP makes a subclass with a name of its own.
     """
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"mor:{kind.__name__}"] = kind.__name__
 
