@@ -27,7 +27,7 @@ ifneq ($(PINS),$(strip $(shell cat $(VENV)/.constraints 2>/dev/null || echo cons
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest check format clean distclean
+.PHONY: help setup demo test test-oldest check docs format clean distclean
 
 help: ## list the targets
 	@echo 'mor: Mixture-of-Recursions language models'
@@ -62,7 +62,7 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 	@rm $(OLDEST).pins
 	@touch $@
 
-check: $(STAMP) ## lint, types and import contracts
+check: $(STAMP) ## lint, types, import contracts, twins
 	@echo '==> ruff format --check'
 	@$(BIN)/ruff format --check .
 	@echo '==> ruff check'
@@ -71,6 +71,13 @@ check: $(STAMP) ## lint, types and import contracts
 	@$(BIN)/mypy
 	@echo '==> lint-imports'
 	@$(BIN)/lint-imports --no-logo
+	@echo '==> twins'
+	@$(BIN)/python tools/find_twins.py src
+
+docs: $(STAMP) ## build the documentation into build/site, without the network
+	@echo '==> mkdocs build --strict'
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo '==> open build/site/index.html'
 
 format: $(STAMP) ## rewrite the code in the house format
 	@$(BIN)/ruff format .

@@ -4,7 +4,7 @@
     python benchmarks/data_loader.py --tokens 2e8 --rounds 3
 
 A synthetic folder (documents of log-normal length, as web text has) is written first. The loader
-is the one that training uses: `TrainingStream` and `ResumableSampler` in the DataLoader that
+is the one that training uses: `TrainingSamples` and `ResumableSampler` in the DataLoader that
 Accelerate prepares, with Transformers' collator. Before timing, each layout is checked against the
 shards themselves. Layouts are interleaved round by round; medians and quartiles are reported.
 Resuming is timed from opening the folder to the first batch, at the beginning, middle and end of
@@ -37,7 +37,7 @@ from mor.data import (
     PackedDataset,
     ResumableSampler,
     ShardWriter,
-    TrainingStream,
+    TrainingSamples,
 )
 from mor.disk import append_jsonl
 from mor.provenance import provenance
@@ -81,7 +81,7 @@ def write_folder(folder: Path, tokens: int, shard_tokens: int, seed: int) -> Pat
     return folder
 
 
-def open_stream(folders: list[Path], seq_len: int, batch: int, layout: str) -> TrainingStream:
+def open_stream(folders: list[Path], seq_len: int, batch: int, layout: str) -> TrainingSamples:
     """The samples of a run without an end."""
     options = dict(LAYOUTS[layout])
     count = options.pop("folders", 1)
@@ -89,10 +89,10 @@ def open_stream(folders: list[Path], seq_len: int, batch: int, layout: str) -> T
         PackedDataset(folder, TRAIN, seq_len, order_seed=number, **options)
         for number, folder in enumerate(folders[:count])
     ]
-    return TrainingStream(parts, [0.6, 0.3, 0.1][:count], per_step=batch).take(10**15)
+    return TrainingSamples(parts, [0.6, 0.3, 0.1][:count], per_step=batch).take(10**15)
 
 
-def batches(stream: TrainingStream, start: int, batch: int, workers: int) -> Iterator[dict]:
+def batches(stream: TrainingSamples, start: int, batch: int, workers: int) -> Iterator[dict]:
     """What training sees from sample `start` on."""
     loader = DataLoader(
         stream,
@@ -104,7 +104,7 @@ def batches(stream: TrainingStream, start: int, batch: int, workers: int) -> Ite
     return iter(prepare_data_loader(loader, put_on_device=False))
 
 
-def check(stream: TrainingStream, batch: int, workers: int) -> None:
+def check(stream: TrainingSamples, batch: int, workers: int) -> None:
     """Batches hold the tokens that the shards hold, document by document, or stop."""
     found = batches(stream, 3 * batch, batch, workers)
     for step in range(3, 6):

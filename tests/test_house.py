@@ -161,7 +161,7 @@ def test_pins_are_exact_and_allowed_by_the_project(project: dict[str, Any]) -> N
     assert str(pinned["torch"].specifier) == "==2.13.0"
 
     installed_by_make = core(project)
-    for extra in ("dev", "data", "finetune", "report", "serve", "tensorboard"):
+    for extra in ("dev", "data", "docs", "finetune", "report", "serve", "tensorboard"):
         installed_by_make |= extras(project)[extra]
     for name, requirement in installed_by_make.items():
         assert name in pinned, f"{name} has no pin in constraints.txt"
@@ -194,6 +194,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
         "data",
+        "docs",
         "finetune",
         "gguf",
         "report",
@@ -232,8 +233,8 @@ def test_ci_runs_the_two_commands() -> None:
     assert os.access(script, os.X_OK)
     lines = [line.strip() for line in script.read_text("utf-8").splitlines()]
     commands = [line for line in lines if line.startswith("make ")]
-    assert commands[:2] == ["make check", "make test"]
-    (oldest,) = commands[2:]
+    assert commands[:3] == ["make check", "make test", "make docs"]
+    (oldest,) = commands[3:]
     assert oldest == f"make test-oldest OLDEST_TORCH={pin_of('torch', 'constraints.txt')}"
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
     assert "run: .ci/run" in workflow

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from mor.bench.export import as_llama, export_llama
+from mor.bench.export import convert_to_llama, export_llama
 from mor.bench.forced import bench_config, bench_model, depths_of_tokens
 from mor.config.choices import default_capacities
 from mor.errors import MorError
@@ -85,4 +85,4 @@ def test_the_export_is_the_same_network(tmp_path: Path) -> None:
 
 def test_only_a_vanilla_model_is_exported() -> None:
     with pytest.raises(MorError, match="vanilla"):
-        as_llama(bench_model(bench_config("tiny", 3)))
+        convert_to_llama(bench_model(bench_config("tiny", 3)))

@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mor.cli.app import app
-from mor.cli.serve import folder_name
+from mor.cli.serve import choose_model_name
 from mor.data.tokenizer import train_tokenizer
 from mor.errors import MorError
 from tests.strategies import make_model, small_config
@@ -89,8 +89,8 @@ def test_what_is_refused(folder: Path, options: list[str], told: str) -> None:
 
 
 def test_names() -> None:
-    assert folder_name(Path("runs/demo/threshold")) == "threshold"
-    assert folder_name(Path("runs/demo/threshold/model")) == "threshold"
+    assert choose_model_name(Path("runs/demo/threshold")) == "threshold"
+    assert choose_model_name(Path("runs/demo/threshold/model")) == "threshold"
 
 
 def test_no_model(tmp_path: Path) -> None:

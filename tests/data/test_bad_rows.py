@@ -22,7 +22,7 @@ from rich.console import Console
 
 from mor.data import BadRow, DataIndex, Limits, StreamOptions, iter_documents, prepare
 from mor.data import encoding as encoding_module
-from mor.data.documents import KINDS, Document, skipped_words
+from mor.data.documents import KINDS, Document, describe_skipped
 from mor.data.hub import HubSource
 from mor.data.progress import console_progress
 from mor.data.sources import FileSource, Source, iter_rows
@@ -254,7 +254,7 @@ def test_every_kind_of_source_counts(tokenizer: Path, tmp_path: Path) -> None:
         skip_bad_rows=True,
     )  # fmt: skip
     assert index.skipped == {"null": 2, "invalid JSON": 1, "undecodable bytes": 2}
-    assert skipped_words(index.skipped) == (
+    assert describe_skipped(index.skipped) == (
         "5 bad rows skipped (2 null, 2 undecodable bytes, 1 invalid JSON)"
     )
 

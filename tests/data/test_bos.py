@@ -18,7 +18,7 @@ from mor.data import (
     Bos,
     DataIndex,
     PackedDataset,
-    TrainingStream,
+    TrainingSamples,
     prepare,
     prompt_tokens,
     resolve_bos,
@@ -147,7 +147,7 @@ def test_folders_from_before_have_no_bos(tmp_path: Path) -> None:
         old.check_same_tokenizer(other)
     parts = [PackedDataset(i.directory, "train", 8) for i in (old, other)]
     with pytest.raises(MorError, match=r"with BOS \(id 1\).*without BOS"):
-        TrainingStream(parts, [1, 1])
+        TrainingSamples(parts, [1, 1])
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,7 @@ class Dial(random.Random):
 def request(params: SamplingParams, prompt: Any = (1,), new: Any = (), seed: int = 0) -> Request:
     made = Request(
         group="r", index=0, prompt=tuple(prompt), params=params, max_new=99, limit=3,
-        stop_ids=frozenset(), draw=random.Random(seed), stream=None, arrival=0.0,
+        stop_ids=frozenset(), draw=random.Random(seed), text=None, arrival=0.0,
     )  # fmt: skip
     made.tokens += new
     return made

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from mor.data.tokenizer import train_tokenizer
 from mor.engine import Engine
-from mor.engine.text import TextStream
+from mor.engine.text import GrowingText
 from mor.errors import MorError
 from tests.engine.oracle import greedy, idle, run
 from tests.strategies import make_model, small_config
@@ -28,7 +28,7 @@ def tokenizer() -> Any:
 @given(st.lists(st.integers(0, 299), max_size=40))
 def test_the_text_grows_into_the_whole_decoded(ids: list[int]) -> None:
     ids = [i % len(tokenizer()) for i in ids]
-    stream = TextStream(tokenizer(), ())
+    stream = GrowingText(tokenizer(), ())
     before = ""
     for token in ids:
         assert not stream.push(token)
@@ -44,7 +44,7 @@ def test_the_text_grows_into_the_whole_decoded(ids: list[int]) -> None:
 def test_a_stop_text_ends_the_text_before_it(text: str, data: st.DataObject) -> None:
     start = data.draw(st.integers(0, len(text) - 1))
     stops = [text[start : data.draw(st.integers(start + 1, min(len(text), start + 6)))], "zzz"]
-    stream = TextStream(tokenizer(), tuple(stops))
+    stream = GrowingText(tokenizer(), tuple(stops))
     wanted = text[: text.find(stops[0])]
     shown = ""
     for token in tokenizer()(text).input_ids:
@@ -62,7 +62,7 @@ def test_a_stop_text_ends_the_text_before_it(text: str, data: st.DataObject) -> 
 
 
 def test_the_first_of_several_stop_texts_wins() -> None:
-    stream = TextStream(tokenizer(), ("crown", "art", "of"))
+    stream = GrowingText(tokenizer(), ("crown", "art", "of"))
     for token in tokenizer()(TEXTS[1]).input_ids:
         if stream.push(token):
             break
@@ -74,7 +74,7 @@ def test_what_may_become_a_stop_text_is_held_back() -> None:
         def decode(self, ids: list[int], **_: Any) -> str:
             return "".join(chr(i) for i in ids)
 
-    stream = TextStream(Letters(), ("abc",))
+    stream = GrowingText(Letters(), ("abc",))
     shown = []
     for letter in "xabyabaab":
         stream.push(ord(letter))

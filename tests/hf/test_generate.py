@@ -228,6 +228,16 @@ def test_prompt_lookup_takes_back_what_was_guessed_wrong() -> None:
     assert torch.equal(found, argmax(model, ids, 16))
 
 
+@pytest.mark.parametrize("router", ["fixed", "threshold", "token_choice"])
+def test_an_assistant_changes_no_token(router: str) -> None:
+    model, assistant = make_model(small_config(router), 10), make_model(small_config("fixed"), 1)
+    ids = prompts(0, 1, 6)
+    how = {"max_new_tokens": 12, "eos_token_id": VOCAB - 1}
+    found = write(model, ids, assistant_model=assistant, **how)
+    assert torch.equal(found, write(model, ids, use_cache=False, **how))
+    assert torch.equal(found, write(model, ids, cache_implementation="dynamic", **how))
+
+
 def test_prompts_may_be_embeddings_or_come_in_chunks() -> None:
     model = make_model(small_config("expert_choice", "recursive"), 11)
     ids = prompts(0, 2, 7)

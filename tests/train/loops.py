@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mor.data import PackedDataset, TrainingStream
+from mor.data import PackedDataset, TrainingSamples
 from mor.train.data import load_batches
 from mor.train.distributed import Parallel
 from mor.train.log import RunLog
@@ -34,7 +34,7 @@ def loop_of(model: nn.Module, data: Path, folder: Path, steps: int, **fields: An
     more = {"decay_fraction": 0.0, "warmup_fraction": 0.0, "logging_steps": 1} | fields
     section = TrainSection.model_validate({"budget": {"steps": steps}} | more)
     size = section.batch_size * section.accumulation()
-    stream = TrainingStream([PackedDataset(data, "train", SEQ_LEN)], per_step=size)
+    stream = TrainingSamples([PackedDataset(data, "train", SEQ_LEN)], per_step=size)
     config = find_network(model).config
     parallel = Parallel(model, torch.device("cpu"))
     flops = PlannedFlops(config, SEQ_LEN, size * SEQ_LEN)

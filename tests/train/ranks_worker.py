@@ -73,6 +73,12 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
     "accumulate": ("threshold", {}, {"gradient_accumulation_steps": 2}),
     "narrow": ("expert_choice", {}, {"dtype": "bfloat16"}),
+    # Steps of one recursion, then of three: what only deeper ones use has no gradient at first.
+    "capped": (
+        "expert_choice",
+        {"relaxation": "lora", "relaxation_rank": 2},
+        {"depth_schedule": [[0.5, 1], [0.5, 3]]},
+    ),
     "checkpointing": ("token_choice", {}, {"gradient_checkpointing": True}),
     # Three groups of parameters, a warm-up that ends after the checkpoint.
     "long": (
@@ -121,6 +127,8 @@ PHASES: list[list[Job]] = [
         Job("accumulate", 2, "regather"),
         Job("narrow", 2, "ddp"),
         Job("narrow", 2, "fsdp"),
+        Job("capped", 2, "ddp"),
+        Job("capped", 2, "fsdp"),
         Job("checkpointing", 2, "regather"),
         Job("long", 2, "fsdp"),
         Job("long", 2, "fsdp", after="long-ddp-1"),

@@ -14,8 +14,8 @@ from mor.errors import MorError
 from mor.hf.load import load_model
 from mor.model.loss import next_token_targets
 from mor.train import parse_recipe, train
-from mor.train.gain import DepthGain, find_gain_targets, measure_exits
 from mor.train.recipe.uptrain import GainSection
+from mor.train.uptrain.gain import DepthGain, find_gain_targets, measure_exits
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import tiny_fields
 
@@ -124,6 +124,13 @@ def stage(trunk: Path, data: Path, out: Path, model: dict[str, Any], **gain: Any
 def trunk(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     fields = tiny_fields(data, tmp_path_factory.mktemp("trunk"), "fixed")
     return train(parse_recipe(fields))
+
+
+def test_gains_are_of_full_depth(data: Path, trunk: Path, tmp_path: Path) -> None:
+    recipe = stage(trunk, data, tmp_path, {"router": "threshold"})
+    section = recipe.train.model_copy(update={"depth_schedule": "random"})
+    with pytest.raises(MorError, match=r"depth_schedule='random' does not go with uptrain\.gain"):
+        train(recipe.model_copy(update={"train": section}))
 
 
 def test_the_trunk_stays_and_the_router_moves(data: Path, trunk: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.trainer_pt_utils import LabelSmoother
 
 from mor import MorError, MoRForCausalLM
-from mor.train import MoRTrainer, RouterCallback
+from mor.train import RouterCallback
 from mor.train.callbacks import find_router
 from tests.strategies import make_model, random_ids, small_config
 
@@ -196,17 +196,6 @@ def test_predictions_are_the_logits(tmp_path: Path) -> None:
     trainer.compute_metrics = measure
     assert trainer.evaluate()["eval_rows"] == 4
     assert shapes == [(*ids.shape, model.config.vocab_size)]
-
-
-def test_what_cannot_be_right_is_refused(tmp_path: Path) -> None:
-    model = model_of("expert_choice")
-    stock = trainer_of(model, tmp_path)
-    with pytest.raises(MorError, match=r"label_smoothing_factor=0\.1 takes another loss"):
-        MoRTrainer(model=model, args=stock.args, seq_len=12)
-    plain = trainer_of(model, tmp_path, label_smoothing_factor=0.0)
-    with pytest.raises(MorError, match="compute_loss_func="):
-        MoRTrainer(model=model, args=plain.args, seq_len=12, compute_loss_func=print)
-    assert MoRTrainer(model=model, args=plain.args, seq_len=12)
 
 
 @pytest.mark.parametrize("by_items", [True, False])

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
-from mor import MoRForCausalLM
+from mor import MorError, MoRForCausalLM
 from mor.data import PackedDataset
 from mor.eval import calibrate
 from mor.hf.load import load_model
@@ -185,6 +185,26 @@ def test_generation_with_the_cache() -> None:
     cached = model.generate(input_ids=IDS, **how)
     assert torch.equal(cached, model.generate(input_ids=IDS, use_cache=False, **how))
     assert torch.equal(cached, model.merge_and_unload().generate(IDS, **how))
+
+
+@pytest.mark.filterwarnings("ignore:Position ids are not supported:UserWarning")
+@pytest.mark.parametrize("router", ["fixed", "threshold"])
+def test_a_learned_prompt_stays_in_the_cache(router: str) -> None:
+    """PEFT looks for the cache by its old name to know whether the prompt is to be put in front."""
+    tuning = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(make_model(small_config(router)), tuning).eval()
+    how: dict[str, Any] = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    how |= {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+    assert torch.equal(model.generate(**how), model.generate(use_cache=False, **how))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, on caches and positions
+def test_a_learned_prefix_is_refused() -> None:
+    tuning = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    model = get_peft_model(make_model(small_config("fixed")), tuning).eval()
+    for call in (model, model.generate):
+        with pytest.raises(MorError, match="is a DynamicCache; MoR caches per depth"):
+            call(input_ids=IDS, attention_mask=torch.ones_like(IDS))
 
 
 def test_a_merged_router_follows_a_new_capacity(data: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from mor.data import PackedDataset, TrainingStream, prepare
+from mor.data import PackedDataset, TrainingSamples, prepare
 from mor.errors import MorError
 from mor.train import Recipe, parse_recipe, train
 from mor.train.data import describe_passes, open_run_data
@@ -73,14 +73,14 @@ def test_a_resumed_run_reads_what_is_left_and_ends_the_same(
     for step in (10, 12):
         shutil.rmtree(run / "checkpoints" / f"checkpoint-{step}", ignore_errors=True)
     read: list[int] = []
-    locate = TrainingStream.locate
+    locate = TrainingSamples.locate
 
-    def note(self: TrainingStream, sample: int) -> tuple[PackedDataset, int]:
+    def note(self: TrainingSamples, sample: int) -> tuple[PackedDataset, int]:
         if self.per_step > 1:
             read.append(sample)
         return locate(self, sample)
 
-    monkeypatch.setattr(TrainingStream, "locate", note)
+    monkeypatch.setattr(TrainingSamples, "locate", note)
     train(recipe, resume=True)
     assert result(run) == want
     per_step = 2 * 3

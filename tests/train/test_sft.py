@@ -23,6 +23,8 @@ from tests.tiny import WORDS
 pytestmark = pytest.mark.filterwarnings(
     # Names that Transformers gives up in its next major version; PEFT and TRL still use them.
     "ignore:.*gradient_checkpointing.*:FutureWarning",
+    # TRL 2 gives it up.
+    "ignore:.label_smoothing_factor. is deprecated in .SFTTrainer.:FutureWarning",
 )
 CHAT = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
 
@@ -125,11 +127,14 @@ def test_lora_learns_with_the_router_and_is_saved(tokenizer: Any, tmp_path: Path
         assert_close(again(ids).logits, merged(ids).logits)
 
 
-def test_the_routers_losses_take_part(tokenizer: Any, tmp_path: Path) -> None:
-    """TRL computes the loss from the hidden states; what routers add must not be lost."""
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_the_routers_losses_take_part(smoothing: float, tokenizer: Any, tmp_path: Path) -> None:
+    """TRL computes the loss from hidden states or logits; what routers add must not be lost."""
+    how = {"max_steps": 3, "label_smoothing_factor": smoothing}
+    how["gradient_accumulation_steps"] = 1
     found = []
     for coefficient in (0.0, 10.0):
-        trainer = trainer_of("prompts", tokenizer, tmp_path, max_steps=3)
+        trainer = trainer_of("prompts", tokenizer, tmp_path, **how)
         trainer.model.config.router_aux_loss_coef = coefficient
         trainer.train()
         found.append(trainer.model.model.router.net.weight.detach().clone())

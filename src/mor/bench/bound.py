@@ -44,7 +44,7 @@ class Work:
 
     @property
     def mean_depth(self) -> float:
-        """Recursions per token."""
+        """Mean recursions per token of the workload."""
         return sum(self.shares)
 
 

@@ -43,7 +43,7 @@ class Checked:
         return self.requests - self.equal - self.ties
 
     def sentence(self) -> str:
-        """For the screen."""
+        """The result in one sentence, for the screen."""
         text = (
             f"{self.system}: {self.equal} of {self.requests} requests equal ({self.tokens} tokens)"
         )
@@ -93,7 +93,7 @@ def _is_tie(model: MoRForCausalLM, ids: list[int]) -> bool:
 
 
 @contextmanager
-def everyone_goes_on(model: MoRForCausalLM, wanted: bool) -> Iterator[None]:
+def run_all_depths(model: MoRForCausalLM, wanted: bool) -> Iterator[None]:
     """The full-depth baseline in ``model.generate``: capacities of 1 let all tokens through."""
     config = model.config
     before = config.router_capacities
@@ -114,7 +114,7 @@ def check_ours(system: EngineSystem, sample: Workload) -> Checked:
     Raises:
         MorError: a request differs, and not at a tie. No speed is reported of a wrong answer.
     """
-    with everyone_goes_on(system.model, system.options.get("policy") == "full_depth"):
+    with run_all_depths(system.model, system.options.get("policy") == "full_depth"):
         if system.int8:
             wanted = [alone(system, replace(sample, asks=(ask,))) for ask in sample.asks]
         else:
@@ -136,7 +136,7 @@ def alone(system: EngineSystem, sample: Workload) -> list[int]:
 def check_peer(
     peer: Peer, model: MoRForCausalLM, sample: Workload, wanted: Sequence[Sequence[int]]
 ) -> Checked:
-    """Greedy tokens of a peer against our vanilla's; a difference is told, not refused."""
+    """Greedy tokens of a peer against our vanilla's; a difference is reported, not refused."""
     run = peer.run(sample)
     check_lengths(run, [ask.new_tokens for ask in sample.asks])
     return compare(peer.name, model, sample, wanted, [trace.tokens for trace in run.traces])

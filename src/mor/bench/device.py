@@ -15,7 +15,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def parse_device(text: str) -> torch.device:
-    """``cpu``, ``cuda`` or ``cuda:N``.
+    """The device that ``cpu``, ``cuda`` or ``cuda:N`` names.
 
     Raises:
         MorError: another word, or no such GPU here.
@@ -35,7 +35,7 @@ def parse_device(text: str) -> torch.device:
 
 
 def parse_dtype(text: str) -> torch.dtype:
-    """``float32`` or ``bfloat16``.
+    """The dtype that ``float32`` or ``bfloat16`` names.
 
     Raises:
         MorError: another word.
@@ -46,7 +46,7 @@ def parse_dtype(text: str) -> torch.dtype:
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """The word for it."""
+    """The name of a dtype without ``torch.``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -55,7 +55,7 @@ def plain(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.float32
 
 
-def why_no_int8(device: torch.device, dtype: torch.dtype) -> str | None:
+def explain_no_int8(device: torch.device, dtype: torch.dtype) -> str | None:
     """Why weights of 8 bits cannot run, if they cannot: the CPU's kernels alone know them."""
     if not plain(device, dtype):
         where = f"{dtype_name(dtype)} on {device.type}"
@@ -72,7 +72,7 @@ def refuse_int8(device: torch.device, dtype: torch.dtype) -> None:
         MorError: another device than the CPU, or another type than float32.
     """
     if not plain(device, dtype):
-        why = why_no_int8(device, dtype)
+        why = explain_no_int8(device, dtype)
         raise MorError(f"int8: {why}; leave --int8 out, or use --device cpu --dtype float32")
 
 
@@ -86,7 +86,7 @@ def label(device: torch.device, dtype: torch.dtype) -> str:
     return f"{dtype_name(dtype)} on {gpu_name(device) or machine()}"
 
 
-def settled_clock(device: torch.device) -> float:
+def read_clock(device: torch.device) -> float:
     """Seconds, once the device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

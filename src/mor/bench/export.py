@@ -17,7 +17,7 @@ COPIED = (
 )  # fmt: skip
 
 
-def as_llama(model: MoRForCausalLM) -> LlamaForCausalLM:
+def convert_to_llama(model: MoRForCausalLM) -> LlamaForCausalLM:
     """Transformers' Llama with the weights (the same tensors) of a vanilla model.
 
     Raises:
@@ -54,13 +54,13 @@ def as_llama(model: MoRForCausalLM) -> LlamaForCausalLM:
 
 
 def export_llama(model: MoRForCausalLM, folder: Path) -> Path:
-    """Write :func:`as_llama` of ``model`` to ``folder`` in Hugging Face's layout.
+    """Write :func:`convert_to_llama` of ``model`` to ``folder`` in Hugging Face's layout.
 
     Raises:
-        MorError: see :func:`as_llama`.
+        MorError: see :func:`convert_to_llama`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    llama = as_llama(model)
+    llama = convert_to_llama(model)
     # Ids in, ids out, and a fixed number of them: no default of the folder may end a text.
     llama.generation_config.eos_token_id = None
     llama.generation_config.do_sample = False

@@ -85,11 +85,11 @@ class Peer:
         Raises:
             PeerError: it does not load.
         """
-        told = self._ask(
+        answer = self._ask(
             do="load", folder=str(self.folder), variant=self.variant, cache=str(self.cache),
             max_num_seqs=max_num_seqs, max_model_len=max_model_len, threads=threads,
         )  # fmt: skip
-        self.versions, self.details = told["versions"], told["details"]
+        self.versions, self.details = answer["versions"], answer["details"]
 
     def run(self, workload: Workload) -> Run:
         """Closed loop, in the worker.
@@ -98,12 +98,12 @@ class Peer:
             PeerError: it failed or died.
         """
         requests = [{"prompt": a.prompt, "new_tokens": a.new_tokens} for a in workload.asks]
-        told = self._ask(do="run", requests=requests, concurrency=workload.concurrency)
+        answer = self._ask(do="run", requests=requests, concurrency=workload.concurrency)
         traces = tuple(
             Trace(one["sent"], tuple(one["times"]), tuple(one["tokens"]), len(ask.prompt))
-            for one, ask in zip(told["traces"], workload.asks, strict=True)
+            for one, ask in zip(answer["traces"], workload.asks, strict=True)
         )
-        run = Run(told["began"], told["ended"], traces, workload.concurrency)
+        run = Run(answer["began"], answer["ended"], traces, workload.concurrency)
         return replace(run, kv_bytes=peak_entries(run) * self.entry_bytes)
 
     def freeze(self) -> None:
@@ -111,11 +111,11 @@ class Peer:
         self._signal(signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """Let them go on."""
+        """Let the processes of this peer go on."""
         self._signal(signal.SIGCONT)
 
     def close(self) -> None:
-        """End it."""
+        """End the process of this peer."""
         self.thaw()
         with contextlib.suppress(OSError):
             if self._process.stdin is not None:
@@ -151,10 +151,10 @@ class Peer:
         if not line:
             self._listener.join(timeout=1)
             raise PeerError(f"{self.name}: the worker died: {self._tail()}")
-        told: dict[str, Any] = json.loads(line)
-        if not told["ok"]:
-            raise PeerError(f"{self.name}: {told['error']}")
-        return told
+        answer: dict[str, Any] = json.loads(line)
+        if not answer["ok"]:
+            raise PeerError(f"{self.name}: {answer['error']}")
+        return answer
 
     def _tail(self) -> str:
         lines = [line for line in self._said if line.strip()]

@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mor.bench.device import settled_clock
+from mor.bench.device import read_clock
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.ops import native
@@ -32,7 +32,7 @@ MOST_COPIES = 160
 
 @dataclass(frozen=True)
 class Rates:
-    """Measured constants.
+    """Measured constants of a machine.
 
     Attributes:
         seconds: of one linear layer, by shape and rows.
@@ -108,7 +108,7 @@ def layer_shapes(config: MoRConfig) -> list[Shape]:
 
 
 def head_shape(config: MoRConfig) -> Shape:
-    """The head's."""
+    """[out, in] of the vocabulary projection."""
     return config.hidden_size, config.vocab_size
 
 
@@ -228,13 +228,13 @@ def _time(
     best, turn = math.inf, 0
     stretch = 64 if device.type == "cuda" else 8  # waiting for a GPU costs as much as calls do
     for _ in range(3):
-        count, began = 0, settled_clock(device)
+        count, began = 0, read_clock(device)
         while True:
             for _ in range(stretch):
                 call(turn % copies)
                 turn += 1
             count += stretch
-            spent = settled_clock(device) - began
+            spent = read_clock(device) - began
             if spent >= seconds:
                 break
         best = min(best, spent / count)
@@ -246,7 +246,7 @@ def _read_rate(device: torch.device, size: int) -> float:
     vector = torch.ones(size // 4, device=device)
     best = math.inf
     for _ in range(4):
-        began = settled_clock(device)
+        began = read_clock(device)
         vector.sum()
-        best = min(best, settled_clock(device) - began)
+        best = min(best, read_clock(device) - began)
     return size / best

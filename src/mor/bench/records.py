@@ -23,7 +23,7 @@ Runs = dict[tuple[str, str], list[Run]]
 
 @dataclass
 class Results:
-    """What came out.
+    """What a benchmark measured.
 
     Attributes:
         rows: one record per system and workload.

@@ -14,7 +14,7 @@ import torch
 
 from mor.bench.bound import PROMPT_ROWS
 from mor.bench.check import check_ours, check_peer, references, sample_of
-from mor.bench.device import CPU, dtype_name, gpu_name, label, plain, why_no_int8
+from mor.bench.device import CPU, dtype_name, explain_no_int8, gpu_name, label, plain
 from mor.bench.export import export_llama
 from mor.bench.forced import bench_config, bench_model
 from mor.bench.peers import Peer, PeerError, python_of
@@ -127,7 +127,7 @@ def _ours(settings: Settings, results: Results) -> Iterator[EngineSystem]:
         if spec.kind == "peer":
             continue
         int8 = dict(spec.options).get("quantization") == "int8"
-        if int8 and (why := why_no_int8(settings.device, settings.dtype)):
+        if int8 and (why := explain_no_int8(settings.device, settings.dtype)):
             results.left_out[spec.name] = f"{spec.name}: {why}"
             continue
         yield make_ours(spec, settings)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from mor.bench.device import settled_clock
+from mor.bench.device import read_clock
 from mor.bench.trace import Run, Trace
 from mor.bench.workload import Workload
 from mor.config import MoRConfig
@@ -38,7 +38,7 @@ class EngineSystem:
 
     @property
     def config(self) -> MoRConfig:
-        """The model's."""
+        """The configuration of the model."""
         config: MoRConfig = self.model.config
         return config
 
@@ -73,7 +73,7 @@ class EngineSystem:
         sent: dict[str, float] = {}
         done: dict[str, Completion] = {}
         kv_bytes = steps = 0
-        began = settled_clock(self.model.device)
+        began = read_clock(self.model.device)
         while waiting or len(done) < len(sent):
             while waiting and len(sent) - len(done) < clients:
                 number, ask = waiting.popleft()
@@ -86,7 +86,7 @@ class EngineSystem:
                 kv_bytes = max(kv_bytes, engine.kv_bytes())
             steps += 1
         # Times within need no waiting: the engine reads every token off the device before it tells.
-        ended = settled_clock(self.model.device)
+        ended = read_clock(self.model.device)
         names = [str(number) for number in range(len(workload.asks))]
         return Run(
             began=began,
@@ -108,7 +108,7 @@ class EngineSystem:
             self.model.to(dtype)  # type: ignore[arg-type]  # Transformers hides torch's signature
 
     def close(self) -> None:
-        """Give the pool back."""
+        """Drop the engine, so that its pool of pages is free."""
         self._engine = None
 
 

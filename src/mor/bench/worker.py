@@ -1,4 +1,4 @@
-"""Runs one peer in a Python of its own, and does what it is told line by line.
+"""Runs one peer in a Python of its own, and does what its standard input says, line by line.
 
     <environment>/bin/python worker.py openvino
 
@@ -60,12 +60,12 @@ class Trace:
         self.tokens: list[int] = []
 
     def got(self, tokens: list[int]) -> None:
-        """New tokens, now."""
+        """Note that so many new tokens have come now."""
         self.times += [clock()] * len(tokens)
         self.tokens += tokens
 
-    def told(self) -> dict[str, Any]:
-        """As JSON."""
+    def as_json(self) -> dict[str, Any]:
+        """The trace as a JSON object."""
         return {"sent": self.sent, "times": self.times, "tokens": self.tokens}
 
 
@@ -326,8 +326,8 @@ def obey(order: dict[str, Any], kind: str, peer: Peer | None) -> tuple[dict[str,
     traces = [Trace(request) for request in order["requests"]]
     began = clock()
     peer.run(traces, order["concurrency"])
-    told = [trace.told() for trace in traces]
-    return {"began": began, "ended": clock(), "traces": told}, peer
+    measured = [trace.as_json() for trace in traces]
+    return {"began": began, "ended": clock(), "traces": measured}, peer
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 @dataclass(frozen=True)
 class Ask:
-    """One request.
+    """One request of a workload.
 
     Attributes:
         prompt: token ids.

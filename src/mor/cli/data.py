@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mor.data import SHARD_TOKENS, DataIndex, Limits, StreamOptions, console_progress
 from mor.data import prepare as prepare_data
-from mor.data.documents import skipped_words
+from mor.data.documents import describe_skipped
 from mor.errors import Interrupted
 
 app = typer.Typer(help="Prepare text for training, look at it, verify it.", no_args_is_help=True)
@@ -120,10 +120,10 @@ def describe(index: DataIndex) -> None:
         )
     Console().print(table)
     old = "" if index.add_bos_token is not None else " (made before that was recorded)"
-    typer.echo(f"documents {index.bos.said()}{old}")
+    typer.echo(f"documents {index.bos.describe()}{old}")
     left = [(index.num_duplicates, "exact copies"), (index.num_empty, "documents without text")]
     for count, what in left:
         if count:
             typer.echo(f"left out: {count:,} {what}")
     if index.skipped:
-        typer.echo(skipped_words(index.skipped))
+        typer.echo(describe_skipped(index.skipped))

@@ -56,7 +56,7 @@ def demo(
     for run in runs:
         evaluate_twin(run, out / "data")
     step("4/4 report")
-    spoken = {runs[-1].name: [speak(runs[-1])]}
+    spoken = {runs[-1].name: [write_passage(runs[-1])]}
     page = build_report(runs, out / "report", title="Four twins at equal FLOPs", passages=spoken)
     loaded = load_runs(runs)
     show_runs(loaded)
@@ -68,7 +68,7 @@ def demo(
 
 
 def step(text: str) -> None:
-    """Say what comes next."""
+    """Print the heading of a step."""
     console.print(f"\n[bold cyan]{text}[/bold cyan]")
 
 
@@ -82,7 +82,7 @@ def train_twins(out: Path, overrides: list[str], jobs: int) -> list[Path]:
     recipes = {name: load_recipe(f"demo/{name}", changes) for name in TWINS}
     waiting = []
     for name, recipe in recipes.items():
-        if finished(recipe):
+        if is_finished(recipe):
             console.print(f"{recipe.name}: kept from an earlier run")
         else:
             waiting.append(name)
@@ -108,7 +108,7 @@ def train_twin(name: str, changes: list[str]) -> int:
     return process.returncode
 
 
-def finished(recipe: Recipe) -> bool:
+def is_finished(recipe: Recipe) -> bool:
     """Whether the run folder holds a finished run of this very recipe."""
     trained = recipe.run_dir / RECIPE
     if not (recipe.run_dir / SUMMARY).is_file() or not trained.is_file():
@@ -129,7 +129,7 @@ def evaluate_twin(run: Path, data: Path) -> None:
     console.print(f"{run.name}: causal NLL {result['causal']['nll']:.4f}")
 
 
-def speak(run: Path, length: int = 160) -> Sample:
+def write_passage(run: Path, length: int = 160) -> Sample:
     """A passage that the model writes, with the depth each token cost."""
     model, tokenizer = open_model(run), load_tokenizer(run)
     set_seed(0)

@@ -98,7 +98,7 @@ def run_evaluation(
     with Progress(console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("evaluating")
 
-        def tell(done: int, total: int) -> None:
+        def show_progress(done: int, total: int) -> None:
             bar.update(task, completed=done, total=total)
 
         result = evaluate_model(
@@ -108,7 +108,7 @@ def run_evaluation(
             max_sequences=max_sequences,
             batch_size=batch_size,
             quantization=quantization,
-            progress=tell,
+            progress=show_progress,
         )
     device = torch.cuda.get_device_name() if model.device.type == "cuda" else None
     return result | provenance(device)
@@ -211,7 +211,7 @@ def calibrate(
 
 
 def parse_capacities(text: str) -> list[float]:
-    """``1,0.5`` -> [1.0, 0.5].
+    """The capacities in a text: ``1,0.5`` is [1.0, 0.5].
 
     Raises:
         typer.BadParameter: not a list of numbers.

@@ -20,7 +20,7 @@ from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval.folds import FoldRow, fold_table, text_sequences
 from mor.hf.fold.fold import fold_folder
-from mor.hf.fold.plan import Folding, Norms, kept_norms, windows
+from mor.hf.fold.plan import Folding, Norms, resolve_norms, windows
 from mor.hf.load import load_tokenizer
 from mor.model.sharing import Initialization
 from mor.provenance import provenance
@@ -175,7 +175,7 @@ def _cells(row: FoldRow, leave_out: int | None = None) -> list[str]:
         return [f"no {_window(row, leave_out)}", "1", "-", "-", "-", *size]
     lora = how.relaxation == "lora"
     rank = ("full" if how.rank is None else str(how.rank)) if lora else "-"
-    return [how.sharing, str(how.num_recursions), how.init, kept_norms(how), rank, *size]
+    return [how.sharing, str(how.num_recursions), how.init, resolve_norms(how), rank, *size]
 
 
 def _sequences(

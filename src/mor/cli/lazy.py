@@ -71,7 +71,7 @@ COMMANDS = {
 def load_command(name: str) -> Any:
     """Import the module of a command and return the command.
 
-    Transformers is told to be quiet, but for ``MOR_DEBUG=1``: errors become one line of ours.
+    Transformers is made quiet, unless ``MOR_DEBUG=1``: its errors become one line of ours.
     """
     module, _, attribute = COMMANDS[name][0].partition(":")
     found = getattr(import_module(module), attribute)

@@ -89,7 +89,7 @@ def serve(
     )
     application = create_app(
         engine,
-        served_model_name or folder_name(model),
+        served_model_name or choose_model_name(model),
         api_keys=api_key or (),
         max_waiting=max_waiting,
         max_body=max_body_bytes,
@@ -100,7 +100,7 @@ def serve(
     make_server(application, host, port, drain_seconds=drain_seconds, log_level=log_level).run()
 
 
-def folder_name(model: Path) -> str:
+def choose_model_name(model: Path) -> str:
     """What a model is called: its folder, or the run's where the folder is its ``model``."""
     folder = model.resolve()
     return folder.parent.name if folder.name == MODEL else folder.name

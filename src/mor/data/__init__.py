@@ -2,11 +2,11 @@
 
     index = prepare("shakespeare", "data/shakespeare")
     dataset = PackedDataset("data/shakespeare", "train", seq_len=512, order_seed=0)
-    stream = TrainingStream([dataset], per_step=8)
+    stream = TrainingSamples([dataset], per_step=8)
 
 `prepare` reads documents (`iter_documents`), splits them into training and validation, trains a
 byte-level BPE or takes a given tokenizer, and writes memory-mapped shards with an index
-(`DataIndex`). `PackedDataset` reads them, and `TrainingStream` numbers the samples of a whole run,
+(`DataIndex`). `PackedDataset` reads them, and `TrainingSamples` numbers the samples of a whole run,
 so that one that was stopped goes on at the exact sample. Every mistake in a file or a value is a
 `MorError`.
 """
@@ -17,10 +17,10 @@ from mor.data.documents import BadRow, Document
 from mor.data.index import TRAIN, VALIDATION, DataIndex
 from mor.data.prepare import SHARD_TOKENS, prepare
 from mor.data.progress import Progress, console_progress, no_progress
+from mor.data.samples import ResumableSampler, TrainingSamples
 from mor.data.shards import ShardInfo, TokenShard
+from mor.data.single_pass import Limits, StreamOptions
 from mor.data.sources import iter_documents
-from mor.data.stream import ResumableSampler, TrainingStream
-from mor.data.streams import Limits, StreamOptions
 from mor.data.tokenizer import load_tokenizer, train_tokenizer
 from mor.data.writer import ShardWriter
 
@@ -30,7 +30,7 @@ __all__ = [
     "StreamOptions",
     "Limits",
     "PackedDataset",
-    "TrainingStream",
+    "TrainingSamples",
     "ResumableSampler",
     "DataIndex",
     "TRAIN",

@@ -38,8 +38,8 @@ class Bos:
         """Ids that a text begins with."""
         return (self.token,) if self.added and self.token is not None else ()
 
-    def said(self) -> str:
-        """The policy in words."""
+    def describe(self) -> str:
+        """The policy in words: ``with BOS (id 1)`` or ``without BOS``."""
         return f"with BOS (id {self.start[0]})" if self.start else "without BOS"
 
 
@@ -85,23 +85,23 @@ def apply_bos(tokenizer: Any, bos: Bos) -> Any:
     prompts are the same text; what ends a document is written by `DocumentEncoder`.
 
     Raises:
-        MorError: the tokenizer cannot be told.
+        MorError: the tokenizer cannot do so.
     """
     if own_frame(tokenizer) == (bos.start, ()):
         return tokenizer
-    told = copy.deepcopy(tokenizer)
-    if bos.start and told.bos_token_id != bos.token:
-        told.bos_token = told.convert_ids_to_tokens(bos.token)
+    adapted = copy.deepcopy(tokenizer)
+    if bos.start and adapted.bos_token_id != bos.token:
+        adapted.bos_token = adapted.convert_ids_to_tokens(bos.token)
     added = bool(bos.start)
     # The settings are saved from here; the attributes act.
-    told.init_kwargs |= {"add_bos_token": added, "add_eos_token": False}
-    told.add_eos_token, told.add_bos_token = False, added
-    if own_frame(told) != (bos.start, ()):
+    adapted.init_kwargs |= {"add_bos_token": added, "add_eos_token": False}
+    adapted.add_eos_token, adapted.add_bos_token = False, added
+    if own_frame(adapted) != (bos.start, ()):
         raise MorError(
             f"the tokenizer ({type(tokenizer).__name__}) cannot be told to begin texts "
-            f"{bos.said()}; change its post-processor and prepare again with bos=auto"
+            f"{bos.describe()}; change its post-processor and prepare again with bos=auto"
         )
-    return told
+    return adapted
 
 
 def model_bos(config: MoRConfig, tokenizer: Any = None) -> Bos:
@@ -195,8 +195,9 @@ def check_same_bos(model: Bos, data: Bos, whose: str, folder: object) -> None:
         return
     old = " (before that was recorded)" if data.added is None else ""
     raise MorError(
-        f"{folder} was prepared {data.said()}{old}, but {whose} begins every text {model.said()}; "
-        f"prepare the text again with --bos {'always' if model.start else 'never'}"
+        f"{folder} was prepared {data.describe()}{old}, but {whose} begins every text "
+        f"{model.describe()}; prepare the text again with "
+        f"--bos {'always' if model.start else 'never'}"
     )
 
 

@@ -14,7 +14,7 @@ _STORED = (*_NUMBERS, "source", "command", "program", "preparation")
 _LATER = ("bos_token_id", "add_bos_token", "skipped")  # not in folders of earlier programs
 
 
-def checked_content(content: Mapping[str, Any]) -> dict[str, Any]:
+def check_content(content: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a `DataIndex`, from what its file holds.
 
     Raises:

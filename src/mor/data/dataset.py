@@ -51,7 +51,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
       epoch it is. Read the dataset in sequence: `accelerate`, and so the Hugging Face trainer,
       calls `set_epoch` here only where its sampler has none of its own.
 
-    Training goes through `mor.data.TrainingStream`, which needs no `set_epoch`.
+    Training goes through `mor.data.TrainingSamples`, which needs no `set_epoch`.
 
     Attributes:
         index: the folder's index; `vocab_size` and `eos_token_id` are in it.
@@ -110,7 +110,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
         self._order: tuple[int, Shuffle] | None = None
 
     def __len__(self) -> int:
-        """The number of rows."""
+        """Rows of the split: sequences of one epoch."""
         return self._length
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -123,7 +123,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several rows at once, as a data loader asks for a batch. Raises as `__getitem__`."""
-        return samples(read_rows([(self, self.chunk(index)) for index in indices]))
+        return split_batch(read_rows([(self, self.chunk(index)) for index in indices]))
 
     def set_epoch(self, epoch: int) -> None:
         """Use the order of `epoch` (0-based) from now on."""
@@ -144,7 +144,7 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
 
     @property
     def num_documents(self) -> int:
-        """Documents of the split."""
+        """How many documents the split has."""
         return self.index.num_documents(self.split)
 
     @property
@@ -232,7 +232,7 @@ def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
     return {name: torch.from_numpy(rows) for name, rows in batch.items()}
 
 
-def samples(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+def split_batch(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
     """The rows of a batch one by one, without copying."""
     names, columns = list(batch), [rows.unbind() for rows in batch.values()]
     return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]

@@ -48,14 +48,14 @@ class BadRow(MorError):
         self.kind = kind
 
 
-def skipped_words(skipped: Mapping[str, int]) -> str:
+def describe_skipped(skipped: Mapping[str, int]) -> str:
     """Counts of bad rows for people: `3 bad rows skipped (2 null, 1 missing)`."""
     total = sum(skipped.values())
     parts = ", ".join(f"{skipped[kind]:,} {kind}" for kind in KINDS if skipped.get(kind))
     return f"{total:,} bad row{'' if total == 1 else 's'} skipped ({parts})" if total else ""
 
 
-def checked_text(value: Any, origin: str, text_field: str) -> str:
+def check_text(value: Any, origin: str, text_field: str) -> str:
     """Return `value` if it is a string of valid Unicode.
 
     Raises:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from mor.data.documents import BadRow, Document, checked_text, decode_text, decode_utf8
+from mor.data.documents import BadRow, Document, check_text, decode_text, decode_utf8
 from mor.data.extras import need_extra
 from mor.data.tables import rows_of
 from mor.errors import MorError
@@ -158,4 +158,4 @@ def _field(line: str, origin: str, text_field: str) -> str:
     if text_field not in record:
         fields = ", ".join(map(repr, record)) or "none"
         raise BadRow("missing", f"{origin} has no field {text_field!r}; its fields: {fields}")
-    return checked_text(record[text_field], origin, text_field)
+    return check_text(record[text_field], origin, text_field)

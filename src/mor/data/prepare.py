@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from mor.data.bos import Bos, BosMode, apply_bos, resolve_bos
-from mor.data.documents import skipped_words
+from mor.data.documents import describe_skipped
 from mor.data.index import (
     TOKENIZER_FOLDER,
     TRAIN,
@@ -28,11 +28,11 @@ from mor.data.index import (
     DataIndex,
 )
 from mor.data.journal import Workshop
-from mor.data.plans import ReadingPlan, streamed, surveyed
+from mor.data.plans import ReadingPlan, plan_single_pass, plan_survey
 from mor.data.progress import Progress, no_progress
 from mor.data.reuse import begun, check_target, differences, reuse
 from mor.data.segments import write_segments
-from mor.data.streams import StreamOptions, is_streamed
+from mor.data.single_pass import StreamOptions, reads_once
 from mor.data.survey import SourceChanged
 from mor.data.tasks import TASK_PREFIX, open_task, task_tokenizer
 from mor.data.tokenizer import (
@@ -97,7 +97,7 @@ def prepare(
             does it, with the tokenizer library's threads.
         overwrite: make it anew if `out` is a prepared folder, or an unfinished one was begun
             otherwise. Any other folder stays untouched.
-        progress: told the stage, the bytes done and their total.
+        progress: called with the stage, the bytes done and their total.
 
     Raises:
         BadRow: a row gives no text; the message names the file and the row.
@@ -119,7 +119,7 @@ def prepare(
         )
     chosen = None if tokenizer is None else load_tokenizer(tokenizer)
     chosen = chosen if task is None else task_tokenizer(task)
-    if is_streamed(source, stream):
+    if reads_once(source, stream):
         if chosen is None:
             raise MorError(
                 f"source {source} is read as a stream, once: give the tokenizer to use "
@@ -127,9 +127,9 @@ def prepare(
             )
         options = stream if isinstance(stream, StreamOptions) else StreamOptions()
         options = options.pinned(source, begun(out, workshop))
-        plan = streamed(source, options, text_field, validation_fraction, seed)
+        plan = plan_single_pass(source, options, text_field, validation_fraction, seed)
     else:
-        plan = surveyed(source, text_field, validation_fraction, seed, progress, skip_bad_rows)
+        plan = plan_survey(source, text_field, validation_fraction, seed, progress, skip_bad_rows)
     policy = _policy(chosen, bos)
     preparation = plan.identity | {
         # Not there in folders of earlier programs, which knew no BOS: None, too.
@@ -168,7 +168,7 @@ def _begin(
         different = differences(workshop.preparation or {}, preparation)
         skipped = workshop.segments[-1].get("skipped", {})
         if skipped and not skip_bad_rows:
-            different = "; ".join(filter(None, [different, f"there, {skipped_words(skipped)}"]))
+            different = "; ".join(filter(None, [different, f"there, {describe_skipped(skipped)}"]))
         if not different:
             workshop.resume()
             return
@@ -214,7 +214,7 @@ def _make(
     for split in (TRAIN, VALIDATION):
         if not written.shards.get(split):
             workshop.discard()
-            lost = f"; {skipped_words(written.skipped)}" if written.skipped else ""
+            lost = f"; {describe_skipped(written.skipped)}" if written.skipped else ""
             raise MorError(
                 f"source {source} gave no {split} document; raise validation_fraction="
                 f"{plan.identity['validation_fraction']}, or name a validation split{lost}"

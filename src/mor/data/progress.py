@@ -1,4 +1,4 @@
-"""Progress of long work, told to whoever asked for it."""
+"""Progress of long work, for whoever asks for it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from mor.data.documents import skipped_words
+from mor.data.documents import describe_skipped
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 def no_progress(stage: str, done: int, total: int | None) -> None:
-    """Tell nobody."""
+    """Progress that is not shown."""
 
 
 def tell_skipped(progress: Progress, skipped: Mapping[str, int]) -> None:
@@ -43,7 +43,7 @@ class ConsoleProgress:
 
     def skipped(self, skipped: Mapping[str, int]) -> None:
         """Say how many bad rows were skipped, by kind."""
-        words = skipped_words(skipped)
+        words = describe_skipped(skipped)
         if "skipped" not in self._tasks:
             self._tasks["skipped"] = self._bars.add_task(words, total=None)
         self._bars.update(self._tasks["skipped"], description=words)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mor.data.documents import skipped_words
+from mor.data.documents import describe_skipped
 from mor.data.index import (
     INDEX_FILE,
     PACKING_FOLDER,
@@ -71,7 +71,7 @@ def reuse(
     index = DataIndex.load(out)
     if index.skipped and not skip_bad_rows:
         raise MorError(
-            f"{out} was prepared with bad rows left out: {skipped_words(index.skipped)}; choose "
+            f"{out} was prepared with bad rows left out: {describe_skipped(index.skipped)}; choose "
             "another folder, or skip_bad_rows as there"
         )
     if different := differences(index.preparation, preparation):

@@ -20,7 +20,7 @@ class Layout(Protocol):
     """How the tokens of a split are laid out in rows of `seq_len`."""
 
     def __len__(self) -> int:
-        """Rows."""
+        """How many rows this layout has."""
         ...
 
     def pieces(self, row: int) -> list[Piece]:
@@ -40,7 +40,7 @@ class Concatenated:
         self._ends = list(accumulate(shard.num_tokens for shard in shards))
 
     def __len__(self) -> int:
-        """Rows."""
+        """How many rows this layout has."""
         return self._ends[-1] // self._seq_len
 
     def pieces(self, row: int) -> list[Piece]:
@@ -75,7 +75,7 @@ class BestFit:
         self._ends = list(accumulate(plan.num_rows for plan in self._plans))
 
     def __len__(self) -> int:
-        """Rows."""
+        """How many rows this layout has."""
         return self._ends[-1]
 
     def pieces(self, row: int) -> list[Piece]:

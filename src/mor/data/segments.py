@@ -10,8 +10,8 @@ from mor.data.encoding import batches, encoder
 from mor.data.journal import Workshop
 from mor.data.progress import Progress, tell_skipped
 from mor.data.shards import ShardInfo
+from mor.data.single_pass import Limits
 from mor.data.sources import Reading
-from mor.data.streams import Limits
 from mor.data.tokenizer import DocumentEncoder
 from mor.data.writer import SegmentWriter
 
@@ -80,8 +80,8 @@ def write_segments(
 
         def commit(**place: Any) -> None:
             done = {split: asdict(shard) for split, shard in writer.close_segment().items()}
-            told = {"counts": dict(counts)} | ({"skipped": dict(skipped)} if skipped else {})
-            workshop.commit({"shards": done} | told | place)
+            kept = {"counts": dict(counts)} | ({"skipped": dict(skipped)} if skipped else {})
+            workshop.commit({"shards": done} | kept | place)
 
         for number in range(int(last.get("pass", 0)), len(passes)):
             here = passes[number]

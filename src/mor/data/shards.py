@@ -16,7 +16,6 @@ header and the file size, which is cheap; `verify` checks every byte against a S
 
 from __future__ import annotations
 
-import hashlib
 import json
 import mmap
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mor.disk import digest
 from mor.errors import MorError
 
 MAGIC = b"MORTOKEN"
@@ -160,8 +160,7 @@ class TokenShard:
             MorError: a single byte differs, or it cannot be read; `remedy` says what to do then.
         """
         try:
-            with self.path.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
+            found = digest(self.path)
         except OSError as error:
             raise MorError(f"cannot read shard {self.path}: {error.strerror or error}") from error
         if found != sha256:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
-from mor.data.documents import BadRow, Document, skipped_words
+from mor.data.documents import BadRow, Document, describe_skipped
 from mor.data.progress import Progress, no_progress, tell_skipped
 from mor.data.sources import iter_rows
 from mor.errors import MorError
@@ -83,7 +83,7 @@ class SurveyReading:
             yield document
 
     def position(self) -> Mapping[str, Any]:
-        """Documents read."""
+        """How many documents have been read."""
         return {"documents": self._documents}
 
 
@@ -122,7 +122,7 @@ def survey_source(
     if not survey.sizes:
         raise MorError(
             f"source {source} holds no text: {survey.num_empty} documents, all of them empty"
-            + (f"; {skipped_words(survey.skipped)}" if survey.skipped else "")
+            + (f"; {describe_skipped(survey.skipped)}" if survey.skipped else "")
         )
     survey.sha256 = whole.hexdigest()
     return survey

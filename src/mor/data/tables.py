@@ -7,7 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from mor.data.documents import BadRow, Document, checked_text
+from mor.data.documents import BadRow, Document, check_text
 from mor.data.extras import need_extra
 from mor.errors import MorError
 
@@ -75,6 +75,6 @@ def row_of(value: Any, name: str, origin: str, text_field: str) -> Document | Ba
     if isinstance(value, Exception):
         return BadRow("not text", f"{origin}: field {text_field!r} is no string: {value}")
     try:
-        return Document(name, checked_text(value, origin, text_field))
+        return Document(name, check_text(value, origin, text_field))
     except BadRow as bad:
         return bad

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mor.data.shards import HEADER_BYTES, ShardInfo, pack_header, padding, token_dtype
+from mor.disk import digest, flush
 from mor.errors import MorError
 
 
@@ -69,18 +69,17 @@ class ShardWriter:
         )
         self._stream.seek(0)
         self._stream.write(header)
-        self._stream.seek(0)
-        digest = hashlib.file_digest(self._stream, "sha256").hexdigest()
-        os.fsync(self._stream.fileno())  # the name must not outlive the content in a power cut
         self._stream.close()
+        sha256 = digest(self._partial)
+        flush(self._partial)  # the name must not outlive the content in a power cut
         os.replace(self._partial, self.path)
         self.info = ShardInfo(
-            self.path.name, self.num_tokens, len(self._starts), self.num_bytes, digest
+            self.path.name, self.num_tokens, len(self._starts), self.num_bytes, sha256
         )
         return self.info
 
     def __enter__(self) -> ShardWriter:
-        """Return the writer itself."""
+        """Begin writing; the writer itself."""
         return self
 
     def __exit__(
@@ -139,7 +138,7 @@ class SegmentWriter:
         return done
 
     def __enter__(self) -> SegmentWriter:
-        """Return the writer itself."""
+        """Begin writing; the writer itself."""
         return self
 
     def __exit__(

@@ -113,7 +113,7 @@ class PagedAttend(Attend):
         self.repeats = config if block and config.interleaved else None
 
     def _layer(self, layer: int) -> int:
-        """Layer of the table."""
+        """Which layer of the page table belongs to the stage's ``layer``."""
         if self.repeats is not None and self.repeats.kv_sharing == "recursive":
             return self.repeats.shared_layer(layer)
         return self.first + layer

@@ -164,15 +164,15 @@ class Engine:
         scheduler, runner, stats = self.scheduler, self.runner, self.stats
         scheduler.admit(time.perf_counter())
         touched: dict[str, None] = {}
-        if leaving := scheduler.leaving():
+        if leaving := scheduler.select_leaving():
             touched = self._leave(leaving)
-        if entering := scheduler.entering():
-            scheduler.entered(entering, runner.enter(entering))
+        if entering := scheduler.select_entering():
+            scheduler.note_entered(entering, runner.enter(entering))
             stats.entries += 1
             stats.entry_tokens += sum(map(len, entering))
-        if pieces := scheduler.pieces():
+        if pieces := scheduler.select_pieces():
             ran, go_on = runner.tick(pieces)
-            scheduler.ticked(ran, go_on, runner.recursions_per_tick)
+            scheduler.note_ticked(ran, go_on, runner.recursions_per_tick)
             stats.ticks += 1
             stats.tick_tokens += len(go_on)
         stats.peak_pages = self.store.pool.peak
@@ -236,7 +236,7 @@ class Engine:
         """Free and owned pages are all pages, none twice; lengths, rows and lanes fit.
 
         Raises:
-            MorError: what is wrong. It is always our mistake.
+            MorError: what is wrong; it is a fault of the engine, not of the caller.
         """
         check_residents(self.scheduler)
 
@@ -256,7 +256,7 @@ class Engine:
         return self.stats.numbers() | now
 
     def reset_stats(self) -> None:
-        """Count from nothing."""
+        """Set every counter to zero."""
         self.stats.reset()
         self.store.pool.peak = self.store.pool.used
 
@@ -272,7 +272,7 @@ class Engine:
             stats.gathered_tokens += len(wave)
             for depth in wave.depths:
                 stats.depths[depth] += 1
-            self.scheduler.left(wave)
+            self.scheduler.note_left(wave)
             if wave.end == len(wave.request.tokens):
                 asking.append(wave.request)
         if logits is None:

@@ -14,7 +14,7 @@ from mor.data import prompt_tokens
 from mor.engine.params import SamplingParams
 from mor.engine.request import Request
 from mor.engine.store import KVStore
-from mor.engine.text import TextStream
+from mor.engine.text import GrowingText
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 
@@ -128,16 +128,16 @@ class Intake:
                 limit=limit,
                 stop_ids=ends,
                 draw=random.Random(seed + index),
-                stream=self._stream(params),
+                text=self._make_text(params),
                 arrival=arrival,
             )
             for index in range(params.n)
         ]
 
-    def _stream(self, params: SamplingParams) -> TextStream | None:
+    def _make_text(self, params: SamplingParams) -> GrowingText | None:
         if self.tokenizer is None:
             return None
-        return TextStream(self.tokenizer, tuple(params.stop))
+        return GrowingText(self.tokenizer, tuple(params.stop))
 
     def _check_boundaries(self, params: SamplingParams) -> None:
         if params.boundaries is None:

@@ -1,6 +1,6 @@
 """The checks that nothing is lost and nothing is owned twice: pages, rows, lanes, waves.
 
-What they find is always a mistake of ours, never of the user's.
+What they find is a fault of the engine, never of the caller.
 """
 
 from __future__ import annotations

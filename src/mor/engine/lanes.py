@@ -39,13 +39,13 @@ class Lanes:
         return len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """``count`` free lanes."""
+        """Take ``count`` free lanes."""
         if count > len(self._free):
             raise RuntimeError(f"{count} lanes wanted, {len(self._free)} are free")
         return [self._free.pop() for _ in range(count)]
 
     def give(self, lanes: list[int]) -> None:
-        """Back to the free ones."""
+        """Give ``lanes`` back to the free ones."""
         self._free.extend(lanes)
 
     def put_scores(self, lanes: Tensor, scores: Scores) -> None:
@@ -60,6 +60,6 @@ class Lanes:
             self._scores[name].index_copy_(0, lanes, values[0])
 
     def scores(self, lanes: Tensor) -> Scores:
-        """What was kept, [1, N, ...]."""
+        """The scores kept for the tokens in ``lanes`` [N], as [1, N, ...]."""
         kept = self._scores.items()
         return Scores(**{name: values.index_select(0, lanes)[None] for name, values in kept})

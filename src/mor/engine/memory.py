@@ -27,7 +27,7 @@ def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on ``device``; None where nobody says."""
+    """Bytes that are free on ``device``; None where the system does not say."""
     if device.type == "cuda":
         # What torch keeps of tensors that are gone is free for us: the pool of an engine before.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -12,7 +12,7 @@ class Timings:
     Attributes:
         queue: from arrival to the first admission.
         first_token: from arrival to the first token.
-        between_tokens: between each token and the one before, told at the end.
+        between_tokens: between each token and the one before, known at the end.
         total: from arrival to the end.
     """
 

@@ -38,16 +38,16 @@ class PagePool:
 
     @property
     def free(self) -> int:
-        """Pages that nobody owns."""
+        """How many pages no row owns."""
         return len(self._free)
 
     @property
     def used(self) -> int:
-        """Pages that somebody owns."""
+        """How many pages rows own."""
         return self.num_pages - len(self._free)
 
     def take(self, count: int) -> list[int]:
-        """``count`` free pages; the caller has made sure that there are so many."""
+        """Take ``count`` free pages; the caller has made sure that there are so many."""
         if count > len(self._free):
             raise RuntimeError(f"{count} pages wanted, {len(self._free)} are free")
         cut = len(self._free) - count
@@ -57,7 +57,7 @@ class PagePool:
         return taken
 
     def give(self, pages: list[int]) -> None:
-        """Back to the free ones."""
+        """Give ``pages`` back to the free ones."""
         self._free.extend(pages)
 
     def free_pages(self) -> list[int]:
@@ -69,7 +69,7 @@ class PagePool:
         return 2 * self.keys[0].numel() * self.keys.element_size()
 
     def nbytes(self) -> int:
-        """Bytes of the pool."""
+        """Bytes of all keys and values of the pool."""
         return self.keys.nbytes + self.values.nbytes
 
 
@@ -114,7 +114,7 @@ class PageTables:
         self.lengths[row] = length
 
     def owned(self, row: int) -> list[int]:
-        """All pages of ``row``."""
+        """Numbers of all pages that ``row`` owns."""
         return self.table[row, :, : self.columns[row]].flatten().tolist()
 
     def release(self, row: int) -> None:

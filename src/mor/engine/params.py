@@ -49,8 +49,8 @@ class SamplingParams:
         stop: texts that end a completion; the text is cut before them.
         stop_token_ids: token ids that end a completion, the model's end of text apart.
         ignore_eos: go on past the model's end of text.
-        logprobs: tell the log-probability of each token and of the so many likeliest ones; None
-            tells nothing. They are the model's, before penalties and temperature.
+        logprobs: return the log-probability of each token and of the so many likeliest ones; None
+            returns nothing. They are the model's, before penalties and temperature.
         n: completions of the prompt.
         max_depth: depth cap of this request, 1..R.
         boundaries: what a token's score must exceed to run each depth (logits, R of them), in place

@@ -8,7 +8,7 @@ from itertools import pairwise
 
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
-from mor.engine.text import TextStream
+from mor.engine.text import GrowingText
 
 
 @dataclass(eq=False)
@@ -42,7 +42,7 @@ class Wave:
     first_slots: list[int] = field(default_factory=list)
 
     def __len__(self) -> int:
-        """Tokens."""
+        """How many tokens the wave has."""
         return len(self.lanes)
 
     @property
@@ -50,7 +50,7 @@ class Wave:
         """Position after its last token."""
         return self.start + len(self.lanes)
 
-    def ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
+    def note_ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
         for place, goes in zip(places, go_on, strict=True):
             self.depths[place] += recursions
@@ -80,7 +80,7 @@ class Request:
         limit: depth cap.
         stop_ids: token ids that end it.
         draw: source of its random numbers.
-        stream: turns tokens into text; None without a tokenizer.
+        text: turns tokens into text; None without a tokenizer.
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
@@ -94,7 +94,7 @@ class Request:
     limit: int
     stop_ids: frozenset[int]
     draw: random.Random
-    stream: TextStream | None
+    text: GrowingText | None
     arrival: float
     tokens: list[int] = field(default_factory=list)
     token_depths: list[int] = field(default_factory=list)
@@ -117,12 +117,12 @@ class Request:
 
     @property
     def new_tokens(self) -> list[int]:
-        """What has been sampled."""
+        """Ids of the tokens sampled so far."""
         return self.tokens[len(self.prompt) :]
 
     @property
     def finished(self) -> bool:
-        """Whether it is over."""
+        """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
@@ -151,18 +151,18 @@ class Request:
         To be asked once per token: the text grows by it, and ``stop_reason`` is noted.
         """
         token = self.tokens[-1]
-        stopped = self.stream is not None and self.stream.push(token)
+        stopped = self.text is not None and self.text.push(token)
         if token in self.stop_ids:
             self.stop_reason = token
             return "stop"
         if stopped:
-            assert self.stream is not None
-            self.stop_reason = self.stream.stopped_by
+            assert self.text is not None
+            self.stop_reason = self.text.stopped_by
             return "stop"
         return "length" if len(self.tokens) - len(self.prompt) >= self.max_new else None
 
     def timings(self) -> Timings:
-        """As far as they are known."""
+        """The timings of the request, as far as they are known."""
         times = self.token_times
         return Timings(
             queue=None if self.admitted is None else self.admitted - self.arrival,
@@ -173,7 +173,10 @@ class Request:
         )
 
     def completion(self) -> Completion:
-        """How it stands. What is over is made once: its group may go on for long."""
+        """The completion as it stands.
+
+        One that has ended is made once: its group may go on for long.
+        """
         if self._over is not None:
             return self._over
         made = self._completion()
@@ -185,7 +188,7 @@ class Request:
         return Completion(
             index=self.index,
             token_ids=tuple(self.new_tokens),
-            text=None if self.stream is None else self.stream.text(self.finished),
+            text=None if self.text is None else self.text.text(self.finished),
             depths=tuple(self.token_depths),
             prompt_depths=tuple(self.position_depths[: len(self.prompt)]),
             finish_reason=self.finish_reason,

@@ -13,7 +13,7 @@ from mor.ops import native
 
 
 def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[TokenLogprobs]]:
-    """One token per row.
+    """Choose one token per row.
 
     Order as in Transformers: bias, penalties, then greedy, or temperature, top-k, top-p, min-p and
     a draw from the request's own random numbers.
@@ -47,8 +47,8 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
 def _plainly_greedy(request: Request) -> bool:
     """Whether the largest logit is all that is asked for."""
     params = request.params
-    told = params.logprobs is not None or params.logit_bias or params.penalised
-    return params.greedy and not told
+    looked_at = params.logprobs is not None or params.logit_bias or params.penalised
+    return params.greedy and not looked_at
 
 
 def _filters(request: Request) -> bool:

@@ -131,7 +131,7 @@ class Scheduler:
 
     # What runs next ------------------------------------------------------------------------------
 
-    def leaving(self) -> list[Wave]:
+    def select_leaving(self) -> list[Wave]:
         """Waves for the coda: when enough wait, or when nothing else can run."""
         enough = len(self.exited) >= self.min_gather and self.policy != "no_refill"
         if self.exited and (enough or not self._candidates()):
@@ -139,14 +139,14 @@ class Scheduler:
             return waves
         return []
 
-    def left(self, wave: Wave) -> None:
+    def note_left(self, wave: Wave) -> None:
         """``wave`` is through with the coda."""
         request = wave.request
         request.computed = wave.end
         request.position_depths[wave.start : wave.end] = wave.depths
         self._forget(wave)
 
-    def entering(self) -> list[Wave]:
+    def select_entering(self) -> list[Wave]:
         """A wave for every resident request that has none: a new token, or a chunk of a prompt."""
         waves = []
         for request in list(self.running):
@@ -170,19 +170,19 @@ class Scheduler:
             waves.append(wave)
         return [w for w in waves if w.request.wave is w]
 
-    def entered(self, waves: list[Wave], go_on: list[bool]) -> None:
+    def note_entered(self, waves: list[Wave], go_on: list[bool]) -> None:
         """Note the router's answers at depth 0, token by token."""
         answers = iter(go_on)
         for wave in waves:
             wave.pending = [place for place in range(len(wave)) if next(answers)]
             (self.exited if wave.exited else self.ready).append(wave)
 
-    def pieces(self) -> list[Piece]:
+    def select_pieces(self) -> list[Piece]:
         """Tokens of one tick: of any depth, oldest first, as many as it carries."""
         if self.policy == "no_refill" and not self.cohort and not self.exited:
-            self.cohort = [wave for wave, _ in self._chosen(self.ready)]
+            self.cohort = [wave for wave, _ in self._fit_into_tick(self.ready)]
         pieces = []
-        for wave, count in self._chosen(self._candidates()):
+        for wave, count in self._fit_into_tick(self._candidates()):
             if wave.request.wave is not wave:
                 continue  # it had to give way to an older one just now
             if self._make_room(self.store.missing_to_run(wave, count), wave.request):
@@ -197,7 +197,7 @@ class Scheduler:
             return self.ready
         return [wave for wave in self.cohort if not wave.exited]
 
-    def _chosen(self, waves: list[Wave]) -> list[tuple[Wave, int]]:
+    def _fit_into_tick(self, waves: list[Wave]) -> list[tuple[Wave, int]]:
         """Waves that fit into one tick, and how many of their tokens."""
         new, prompt = self.max_num_seqs, self.prefill_chunk
         chosen = []
@@ -211,12 +211,12 @@ class Scheduler:
                     new -= count
         return chosen
 
-    def ticked(self, pieces: tuple[Piece, ...], go_on: list[bool], recursions: int) -> None:
+    def note_ticked(self, pieces: tuple[Piece, ...], go_on: list[bool], recursions: int) -> None:
         """Note the router's answers after a tick."""
         answers = iter(go_on)
         for piece in pieces:
             wave, places = piece.wave, list(piece.places)
-            wave.ran(places, [next(answers) for _ in places], recursions)
+            wave.note_ran(places, [next(answers) for _ in places], recursions)
             self.ready.remove(wave)
             if wave.exited:
                 self.exited.append(wave)

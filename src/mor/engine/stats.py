@@ -41,19 +41,21 @@ class EngineStats:
     peak_pages: int = 0
 
     def __post_init__(self) -> None:
-        """Room for every depth."""
+        """Make the histograms: one count for each depth 0..R."""
         self.depths = [0] * (self.recursions + 1)
         self.new_depths = [0] * (self.recursions + 1)
 
     def reset(self) -> None:
-        """Count from nothing, in place: others hold this object too."""
+        """Set every counter to zero, in place: others hold this object too."""
         vars(self).update(vars(EngineStats(self.recursions)))
 
     def numbers(self) -> dict[str, float]:
         """The counters and their quotients by name; histograms apart."""
-        told = {name: float(value) for name, value in vars(self).items() if isinstance(value, int)}
-        del told["recursions"]
-        return told | {
+        counters = {
+            name: float(value) for name, value in vars(self).items() if isinstance(value, int)
+        }
+        del counters["recursions"]
+        return counters | {
             "tokens_per_tick": self.tokens_per_tick,
             "tokens_per_gathering": self.tokens_per_gathering,
             "mean_depth": self.mean_depth,

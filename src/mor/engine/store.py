@@ -67,7 +67,7 @@ class KVStore:
         return request.row * self.groups + min(depth, self.groups - 1)
 
     def read_row(self, request: Request, depth: int) -> int:
-        """Row whose places its query is told."""
+        """Row of the block's table that the query of a token of ``request`` reads at ``depth``."""
         return self.row(request, depth if self.origins is None else 0)
 
     def writes(self, depth: int) -> bool:
@@ -80,7 +80,7 @@ class KVStore:
         return self.private.missing(wave.request.row, wave.end)
 
     def enter(self, wave: Wave) -> None:
-        """Take them."""
+        """Take the pages that prelude and coda need for the tokens of ``wave``."""
         assert wave.request.row is not None
         self.private.extend(wave.request.row, wave.end)
 
@@ -92,7 +92,11 @@ class KVStore:
         return self.block.missing(row, self.block.lengths[row] + count)
 
     def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int]]:
-        """Take them; returns the place of each token in the row it reads and the one it writes."""
+        """Take the pages that the tokens at ``places`` of ``wave`` need at its depth.
+
+        Returns:
+            The place of each token in the row that it reads, and in the row that it writes.
+        """
         first = [wave.first_slots[place] for place in places]
         if not self.writes(wave.depth):
             return first, first

@@ -7,7 +7,7 @@ from typing import Any
 _BROKEN = "\ufffd"  # what a tokenizer writes for part of a character
 
 
-class TextStream:
+class GrowingText:
     """The text of one completion, which grows token by token and never changes behind.
 
     A few tokens before the new ones are decoded along, since they decide about spaces and about

@@ -62,12 +62,12 @@ class Levels:
 
     @property
     def lowest(self) -> float:
-        """The smallest factor."""
+        """The smallest capacity factor."""
         return self.levels[0].capacity
 
     @property
     def highest(self) -> float:
-        """The largest factor."""
+        """The largest capacity factor."""
         return self.levels[-1].capacity
 
     def boundaries(self, capacity: float) -> tuple[float, ...]:

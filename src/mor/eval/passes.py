@@ -48,7 +48,7 @@ class PassResult:
 
     @property
     def nll(self) -> float:
-        """Nats per token."""
+        """Negative log-likelihood in nats per token."""
         return self.nll_sum / max(1, self.targets)
 
     @property

@@ -134,16 +134,16 @@ def one_cache(past_key_values: Any, cache: Any) -> MoRCache | None:
     ]
     if not given:
         return None
+    for name, found in given:
+        if not isinstance(found, MoRCache):
+            raise ArgumentError(
+                f"{name} is a {type(found).__name__}; MoR caches per depth: use MoRCache"
+            )
     if len(given) == 2 and cache is not past_key_values:
         raise ArgumentError(
             "cache and past_key_values are two names of one argument and hold two caches; give one"
         )
-    name, found = given[-1]
-    if not isinstance(found, MoRCache):
-        raise ArgumentError(
-            f"{name} is a {type(found).__name__}; MoR caches per depth: use MoRCache"
-        )
-    return found
+    return given[-1][1]
 
 
 def check_ids(input_ids: Tensor | None, vocab_size: int) -> None:

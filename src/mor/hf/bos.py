@@ -51,7 +51,7 @@ def save_tokenizer(tokenizer: Any, config: MoRConfig, folder: Path) -> None:
     """Write the tokenizer beside a model so that of itself it does what the model's policy is.
 
     Raises:
-        MorError: it cannot be told.
+        MorError: the tokenizer cannot do so.
     """
     if config.add_bos_token is not None:
         tokenizer = apply_bos(tokenizer, model_bos(config))

@@ -57,6 +57,16 @@ class MoRCache(DepthCache, Cache):
         return -1 if self.seen is None else len(self.seen)
 
     @property
+    def max_batch_size(self) -> int:
+        """The same, as older versions ask for it."""
+        return self.batch_size
+
+    @property
+    def max_cache_len(self) -> int:
+        """No limit."""
+        return -1
+
+    @property
     def is_croppable(self) -> bool:
         """Entries know their token, so that the last tokens can be taken back."""
         return True
@@ -88,7 +98,7 @@ class MoRCache(DepthCache, Cache):
         self.select_rows(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows."""
+        """Keep the rows ``indices`` of every entry."""
         self.select_rows(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -112,5 +122,5 @@ class MoRCache(DepthCache, Cache):
         """Nothing to do: crop works at any time."""
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Drop all entries."""
         DepthCache.__init__(self, self.config)

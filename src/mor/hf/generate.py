@@ -41,7 +41,7 @@ class _DepthStreamer(BaseStreamer):
         self.tokens += value.numel()
 
     def end(self) -> None:
-        """Nothing is held back."""
+        """Called when generation ends; every token has been passed on."""
 
 
 def generate_with_depths(

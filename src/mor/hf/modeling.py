@@ -25,6 +25,7 @@ from mor.hf.arguments import (
 )
 from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
 from mor.hf.cache import MoRCache
+from mor.hf.generation import DepthGeneration
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, exit_weights, next_token_targets
 from mor.model.model import MoRModel
@@ -117,7 +118,8 @@ class MoRPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
+# GenerationMixin by its name: Transformers asks the direct parents whether a model can generate.
+class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
     """Causal language model over :class:`mor.model.MoRModel`.
 
     ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default
@@ -146,19 +148,19 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         return Backbone(self.model)
 
     def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
+        """The token embedding."""
         return self.model.embed_tokens
 
     def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the embedding."""
+        """Replace the token embedding."""
         self.model.embed_tokens = value
 
     def get_output_embeddings(self) -> nn.Module:
-        """The head."""
+        """The vocabulary projection."""
         return self.model.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Replace the head."""
+        """Replace the vocabulary projection."""
         self.model.lm_head = new_embeddings
 
     def forward(
@@ -287,25 +289,6 @@ class MoRForCausalLM(MoRPreTrainedModel, GenerationMixin):
         if return_dict is None:
             return_dict = self.config.return_dict
         return result.to_tuple() if return_dict is False else result
-
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        """``generate`` decodes through a :class:`MoRCache`, by the name that it uses itself."""
-        if generation_config.cache_implementation is not None:
-            raise ValueError(
-                f"cache_implementation={generation_config.cache_implementation!r} is not available:"
-                " MoR caches per depth; leave it out"
-            )
-        names = ("past_key_values", "cache")
-        given = one_cache(*(model_kwargs.pop(name, None) for name in names))
-        if given is not None:
-            model_kwargs[CACHE_NAME] = given
-            super()._prepare_cache_for_generation(  # type: ignore[misc]
-                generation_config, model_kwargs, *args, **kwargs
-            )
-        elif generation_config.use_cache is not False:
-            model_kwargs[CACHE_NAME] = MoRCache(self.config)
 
 
 # Understood, but no parameters: a Trainer takes every parameter with "label" in its name for a

@@ -1,7 +1,7 @@
 """Compaction: bring the active tokens of a batch together, so that k of T tokens cost k, and back.
 
 Two layouts. **Laid end to end** (:func:`pack_flat`): all active tokens of all rows in one run, no
-padding; attention has to be told where rows end (:mod:`mor.ops.segments`). **Rows**
+padding; attention has to know where rows end (:mod:`mor.ops.segments`). **Rows**
 (:func:`pack`): each row's active tokens at its front, as wide as the longest row; plain causal
 attention needs no mask. Its spare places are filled with other, inactive tokens of the same row,
 each once: no index occurs twice, all values are real numbers, and nothing real can see them. Rows

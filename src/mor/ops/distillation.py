@@ -36,7 +36,7 @@ class LiveRows:
         hidden: [N, D] after the teacher's final norm.
         weight: [V, D] of its head.
         temperature: of the softmax.
-        top_k: how many are told; None for all.
+        top_k: how many are given; None for all.
     """
 
     hidden: Tensor

@@ -68,8 +68,8 @@ class Segments:
     def of(cls, ids: Tensor) -> Segments:
         """From the run of every token, ``ids`` [N], non-decreasing. Asks the device once."""
         names, counts = torch.unique_consecutive(ids, return_counts=True)
-        told = torch.stack((names, counts)).tolist()
-        return cls(tuple(told[0]), tuple(told[1]), ids.device)
+        runs = torch.stack((names, counts)).tolist()
+        return cls(tuple(runs[0]), tuple(runs[1]), ids.device)
 
     @classmethod
     def of_rows(cls, rows: int, width: int, device: torch.device) -> Segments:

@@ -24,7 +24,7 @@ def render_page(
     plots: Sequence[Plot],
     passages: Mapping[str, Sequence[Sample]] | None = None,
 ) -> str:
-    """Return the page.
+    """The report as one self-contained HTML page.
 
     Args:
         title: heading of the page.

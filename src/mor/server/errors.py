@@ -67,10 +67,10 @@ class ApiError(Exception):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """The JSON object."""
+        """The error as the API's JSON object."""
         kind = _TYPES.get(self.status, "invalid_request_error")
-        told = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return {"error": told}
+        body = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return {"error": body}
 
     def response(self) -> Response:
         """The answer. Escaped, since a message may quote what is not a valid character."""
@@ -78,8 +78,8 @@ class ApiError(Exception):
         return Response(content, self.status, self.headers, media_type="application/json")
 
 
-def refused(error: MorError) -> ApiError:
-    """A request that the engine refuses: the client's mistake, told in the API's words."""
+def explain_refusal(error: MorError) -> ApiError:
+    """A request that the engine refuses: the client's mistake, in the API's words."""
     message = str(error)
     found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
     param = found[1] if found else None
@@ -88,7 +88,7 @@ def refused(error: MorError) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def unreadable(error: RequestValidationError) -> ApiError:
+def explain_unreadable(error: RequestValidationError) -> ApiError:
     """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()
     first = problems[0]
@@ -114,8 +114,8 @@ def unreadable(error: RequestValidationError) -> ApiError:
     )
     value = ascii(first.get("input"))
     value = value if len(value) <= 80 else value[:77] + "..."
-    told = "; or: ".join(list(reasons)[:4])
-    return ApiError(400, f"{param}: {told} (found {value})", param=param, code="invalid_value")
+    right = "; or: ".join(list(reasons)[:4])
+    return ApiError(400, f"{param}: {right} (found {value})", param=param, code="invalid_value")
 
 
 def _path(place: tuple[Any, ...]) -> str | None:
@@ -142,7 +142,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def wrong(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return unreadable(error).response()
+        return explain_unreadable(error).response()
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

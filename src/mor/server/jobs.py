@@ -1,4 +1,4 @@
-"""A call of the API on its way through the engine, and what it is told."""
+"""A call of the API on its way through the engine, and the updates it gets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Update:
 
 @dataclass
 class Cursor:
-    """How much of a completion has been told."""
+    """How much of a completion has been sent to the client."""
 
     tokens: int = 0
     chars: int = 0
@@ -61,7 +61,7 @@ class Job:
     left: int = 0
 
     def __post_init__(self) -> None:
-        """Nothing is told yet."""
+        """Begin with nothing sent."""
         self.left = len(self.prompts) * self.params.n
         self.cursors = [Cursor() for _ in range(self.left)]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from mor.engine import Completion, Engine, RequestOutput, SamplingParams
 from mor.errors import MorError
-from mor.server.errors import ApiError, refused
+from mor.server.errors import ApiError, explain_refusal
 from mor.server.jobs import Job, Update
 from mor.server.metrics import ServerMetrics
 
@@ -37,7 +37,7 @@ class EngineLoop:
     Args:
         engine: from now on it belongs to this loop's thread.
         max_waiting: completions that may wait for a place.
-        metrics: told what happens.
+        metrics: counts what happens.
     """
 
     def __init__(self, engine: Engine, max_waiting: int, metrics: ServerMetrics) -> None:
@@ -197,16 +197,15 @@ class EngineLoop:
         self._drop_all(ApiError(500, f"The engine failed: {self.failure}", code="engine_failed"))
 
     def _tick(self) -> None:
-        outputs = self.engine.step()
-        told: list[tuple[Job, Update | ApiError | None]] = []
-        for output in outputs:
+        updates: list[tuple[Job, Update | ApiError | None]] = []
+        for output in self.engine.step():
             job, first = self._jobs[output.request_id]
-            told += [(job, update) for update in self._updates(job, first, output)]
+            updates += [(job, update) for update in self._updates(job, first, output)]
             if output.finished:
                 del self._jobs[output.request_id]
             if not job.left:
                 self._running.pop(job, None)
-        self._tell(told)
+        self._hand_over(updates)
 
     def _updates(self, job: Job, first: int, output: RequestOutput) -> list[Update]:
         """What is new in an output of the engine."""
@@ -243,7 +242,9 @@ class EngineLoop:
     def _add(self, job: Job) -> None:
         if self.failure is not None or self._stopped:
             self._release(job.left)
-            self._tell([(job, ApiError(503, "The server takes no requests", code="not_ready"))])
+            self._hand_over(
+                [(job, ApiError(503, "The server takes no requests", code="not_ready"))]
+            )
             return
         self._running[job] = None
         try:
@@ -253,12 +254,12 @@ class EngineLoop:
                 self._jobs[name] = (job, place * job.params.n)
                 self.metrics.prompt_tokens.inc(len(prompt))
         except MorError as error:
-            self._drop(job, refused(error))
+            self._drop(job, explain_refusal(error))
         except Exception:
             log.exception("a request could not be added")
             self._drop(job, ApiError(500, "The request could not be added", code="engine_error"))
         else:
-            self._tell([(job, None)])
+            self._hand_over([(job, None)])
 
     def _drop(self, job: Job, error: ApiError | None) -> None:
         """Take a job out of the engine, and say why where somebody listens."""
@@ -275,7 +276,7 @@ class EngineLoop:
         self._release(job.left)
         job.left = 0
         if error is not None:
-            self._tell([(job, error)])
+            self._hand_over([(job, error)])
 
     def _drop_all(self, error: ApiError) -> None:
         for job in list(self._running):
@@ -285,12 +286,12 @@ class EngineLoop:
         with self._lock:
             self._under_way -= count
 
-    def _tell(self, told: list[tuple[Job, Update | ApiError | None]]) -> None:
-        if not told or self._asyncio is None:
+    def _hand_over(self, updates: list[tuple[Job, Update | ApiError | None]]) -> None:
+        if not updates or self._asyncio is None:
             return
 
         def deliver() -> None:
-            for job, item in told:
+            for job, item in updates:
                 job.inbox.put_nowait(item)
 
         try:

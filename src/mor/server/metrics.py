@@ -60,13 +60,13 @@ class _Engine(Collector):
 
     def _depths(self) -> Metric:
         text = "Recursions at the position that a new token was sampled from"
-        told = HistogramMetricFamily("mor:token_depth", text, labels=list(self.labels))
+        family = HistogramMetricFamily("mor:token_depth", text, labels=list(self.labels))
         reached = list(accumulate(self.depths))
         buckets = [(f"{depth}.0", float(count)) for depth, count in enumerate(reached)]
         total = float(sum(depth * count for depth, count in enumerate(self.depths)))
         every = float(reached[-1]) if reached else 0.0
-        told.add_metric(list(self.labels.values()), [*buckets, ("+Inf", every)], total)
-        return told
+        family.add_metric(list(self.labels.values()), [*buckets, ("+Inf", every)], total)
+        return family
 
 
 class ServerMetrics:

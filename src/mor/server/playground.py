@@ -12,7 +12,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import HTMLResponse, Response
 
 from mor.report.colors import depth_css
-from mor.server.state import state_of
+from mor.server.state import get_state
 
 router = APIRouter()
 PAGE = Path(__file__).with_name("page.html")
@@ -20,8 +20,8 @@ PAGE = Path(__file__).with_name("page.html")
 
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
-    """The playground."""
-    recursions = state_of(request).engine.config.num_recursions
+    """The playground page."""
+    recursions = get_state(request).engine.config.num_recursions
     text, policy = _page(recursions)
     headers = {
         "Content-Security-Policy": policy,

@@ -15,29 +15,29 @@ LOWEST = -9999.0  # JSON has no minus infinity
 
 
 def completion_logprobs(
-    told: Sequence[TokenLogprobs], offsets: Sequence[int], tokens: Tokens
+    likely: Sequence[TokenLogprobs], offsets: Sequence[int], tokens: Tokens
 ) -> dict[str, Any]:
-    """As in /v1/completions."""
+    """Log-probabilities in the form of /v1/completions."""
     return {
-        "tokens": [tokens.piece(one.token)[0] for one in told],
-        "token_logprobs": [max(one.logprob, LOWEST) for one in told],
+        "tokens": [tokens.piece(one.token)[0] for one in likely],
+        "token_logprobs": [max(one.logprob, LOWEST) for one in likely],
         "top_logprobs": [
             {tokens.piece(token)[0]: max(value, LOWEST) for token, value in one.top.items()}
-            for one in told
+            for one in likely
         ],
         "text_offset": list(offsets),
     }
 
 
-def chat_logprobs(told: Sequence[TokenLogprobs], tokens: Tokens) -> dict[str, Any]:
-    """As in /v1/chat/completions."""
+def chat_logprobs(likely: Sequence[TokenLogprobs], tokens: Tokens) -> dict[str, Any]:
+    """Log-probabilities in the form of /v1/chat/completions."""
 
     def show(token: int, value: float) -> dict[str, Any]:
         name, raw = tokens.piece(token)
         return {"token": name, "logprob": max(value, LOWEST), "bytes": list(raw)}
 
     content = []
-    for one in told:
+    for one in likely:
         top = [show(token, value) for token, value in one.top.items()]
         content.append(show(one.token, one.logprob) | {"top_logprobs": top})
     return {"content": content}
@@ -47,15 +47,15 @@ class Offsets:
     """Where in a completion's text each token begins, as far as whole characters tell."""
 
     def __init__(self, tokens: Tokens) -> None:
-        self._stream, self._at = tokens.stream(), 0
+        self._text, self._at = tokens.begin_text(), 0
 
     def of(self, ids: Sequence[int]) -> list[int]:
         """Offsets (characters) of the next tokens."""
         found = []
         for token in ids:
             found.append(self._at)
-            self._stream.push(token)
-            self._at = len(self._stream.text(False))
+            self._text.push(token)
+            self._at = len(self._text.text(False))
         return found
 
 
@@ -66,7 +66,7 @@ class Renderer:
     Attributes:
         body: the request.
         job: what the engine works on.
-        model: the name told.
+        model: the name that answers carry.
         tokens: for names of tokens.
         created: Unix seconds.
     """
@@ -114,7 +114,7 @@ class Renderer:
 
     def _choice(self, parts: Sequence[Update]) -> dict[str, Any]:
         index, ids = parts[0].index, [token for part in parts for token in part.token_ids]
-        told = [one for part in parts for one in part.logprobs]
+        likely = [one for part in parts for one in part.logprobs]
         choice: dict[str, Any] = {
             "index": index,
             "logprobs": None,
@@ -124,10 +124,10 @@ class Renderer:
         }
         if self.job.params.logprobs is not None:
             if self.chat:
-                choice["logprobs"] = chat_logprobs(told, self.tokens)
+                choice["logprobs"] = chat_logprobs(likely, self.tokens)
             else:
                 offsets = self._offsets[index].of(ids)
-                choice["logprobs"] = completion_logprobs(told, offsets, self.tokens)
+                choice["logprobs"] = completion_logprobs(likely, offsets, self.tokens)
         if self.body.return_token_ids:
             choice["token_ids"] = ids
         return choice

@@ -11,7 +11,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
-from mor.server.errors import ApiError, ErrorResponse, refused
+from mor.server.errors import ApiError, ErrorResponse, explain_refusal
+from mor.server.events import ClientGone, EventResponse, while_connected
 from mor.server.render import Renderer
 from mor.server.sampling import sampling_params
 from mor.server.schema.requests import ChatRequest, CompletionRequest
@@ -22,8 +23,7 @@ from mor.server.schema.responses import (
     Model,
     ModelList,
 )
-from mor.server.state import State, state_of
-from mor.server.stream import ClientGone, EventStream, while_connected
+from mor.server.state import State, get_state
 
 router = APIRouter()
 
@@ -49,13 +49,13 @@ _CALLS = _errors(400, 401, 404, 413, 429, 500, 503)
 @router.get("/v1/models", responses=_errors(401))
 async def models(request: Request) -> ModelList:
     """The models of this server: one."""
-    return ModelList(object="list", data=[Model(**state_of(request).card())])
+    return ModelList(object="list", data=[Model(**get_state(request).card())])
 
 
 @router.get("/v1/models/{model:path}", responses=_errors(401, 404))
 async def model_card(request: Request, model: str) -> Model:
-    """One model."""
-    state = state_of(request)
+    """The card of the model that is served."""
+    state = get_state(request)
     state.check_model(model)
     return Model(**state.card())
 
@@ -67,7 +67,7 @@ async def model_card(request: Request, model: str) -> Model:
 )
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Go on from a text or token ids."""
-    state = state_of(request)
+    state = get_state(request)
     state.check_model(body.model)
     prompt = body.prompt
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
@@ -75,7 +75,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     try:
         ids = await state.tokens.encode(prompts)
     except MorError as error:
-        problem = refused(error)
+        problem = explain_refusal(error)
         problem.param = "prompt"
         raise problem from None
     return await _answer(request, state, body, ids, "cmpl")
@@ -88,7 +88,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
 )
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat, by the model's chat template."""
-    state = state_of(request)
+    state = get_state(request)
     state.check_model(body.model)
     messages = [message.plain() for message in body.messages]
     begin = body.add_generation_prompt is not False
@@ -112,7 +112,7 @@ async def _answer(
         await while_connected(request, job.accepted())
         if body.stream:
             streaming = True
-            return EventStream(renderer.chunks(), lambda: state.loop.abort(job))
+            return EventResponse(renderer.chunks(), lambda: state.loop.abort(job))
         return JSONResponse(await while_connected(request, renderer.whole()))
     except ClientGone:
         return Response(status_code=499)  # nobody reads it
@@ -124,7 +124,7 @@ async def _answer(
 @router.get("/health", responses=_errors(503))
 async def health(request: Request) -> Health:
     """Whether the process works at all."""
-    failure = state_of(request).loop.failure
+    failure = get_state(request).loop.failure
     if failure is not None:
         raise ApiError(503, f"The engine failed: {failure}", code="engine_failed")
     return Health(status="ok")
@@ -133,7 +133,7 @@ async def health(request: Request) -> Health:
 @router.get("/ready", responses=_errors(503))
 async def ready(request: Request) -> Health:
     """Whether it takes requests: not while it shuts down, and not after a failure."""
-    loop = state_of(request).loop
+    loop = get_state(request).loop
     if not loop.ready:
         why = f"the engine failed: {loop.failure}" if loop.failure else "shutting down"
         raise ApiError(503, f"Not ready: {why}", code="not_ready")
@@ -142,7 +142,7 @@ async def ready(request: Request) -> Health:
 
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Numbers for Prometheus."""
-    state = state_of(request)
+    """Counters of server and engine in Prometheus' text format."""
+    state = get_state(request)
     content = await state.loop.call(state.metrics.text)
     return Response(content, media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -18,7 +18,7 @@ from mor.server.tokens import Tokens
 
 @dataclass
 class State:
-    """One server.
+    """What the routes of one server share.
 
     Attributes:
         model: the name that clients use.
@@ -56,7 +56,7 @@ class State:
             )
 
     def card(self) -> dict[str, Any]:
-        """The model in /v1/models."""
+        """The model as /v1/models lists it."""
         config, levels = self.engine.config, self.levels
         capacity = levels and {"lowest": levels.lowest, "highest": levels.highest}
         return {
@@ -72,8 +72,8 @@ class State:
         }
 
 
-def state_of(request: Request) -> State:
-    """The server's state."""
+def get_state(request: Request) -> State:
+    """The state of the server that handles ``request``."""
     state = request.app.state.mor
     assert isinstance(state, State)
     return state

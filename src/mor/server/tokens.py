@@ -12,7 +12,7 @@ from typing import Any
 from mor.config import MoRConfig
 from mor.data import prompt_tokens
 from mor.engine.intake import prompt_ids
-from mor.engine.text import TextStream
+from mor.engine.text import GrowingText
 from mor.errors import MorError
 from mor.server.errors import ApiError
 
@@ -39,7 +39,7 @@ class Tokens:
         self.piece = lru_cache(1 << 16)(self._piece)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread that makes tokens."""
         self._thread.shutdown(wait=False)
 
     async def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
@@ -98,9 +98,9 @@ class Tokens:
         """Text without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
-    def stream(self) -> TextStream:
-        """Text token by token, as the engine makes it."""
-        return TextStream(self.tokenizer, ())
+    def begin_text(self) -> GrowingText:
+        """A text that grows token by token, as the engine makes it."""
+        return GrowingText(self.tokenizer, ())
 
     def _piece(self, token: int) -> tuple[str, tuple[int, ...]]:
         """A token's name and bytes; part of a character is called ``bytes:\\xe2``, as by OpenAI."""

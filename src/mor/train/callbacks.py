@@ -48,7 +48,7 @@ class RouterCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Tell the router which step this is."""
+        """Tell the router which step begins."""
         router = find_router(kwargs["model"])
         scaler = getattr(kwargs.get("optimizer"), "scaler", None)  # there in float16 training
         router.begin_step(

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset
 from transformers import default_data_collator
 
-from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingStream, console_progress
+from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection
 
@@ -25,12 +25,12 @@ class RunData:
     """What a run trains on and is scored on.
 
     Attributes:
-        stream: the samples in training order; ``stream.take(n)`` is a run of n.
+        samples: all of them in training order; ``samples.take(n)`` is a run of n.
         validation: the first sequences of the validation split, or of the mixture of them.
         index: of the (first) folder: vocabulary and tokenizer, the same in all.
     """
 
-    stream: TrainingStream
+    samples: TrainingSamples
     validation: Subset[dict[str, Tensor]]
     index: DataIndex
 
@@ -68,17 +68,17 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
 
     seed = recipe.train.seed
     train = parts(section.train_split, seed)
-    stream = TrainingStream(train, weights, per_step=per_step, seed=seed)
+    samples = TrainingSamples(train, weights, per_step=per_step, seed=seed)
     if other is not None:
         elsewhere = PackedDataset(
             other, section.validation_split, section.seq_len, loss_on=section.loss_on
         )
         elsewhere.index.check_same_tokenizer(train[0].index)
-        scored = TrainingStream([elsewhere])
+        scored = TrainingSamples([elsewhere])
     else:
-        scored = TrainingStream(parts(section.validation_split, None), weights)
+        scored = TrainingSamples(parts(section.validation_split, None), weights)
     count = min(recipe.train.eval_sequences, scored.num_fresh)
-    return RunData(stream, Subset(scored, range(count)), train[0].index)
+    return RunData(samples, Subset(scored, range(count)), train[0].index)
 
 
 def load_indexes(section: DataSection) -> list[DataIndex]:
@@ -105,17 +105,17 @@ class RankBatches(Sampler[list[int]]):
     """The micro-batches of one rank as lists of sample numbers; ranks take them in turn.
 
     Args:
-        stream: the samples of the whole run.
+        samples: of the whole run.
         size: sequences of a micro-batch.
         first: number of the first sample.
         rank, ranks: which of how many this is.
     """
 
     def __init__(
-        self, stream: Any, size: int, *, first: int = 0, rank: int = 0, ranks: int = 1
+        self, samples: Any, size: int, *, first: int = 0, rank: int = 0, ranks: int = 1
     ) -> None:
-        samples = ResumableSampler(stream, lambda: first)
-        self._batches = BatchSampler(samples, size, drop_last=True)
+        order = ResumableSampler(samples, lambda: first)
+        self._batches = BatchSampler(order, size, drop_last=True)
         self._rank, self._ranks = rank, ranks
 
     def __iter__(self) -> Iterator[list[int]]:
@@ -124,7 +124,7 @@ class RankBatches(Sampler[list[int]]):
 
 
 def load_batches(
-    stream: Any, size: int, *, first: int, rank: int = 0, ranks: int = 1, workers: int = 0
+    samples: Any, size: int, *, first: int, rank: int = 0, ranks: int = 1, workers: int = 0
 ) -> DataLoader[dict[str, Tensor]]:
     """This rank's micro-batches from sample ``first`` on; what lies before is not even listed.
 
@@ -132,8 +132,8 @@ def load_batches(
     which a checkpoint has just restored, it would shift all that a resumed run draws.
     """
     return DataLoader(
-        stream,
-        batch_sampler=RankBatches(stream, size, first=first, rank=rank, ranks=ranks),
+        samples,
+        batch_sampler=RankBatches(samples, size, first=first, rank=rank, ranks=ranks),
         collate_fn=default_data_collator,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),

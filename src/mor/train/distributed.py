@@ -111,7 +111,7 @@ def check_ranks(recipe: Recipe, checkpoint: Path) -> None:
 
 
 def leaves_unused(config: MoRConfig) -> bool:
-    """Whether a parameter may get no gradient, which DDP has to be told beforehand.
+    """Whether a parameter may get no gradient, which DDP has to know beforehand.
 
     The additive update has no gate, so that scores may reach no loss; a fixed depth below R may
     leave out shared layers. A depth without a token on one rank is no such case:

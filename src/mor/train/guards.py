@@ -122,7 +122,7 @@ class StopSignals:
 
     @contextmanager
     def listening(self, *, alone: bool) -> Iterator[None]:
-        """Take the signals while training runs; a second Ctrl-C interrupts at once.
+        """Catch the signals while training runs; a second Ctrl-C interrupts at once.
 
         Args:
             alone: no other rank trains along. Among several a second signal changes nothing: their

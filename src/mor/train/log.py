@@ -29,7 +29,7 @@ class RunLog:
         label: name of the run, for the bar.
         steps: optimiser steps of the whole run.
         first: whether this is the rank that writes.
-        reporters: told every entry beside the file.
+        reporters: get every entry beside the file.
         console: of the bar; default standard error.
 
     Attributes:

@@ -80,12 +80,8 @@ class Loop:
         guard: FiniteGuard | None = None,
         depth_caps: np.ndarray | None = None,
     ) -> None:
-        self.parallel, self.objective, self.section, self.steps = (
-            parallel,
-            objective,
-            section,
-            steps,
-        )
+        self.parallel, self.objective = parallel, objective
+        self.section, self.steps = section, steps
         self.read, self.meter, self.log = read, meter, log
         self.validate, self.save_checkpoint = validate, save
         self.epoch_at = epoch_at or (lambda step: 0.0)
@@ -136,12 +132,13 @@ class Loop:
     def learn_micro_batch(self, batch: Batch, items: Tensor, *, last: bool) -> None:
         """Forward and backward of one micro-batch; ranks exchange gradients after the last."""
         self.meter.start()
+        logged = last and self._logs_next
         with self.parallel.accumulating(last=last):
-            parts = self.objective(self.parallel.model, batch, items, traces=self._logs_next)
+            parts = self.objective(self.parallel.model, batch, items, traces=logged)
             # Gradients are averaged over ranks, and `items` counts the targets of all of them.
             loss = parts.total * self.parallel.ranks
             loss.backward()
-        self.meter.add(loss.detach(), parts, self.router if self._logs_next else None)
+        self.meter.add(loss.detach(), parts, self.router if logged else None)
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the gradients, and look at their norms and the loss before the optimiser does.

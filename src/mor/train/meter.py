@@ -97,7 +97,7 @@ class Meter:
         self._paused += time.monotonic() - began
 
     def add(self, loss: Tensor, parts: LossParts, router: Router | None) -> None:
-        """Take note of a micro-batch.
+        """Note a micro-batch for the next log entry.
 
         Args:
             loss: scalar that was back-propagated.

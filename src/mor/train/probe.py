@@ -106,8 +106,8 @@ def probe_speed(recipe: Recipe, config: MoRConfig, rounds: int = 3) -> Speed:
     if section.threads:
         torch.set_num_threads(section.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    stream = open_run_data(recipe, section.batch_size).stream
-    rows = default_data_collator(stream.__getitems__(range(section.batch_size)))
+    samples = open_run_data(recipe, section.batch_size).samples
+    rows = default_data_collator(samples.__getitems__(range(section.batch_size)))
     batch = {name: tensor.to(device) for name, tensor in rows.items()}
     try:
         micro, step = _times(recipe, config, batch, rounds)

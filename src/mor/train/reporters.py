@@ -1,6 +1,6 @@
 """Reporters beside ``log.jsonl``: Accelerate's trackers, and Transformers' callbacks for the rest.
 
-Accelerate knows TensorBoard, W&B, MLflow, Trackio and others as trackers that are started, told
+Accelerate knows TensorBoard, W&B, MLflow, Trackio and others as trackers that are started, given
 values and finished. A few services exist only as callbacks of Transformers' Trainer; they are
 called here at the same moments as the Trainer would call them.
 """
@@ -8,7 +8,6 @@ called here at the same moments as the Trainer would call them.
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,7 @@ from accelerate import tracking as trackers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import integration_utils as callbacks
 
-from mor.run_files import TENSORBOARD
+from mor.run_files import CHECKPOINTS, TENSORBOARD
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.reporters import choose_reporters
 
@@ -80,15 +79,14 @@ class TrackerReporter:
         """Open the service's run."""
         PartialState(cpu=not torch.cuda.is_available())  # trackers ask it which rank this is
         make: Any = trackers.LOGGER_TYPE_TO_CLASS[self.name]
-        if self.name == "tensorboard":
-            arguments: tuple[Any, ...] = ("", self.recipe.run_dir / TENSORBOARD)
-        else:
-            project = os.environ.get(_PROJECT_VARIABLES.get(self.name, ""), PROJECT)
-            folder: tuple[Path, ...] = (self.recipe.run_dir,)
-            arguments = (project, *(folder if make.requires_logging_directory else ()))
+        project = os.environ.get(_PROJECT_VARIABLES.get(self.name, ""), PROJECT)
+        arguments: tuple[Any, ...] = ("" if self.name == "tensorboard" else project,)
+        if make.requires_logging_directory:
+            arguments += (self.recipe.run_dir / TENSORBOARD,)
         named = {_RUN_ARGUMENTS[self.name]: self.recipe.name} if self.name in _RUN_ARGUMENTS else {}
         self.tracker = make(*arguments, **named)
-        self.tracker.start()
+        if hasattr(self.tracker, "start"):  # older releases of Accelerate start as they are made
+            self.tracker.start()
 
     def log(self, values: dict[str, Any], step: int) -> None:
         """Pass on one entry."""
@@ -114,7 +112,7 @@ class CallbackReporter:
     def start(self) -> None:
         """Make the callback and tell it that training begins."""
         self.arguments = TrainingArguments(
-            output_dir=str(self.recipe.run_dir),
+            output_dir=str(self.recipe.run_dir / CHECKPOINTS),
             run_name=self.recipe.name,
             use_cpu=not torch.cuda.is_available(),
             report_to="none",

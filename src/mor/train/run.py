@@ -128,7 +128,7 @@ def _train(
     length = recipe.data.seq_len
     schedule = depth_schedule_of(section, config.num_recursions)
     plan = plan_budget(section.budget, config, length, per_step * length, schedule)
-    digest = digest_data(data.stream.parts)
+    digest = digest_data(data.samples.parts)
     facts: dict[str, Any] = {"sequences_per_step": per_step, "data": digest}
     uptraining = None
     if recipe.uptrain is not None:
@@ -186,12 +186,12 @@ def make_loop(
     model.model.use_compiled_layers(section.compile)
     if section.parallel == "fsdp":
         shard(model, device, regather=section.fsdp_regather, dtype=section.dtype)
-    per_step = data.stream.per_step
-    stream = data.stream.take(plan.steps * per_step)
+    per_step = data.samples.per_step
+    whole = data.samples.take(plan.steps * per_step)
     objective: Objective = NextToken(section.dtype, section.routing)
-    samples: Any = stream
+    samples: Any = whole
     if uptraining is not None:
-        objective, samples = uptraining.prepare(stream, device)
+        objective, samples = uptraining.prepare(whole, device)
     schedule = depth_schedule_of(section, config.num_recursions)
     caps = None if schedule is None else schedule.caps(plan.steps)
     unused = leaves_unused(config) or caps is not None
@@ -224,7 +224,7 @@ def make_loop(
         rates=None if recipe.uptrain is None else recipe.uptrain.rates,
         validate=lambda: validate(parallel, data.validation, scored, section.dtype),
         save=folder.save,
-        epoch_at=lambda step: data.stream.epoch_at(step * per_step),
+        epoch_at=lambda step: data.samples.epoch_at(step * per_step),
         guard=FiniteGuard(section.learning_rate, folder.checkpoints),
         depth_caps=caps,
     )

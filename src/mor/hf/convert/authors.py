@@ -39,7 +39,7 @@ class Section:
         return ConversionError(f"{self.where}: {name}={value!r} {right}")
 
     def flag(self, field: str, default: bool) -> bool:
-        """A true or false."""
+        """Field ``field``, which must be true or false."""
         value = self.content.get(field)
         if value is None:
             return default
@@ -77,7 +77,7 @@ class Section:
 
 
 def authors_config(raw: dict[str, Any], llama: dict[str, Any], where: str) -> MoRConfig:
-    """Our configuration for theirs.
+    """The configuration of ours that says what the authors' one does.
 
     Args:
         raw: their sections ``recursive``, ``kv_sharing``, ``mor``; one that is missing is off.
@@ -262,7 +262,7 @@ def authors_plan(config: MoRConfig) -> Plan:
     return plan
 
 
-def without_unused(config: MoRConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+def drop_unused(config: MoRConfig, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """``weights`` without modules that their code makes but this configuration never uses."""
     unused: tuple[str, ...] = ()
     if config.router == "random":

@@ -10,7 +10,7 @@ import torch
 from mor.disk import check_new
 from mor.hf.bos import save_tokenizer, set_bos
 from mor.hf.convert.assemble import assemble, stack_plan
-from mor.hf.convert.authors import authors_config, authors_plan, without_unused
+from mor.hf.convert.authors import authors_config, authors_plan, drop_unused
 from mor.hf.convert.files import (
     ConversionError,
     find_weights,
@@ -20,7 +20,7 @@ from mor.hf.convert.files import (
 )
 from mor.hf.convert.gguf import GGUFFile, gguf_config, gguf_weights
 from mor.hf.convert.gguf_tokenizer import gguf_bos, gguf_tokenizer
-from mor.hf.convert.llama import head_apart, llama_config
+from mor.hf.convert.llama import has_own_head, llama_config
 from mor.hf.convert.write import write_model
 
 
@@ -51,10 +51,10 @@ def convert_authors(weights: str | Path, config: str | Path, out: str | Path) ->
     file = find_weights(weights)
     llama, where = _llama_section(raw, config, file)
     parsed = authors_config(raw, llama, where)
-    tensors = without_unused(parsed, read_weights(file))
+    tensors = drop_unused(parsed, read_weights(file))
     # Their recursive class never ties the head, whatever the configuration says.
     if parsed.family == "recursive" and parsed.tie_word_embeddings:
-        parsed.tie_word_embeddings = not head_apart(tensors, file)
+        parsed.tie_word_embeddings = not has_own_head(tensors, file)
     model = assemble(parsed, authors_plan(parsed), tensors, file)
     if model.dtype == torch.float16:
         model.float()
@@ -87,7 +87,7 @@ def convert_llama(source: str | Path, out: str | Path) -> Path:
     config = llama_config(read_mapping(where), str(where))
     tensors = read_weights(source)
     if config.tie_word_embeddings:
-        config.tie_word_embeddings = not head_apart(tensors, source)
+        config.tie_word_embeddings = not has_own_head(tensors, source)
     return write_model(assemble(config, stack_plan(config), tensors, source), source, out)
 
 

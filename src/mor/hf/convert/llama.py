@@ -167,7 +167,7 @@ def plain_depth(num_layers: int) -> dict[str, Any]:
     }
 
 
-def head_apart(weights: dict[str, Tensor], source: Path) -> bool:
+def has_own_head(weights: dict[str, Tensor], source: Path) -> bool:
     """Whether the weights hold a head unlike the embedding; warns, as it is then kept untied."""
     head, embedding = weights.get("lm_head.weight"), weights.get("model.embed_tokens.weight")
     if head is None or embedding is None or torch.equal(head, embedding):

@@ -60,6 +60,6 @@ def keep_policy(model: MoRForCausalLM, companions: Path, folder: Path) -> None:
                 written["bos_token_id"] = model.config.bos_token_id
                 settings.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if model.config.add_bos_token is not None:
-        told = apply_bos(ours, model_bos(model.config))
-        if told is not ours:
-            told.save_pretrained(folder)
+        adapted = apply_bos(ours, model_bos(model.config))
+        if adapted is not ours:
+            adapted.save_pretrained(folder)

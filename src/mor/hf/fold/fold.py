@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mor.disk import check_new
 from mor.hf.convert.files import read_mapping
 from mor.hf.convert.write import write_model
-from mor.hf.fold.plan import Folding, at_home, folded_config, kept_norms, layer_map
+from mor.hf.fold.plan import Folding, folded_config, layer_map, resolve_norms, starts_at_own_layer
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.layers import DecoderLayer
@@ -87,9 +87,9 @@ def fold(
             _start_shared(ours, [stack[layer] for layer in layers])
         for unrolled, theirs in enumerate(kept[first:last]):
             ours, use = inner.block[config.shared_layer(unrolled)], config.repetition(unrolled)
-            if kept_norms(folding) == "own":
+            if resolve_norms(folding) == "own":
                 _own_norms(ours, theirs, use)
-            if not at_home(config, where, unrolled):
+            if not starts_at_own_layer(config, where, unrolled):
                 _quieten(ours, use, folding.start_gain)
             if config.relaxation == "lora":
                 _low_rank(ours, theirs, use, torch.device(device), config.initializer_range)

@@ -127,7 +127,7 @@ def folded_config(config: MoRConfig, folding: Folding) -> MoRConfig:
     largest = min(config.hidden_size, config.intermediate_size)
     largest = max(largest, min(config.hidden_size, config.num_attention_heads * config.head_dim))
     fields |= {
-        "share_norms": kept_norms(folding) == "shared",
+        "share_norms": resolve_norms(folding) == "shared",
         "relaxation": folding.relaxation,
         "relaxation_rank": largest if folding.rank is None else folding.rank,
         "relaxation_alpha": folding.alpha,
@@ -152,7 +152,7 @@ def _check_recursions(folding: Folding) -> None:
             "num_recursion_layers to leave out layers"
         )
     used = {
-        "norms": (kept_norms(folding), "shared"),
+        "norms": (resolve_norms(folding), "shared"),
         "relaxation": (folding.relaxation, "none"),
         "router": (folding.router, "fixed"),
     }
@@ -164,7 +164,7 @@ def _check_recursions(folding: Folding) -> None:
             )
 
 
-def at_home(config: MoRConfig, where: dict[str, Any], unrolled: int) -> bool:
+def starts_at_own_layer(config: MoRConfig, where: dict[str, Any], unrolled: int) -> bool:
     """Whether a use of a shared layer stands at the layer that it starts from.
 
     Args:
@@ -190,7 +190,7 @@ def _check_start_gain(source: MoRConfig, config: MoRConfig, folding: Folding) ->
         )
     where = layer_map(source, folding)
     uses = range(config.num_recursions * config.num_recursion_layers)
-    home = {config.shared_layer(use) for use in uses if at_home(config, where, use)}
+    home = {config.shared_layer(use) for use in uses if starts_at_own_layer(config, where, use)}
     if len(home) < config.num_recursion_layers:
         raise ConfigError(
             f"start_gain={gain} would make every use of some shared layers quiet: "
@@ -238,6 +238,6 @@ def windows(config: MoRConfig, leave_out: int) -> list[Folding]:
     ]
 
 
-def kept_norms(folding: Folding) -> Norms:
+def resolve_norms(folding: Folding) -> Norms:
     """``folding.norms``, or what stands for None."""
     return folding.norms or ("own" if folding.relaxation == "lora" else "shared")

@@ -57,8 +57,8 @@ def _build(compiler: str) -> Path:
     here = Path(__file__).parent
     machine = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
     command = [compiler, *_FLAGS, machine, str(here / _SOURCES[0])]
-    told = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    key = hashlib.sha256("\0".join([*_FLAGS, machine, told.stdout, _processor()]).encode())
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
+    key = hashlib.sha256("\0".join([*_FLAGS, machine, version.stdout, _processor()]).encode())
     for name in _SOURCES:
         key.update((here / name).read_bytes())
     folder = _cache()

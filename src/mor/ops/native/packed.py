@@ -34,9 +34,9 @@ class PackedLinear:
     ) -> None:
         panel = shape()[0]
         weight = torch.cat([w.detach() for w in weights])
-        told = [b for b in biases if b is not None]
+        given = [b for b in biases if b is not None]
         bias = None
-        if told:
+        if given:
             bias = torch.cat(
                 [w.new_zeros(len(w)) if b is None else b.detach()
                  for w, b in zip(weights, biases, strict=True)]
@@ -64,7 +64,7 @@ class PackedLinear:
         if bias is not None:
             self.bias = torch.nn.functional.pad(bias, (0, count * panel - self.n)).contiguous()
         of_bytes = self.bytes or (None, None, None)
-        self.told = LinearStruct(
+        self.struct = LinearStruct(
             at(self.weight), at(self.bias), self.n, self.k, *(at(part) for part in of_bytes)
         )
 
@@ -80,7 +80,7 @@ class PackedLinear:
         out = x.new_empty(len(x), self.n)
         rows = work.rows("rows", len(x), self.k)
         threads = torch.get_num_threads()
-        kernels().mor_linear(byref(self.told), at(x), len(x), at(out), rows, threads)
+        kernels().mor_linear(byref(self.struct), at(x), len(x), at(out), rows, threads)
         return out
 
     def after_norm(self, x: Tensor, norm: Tensor, eps: float, work: Workspace) -> Tensor:
@@ -88,7 +88,7 @@ class PackedLinear:
         x = x.contiguous()
         out = x.new_empty(len(x), self.n)
         rows, threads = work.rows("rows", len(x), self.k), torch.get_num_threads()
-        kernels().mor_head(byref(self.told), at(norm), eps, at(x), len(x), at(out), rows, threads)
+        kernels().mor_head(byref(self.struct), at(norm), eps, at(x), len(x), at(out), rows, threads)
         return out
 
 
@@ -134,8 +134,8 @@ class PackedLayer:
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
         self.gains = tuple(g.detach().contiguous() for g in gains) if gains else (None, None)
         norm_uses = 1 if norms[0].dim() == 1 else len(norms[0])
-        self.told = LayerStruct(
-            *(linear.told for linear in self.linears), *(at(n) for n in self.norms),
+        self.struct = LayerStruct(
+            *(linear.struct for linear in self.linears), *(at(n) for n in self.norms),
             *(at(g) for g in self.gains), norm_uses, self.width, heads, kv_heads, head_dim,
             self.inner, eps,
         )  # fmt: skip
@@ -167,7 +167,7 @@ class PackedLayer:
         key_value = x.new_empty(with_kv, 2, self.kv_heads, self.head_dim)
         uses = self.uses_of(use, count)
         kernels().mor_enter(
-            byref(self.told), at(x), at(cos), at(sin), at(uses), count, with_kv, at(query),
+            byref(self.struct), at(x), at(cos), at(sin), at(uses), count, with_kv, at(query),
             at(key_value), work.rows("rows", count, self.width), torch.get_num_threads(),
         )  # fmt: skip
         return query, key_value
@@ -181,7 +181,7 @@ class PackedLayer:
         inner = work.rows("inner", count, self.inner)
         kept = work.rows("kept", count, threads * shape()[0])
         kernels().mor_leave(
-            byref(self.told), at(x), at(mixed), at(uses), count, at(out), rows, inner, kept,
+            byref(self.struct), at(x), at(mixed), at(uses), count, at(out), rows, inner, kept,
             threads,
         )  # fmt: skip
         return out

@@ -48,7 +48,7 @@ class Ragged:
             keys.data_ptr(), values.data_ptr(), table.data_ptr(), page_size, *keys.shape[1:],
             *table.shape[1:],
         )  # fmt: skip
-        self.told = RaggedStruct(pages, *(t.data_ptr() for t in self._kept[3:]), len(rows))
+        self.struct = RaggedStruct(pages, *(t.data_ptr() for t in self._kept[3:]), len(rows))
 
 
 def paged_attention(
@@ -75,7 +75,7 @@ def paged_attention(
         stride, writes = key.stride(0), len(key)
     out = torch.empty_like(query)
     kernels().mor_attend(
-        byref(batch.told), layer, query.shape[1], at(query), at(key), at(value), stride, writes,
+        byref(batch.struct), layer, query.shape[1], at(query), at(key), at(value), stride, writes,
         at(out), torch.get_num_threads(),
     )  # fmt: skip
     return out
@@ -86,7 +86,9 @@ class PackedStack:
 
     def __init__(self, layers: list[PackedLayer], work: Workspace) -> None:
         self.layers, self.work = layers, work
-        self._told = (POINTER(LayerStruct) * len(layers))(*(pointer(one.told) for one in layers))
+        self._structs = (POINTER(LayerStruct) * len(layers))(
+            *(pointer(one.struct) for one in layers)
+        )
 
     def __call__(
         self,
@@ -110,8 +112,9 @@ class PackedStack:
         width, inner = one.heads * one.head_dim, one.inner
         uses = one.uses_of(use, count)
         kernels().mor_stack(
-            self._told, len(self.layers), byref(batch.told), first, out.data_ptr(), cos.data_ptr(),
-            sin.data_ptr(), at(uses), count, with_kv, work.room("query", count * width),
+            self._structs, len(self.layers), byref(batch.struct), first, out.data_ptr(),
+            cos.data_ptr(), sin.data_ptr(), at(uses), count, with_kv,
+            work.room("query", count * width),
             work.room("key_value", with_kv * 2 * one.kv_heads * one.head_dim),
             work.room("mixed", count * width), work.rows("rows", count, max(one.width, width)),
             work.rows("inner", count, inner), work.rows("kept", count, threads * shape()[0]),

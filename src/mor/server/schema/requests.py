@@ -36,7 +36,7 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """Settings of a stream."""
+    """Settings of an answer that is sent token by token."""
 
     include_usage: bool | None = Field(None, description="end with a chunk that holds `usage`")
 

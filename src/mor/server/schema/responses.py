@@ -63,7 +63,7 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """The token that was."""
+    """The token that was sampled."""
 
     top_logprobs: list[TopLogprob]
 
@@ -75,7 +75,7 @@ class ChatLogprobs(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What the model says."""
+    """The message that the model wrote."""
 
     role: Literal["assistant"]
     content: str

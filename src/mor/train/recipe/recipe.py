@@ -116,9 +116,10 @@ class Recipe(Section):
             ours = Bos(config.bos_token_id, config.add_bos_token)
             raise RecipeError(
                 f"model.add_bos_token={config.add_bos_token}: the model begins every text "
-                f"{ours.said()}, but the data was prepared {bos.said()}; prepare the text again "
-                f"with --bos {'always' if ours.start else 'never'}, or set model.add_bos_token="
-                f"{'true' if bos.start else 'false'} to train a model that reads texts as the data"
+                f"{ours.describe()}, but the data was prepared {bos.describe()}; prepare the text "
+                f"again with --bos {'always' if ours.start else 'never'}, or set "
+                f"model.add_bos_token={'true' if bos.start else 'false'} to train a model that "
+                "reads texts as the data"
             )
         return config
 

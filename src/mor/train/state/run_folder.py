@@ -88,7 +88,7 @@ class RunFolder:
         self._stack = ExitStack()
 
     def __enter__(self) -> RunFolder:
-        """Take the lock, if the folder exists already."""
+        """Lock the folder, if it exists already."""
         self._lock()
         return self
 

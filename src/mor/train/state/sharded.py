@@ -106,14 +106,20 @@ def save_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
     dcp.save({"optimizer": found}, checkpoint_id=checkpoint / OPTIMIZER)
 
 
-def load_weights(model: nn.Module, checkpoint: Path) -> None:
+def load_weights(model: Any, checkpoint: Path) -> None:
     """Weights and buffers from a checkpoint of either kind into a model of either kind."""
     if has_shards(checkpoint):
         found = {"model": _weights(model)}
         _read(found, checkpoint / WEIGHTS)
         _put_weights(model, found["model"])
         return
-    _put_weights(model, load_file(checkpoint / "model.safetensors"), full_state_dict=True)
+    weights = load_file(checkpoint / "model.safetensors")
+    if isinstance(next(model.parameters()), DTensor):
+        _put_weights(model, weights, full_state_dict=True)
+        return
+    if model.config.tie_word_embeddings:
+        weights[_HEAD] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
 
 
 def load_optimizer(model: nn.Module, optimizer: Any, checkpoint: Path) -> None:
@@ -163,7 +169,7 @@ def merge(checkpoint: Path, out: Path, bos: Bos | None = None) -> None:
         bos: how texts begin, for a checkpoint whose configuration does not say it yet.
 
     Raises:
-        MorError: ``checkpoint`` is none, or a file of it is missing or damaged.
+        MorError: ``checkpoint`` is not a checkpoint, or a file of it is missing or damaged.
     """
     if not (checkpoint / "config.json").is_file():
         raise MorError(f"{checkpoint} is no checkpoint: config.json is missing")

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mor.data import TrainingStream
+from mor.data import TrainingSamples
 from mor.data.dataset import read_rows
 from mor.disk import write_whole
 from mor.errors import MorError
@@ -118,21 +118,21 @@ class TeacherCache:
         rows = np.asarray(self.maps["rows"]).tolist()
         self.slots = {(part, row): slot for slot, (part, row) in enumerate(rows)}
 
-    def fill(self, stream: TrainingStream, batch: int, tell: Any = None) -> None:
-        """Have the teacher say what is missing about the sequences of ``stream``.
+    def fill(self, samples: TrainingSamples, batch: int, tell: Any = None) -> None:
+        """Have the teacher say what is missing about the sequences of ``samples``.
 
         Args:
-            stream: the samples of a run.
+            samples: of a run.
             batch: sequences at a time.
             tell: called with sequences done and to do.
 
         Raises:
-            MorError: a stream is too large for float16, or the disk is full.
+            MorError: a state is too large for float16, or the disk is full.
         """
         wanted: dict[tuple[int, int], Any] = {}
-        for sample in range(len(stream)):
-            part, row = stream.locate(sample)
-            wanted[stream.parts.index(part), row] = part
+        for sample in range(len(samples)):
+            part, row = samples.locate(sample)
+            wanted[samples.parts.index(part), row] = part
         missing = [key for key in wanted if key not in self.slots]
         if not missing:
             return
@@ -211,12 +211,12 @@ class TeacherCache:
 class TaughtSamples(Dataset[dict[str, Tensor]]):
     """The samples of a run, each with what the teacher says about it."""
 
-    def __init__(self, stream: TrainingStream, cache: TeacherCache) -> None:
-        self.stream, self.cache = stream, cache
+    def __init__(self, samples: TrainingSamples, cache: TeacherCache) -> None:
+        self.samples, self.cache = samples, cache
 
     def __len__(self) -> int:
         """Samples of the run."""
-        return len(self.stream)
+        return len(self.samples)
 
     def __getitem__(self, number: int) -> dict[str, Tensor]:
         """One sample, see :meth:`__getitems__`."""
@@ -224,10 +224,10 @@ class TaughtSamples(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Samples by their numbers; the teacher's additions begin with ``teacher_``."""
-        found = self.stream.__getitems__(numbers)
+        found = self.samples.__getitems__(numbers)
         for number, sample in zip(numbers, found, strict=True):
-            part, row = self.stream.locate(number)
-            sample |= self.cache.read(self.stream.parts.index(part), row)
+            part, row = self.samples.locate(number)
+            sample |= self.cache.read(self.samples.parts.index(part), row)
         return found
 
 

@@ -46,7 +46,7 @@ def uptrain_costs(recipe: Recipe, config: MoRConfig, device_type: str = "cpu") -
         device_type: how many tokens get logits at a time depends on it.
 
     Raises:
-        MorError: a group to freeze is none, or the teacher is not there.
+        MorError: a group to freeze does not exist, or the teacher is not there.
     """
     section = recipe.uptrain
     assert section is not None
@@ -61,16 +61,16 @@ def uptrain_costs(recipe: Recipe, config: MoRConfig, device_type: str = "cpu") -
     parameters = count_parameters(teacher)[0]
     flops = flops_per_token(teacher, recipe.data.seq_len)
     tokens = recipe.train.batch_size * recipe.data.seq_len
-    streams = len(numbers_at(config, distill.hidden_at)) if distill.hidden else 0
-    told = tokens * streams * teacher.hidden_size
+    layers = len(numbers_at(config, distill.hidden_at)) if distill.hidden else 0
+    states = tokens * layers * teacher.hidden_size
     if distill.logits:
         # Its logits and their log-softmax, of the tokens that get logits at a time.
         chunk = min(tokens, chunk_rows(teacher.vocab_size, device_type))
-        told += tokens * teacher.hidden_size + 2 * chunk * teacher.vocab_size
+        states += tokens * teacher.hidden_size + 2 * chunk * teacher.vocab_size
     return UptrainCosts(
         trained,
         parameters,
         flops.forward if distill.logits else flops.forward - flops.head,
-        FLOAT * (parameters + told),
+        FLOAT * (parameters + states),
         distill.cache is not None,
     )

@@ -33,7 +33,7 @@ def parameters_of_group(model: nn.Module, group: str, field: str) -> dict[str, n
         field: where the group was asked for, for the message.
 
     Raises:
-        MorError: there is no such group, the pattern is none, or nothing belongs to it.
+        MorError: there is no such group, the pattern is malformed, or nothing belongs to it.
     """
     pattern = group[3:] if group.startswith("re:") else GROUPS.get(group)
     if pattern is None:

@@ -27,11 +27,11 @@ from mor.hf.fold.plan import open_router_fields
 from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import model_folder
-from mor.train.gain import prepare_router
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
 from mor.train.state import checkpoints
+from mor.train.uptrain.gain import prepare_router
 from mor.train.uptrain.groups import freeze
 from mor.train.uptrain.layer_states import numbers_at
 from mor.train.uptrain.teacher import Teacher, weights_digest
@@ -116,7 +116,7 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
     """The model that training starts from, under ``config``; a router that is new starts open.
 
     Raises:
-        MorError: the folder cannot be read, or a group to freeze is none.
+        MorError: the folder cannot be read, or a group to freeze does not exist.
     """
     source = load_model(section.start)
     with torch.random.fork_rng(devices=[]):
@@ -226,6 +226,11 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
     check_bos(recipe, index)
+    if section.gain is not None and recipe.train.depth_schedule is not None:
+        raise MorError(
+            f"train.depth_schedule={recipe.train.depth_schedule!r} does not go with uptrain.gain, "
+            "which runs every token at full depth; leave depth_schedule out"
+        )
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":
@@ -256,7 +261,7 @@ def check_origin(checkpoint: Path, facts: dict[str, Any]) -> None:
 
 
 def keep_map(section: UptrainSection, out: Path) -> None:
-    """Take the start's layer map along, for the stage after this one."""
+    """Copy the start's layer map into ``out``, for the stage after this one."""
     path = model_folder(section.start) / FOLD
     if path.is_file():
         shutil.copyfile(path, out / FOLD)

@@ -6,12 +6,12 @@ import torch
 from torch.utils.data import Dataset
 
 from mor.config import MoRConfig
-from mor.data import DataIndex, TrainingStream
+from mor.data import DataIndex, TrainingSamples
 from mor.train.distributed import first_process_first
-from mor.train.gain import DepthGain
 from mor.train.objective import Distilled, NextToken, Objective
 from mor.train.recipe.recipe import Recipe
 from mor.train.uptrain.cache import TaughtSamples, TeacherCache, say_progress
+from mor.train.uptrain.gain import DepthGain
 from mor.train.uptrain.groups import rate_factors
 from mor.train.uptrain.start import check_uptrain, open_teacher, start_model
 
@@ -50,7 +50,7 @@ class Uptraining:
         return TeacherCache(distill.cache.expanduser(), self.teacher, self.made_from)
 
     def prepare(
-        self, stream: TrainingStream, device: torch.device
+        self, samples: TrainingSamples, device: torch.device
     ) -> tuple[Objective, Dataset[dict[str, torch.Tensor]]]:
         """The objective, and the samples that it learns from.
 
@@ -61,13 +61,13 @@ class Uptraining:
         """
         train, distill = self.recipe.train, self.section.distill
         if self.section.gain is not None:
-            return DepthGain(self.section.gain), stream
+            return DepthGain(self.section.gain), samples
         if self.teacher is None or distill is None:
-            return NextToken(train.dtype, train.routing), stream
+            return NextToken(train.dtype, train.routing), samples
         self.teacher.model.to(device)  # type: ignore[arg-type]
         with first_process_first(of_node=True):
             cache = self._open_cache()
             if cache is not None:
-                cache.fill(stream, train.batch_size, say_progress)
+                cache.fill(samples, train.batch_size, say_progress)
         objective = Distilled(distill, self.teacher, cache, train.dtype)
-        return objective, stream if cache is None else TaughtSamples(stream, cache)
+        return objective, samples if cache is None else TaughtSamples(samples, cache)

@@ -20,7 +20,7 @@ class ClientGone(Exception):
     """Nobody reads the answer any more."""
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -32,7 +32,7 @@ async def _race(receive: Receive, work: Awaitable[T]) -> T:
         ClientGone: it did.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_gone(receive))
+    watching = asyncio.create_task(_wait_until_gone(receive))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
@@ -53,18 +53,21 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
     return await _race(request.receive, work)
 
 
-def sse(content: Any) -> bytes:
-    """One event."""
-    text = content if isinstance(content, str) else _json(content)
+def encode_event(content: Any) -> bytes:
+    """One server-sent event: an object as JSON, or a text as it is."""
+    text = content if isinstance(content, str) else to_json(content)
     return f"data: {text}\n\n".encode()
 
 
-def _json(content: Any) -> str:
-    # Escaped: U+2028, U+0085 and their like would end a line for clients that split as Python does.
+def to_json(content: Any) -> str:
+    """JSON without a line end of any kind.
+
+    U+2028, U+0085 and their like are escaped: clients that split as Python does end a line there.
+    """
     return json.dumps(content, ensure_ascii=True, separators=(",", ":"))
 
 
-class EventStream(Response):
+class EventResponse(Response):
     """Sends events as they come; where the client goes away the source is closed at once.
 
     Args:
@@ -81,7 +84,7 @@ class EventStream(Response):
         self.init_headers({"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send until there is nothing left, or nobody listens."""
+        """Send events until there are no more, or the client goes away."""
         try:
             await _race(receive, self._send(send))
         except (ClientGone, OSError):
@@ -94,9 +97,11 @@ class EventStream(Response):
         await send(start)
         try:
             async for event in self.events:
-                await send({"type": "http.response.body", "body": sse(event), "more_body": True})
+                await send(
+                    {"type": "http.response.body", "body": encode_event(event), "more_body": True}
+                )
         except ApiError as error:
-            body = sse(error.body())
+            body = encode_event(error.body())
             await send({"type": "http.response.body", "body": body, "more_body": True})
-        last = sse("[DONE]")
+        last = encode_event("[DONE]")
         await send({"type": "http.response.body", "body": last, "more_body": False})

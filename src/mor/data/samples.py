@@ -1,6 +1,6 @@
 """The samples of a whole training run, numbered from its first to its last.
 
-    stream = TrainingStream([dataset], per_step=8).take(steps * 8)
+    stream = TrainingSamples([dataset], per_step=8).take(steps * 8)
     sampler = ResumableSampler(stream, lambda: step * 8)
 
 Sample n is a function of n, the seed and the data alone. A run that goes on at step s therefore
@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from mor.data.dataset import PackedDataset, read_rows, samples
+from mor.data.dataset import PackedDataset, read_rows, split_batch
 from mor.data.mixture import Interleaving
 from mor.errors import MorError
 
 
-class TrainingStream(Dataset[dict[str, Tensor]]):
+class TrainingSamples(Dataset[dict[str, Tensor]]):
     """Rows of one dataset, or of several by weight, epoch after epoch.
 
     - **One dataset**: an epoch holds every row once, in a new random order, cut to a whole number
@@ -83,7 +83,7 @@ class TrainingStream(Dataset[dict[str, Tensor]]):
             part.index.check_same_tokenizer(first.index)
         self._length = self.epoch_length
 
-    def take(self, num_samples: int) -> TrainingStream:
+    def take(self, num_samples: int) -> TrainingSamples:
         """The first `num_samples` of it: what a whole run reads."""
         taken = copy.copy(self)
         taken._length = num_samples
@@ -112,7 +112,7 @@ class TrainingStream(Dataset[dict[str, Tensor]]):
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several samples at once, as a data loader asks for a batch. Raises as `__getitem__`."""
-        return samples(read_rows([self.locate(sample) for sample in numbers]))
+        return split_batch(read_rows([self.locate(sample) for sample in numbers]))
 
     def epoch_at(self, sample: int) -> float:
         """Epochs gone by before `sample`."""
@@ -133,7 +133,7 @@ class ResumableSampler(Sampler[int]):
     Its length is that of the whole stream, because the Hugging Face trainer reckons epochs by it.
     """
 
-    def __init__(self, stream: TrainingStream, start: Callable[[], int]) -> None:
+    def __init__(self, stream: TrainingSamples, start: Callable[[], int]) -> None:
         """`start()` is asked when iteration begins: how many samples the run has had."""
         self._stream, self._start = stream, start
 

@@ -33,7 +33,7 @@ class Limits:
                 raise MorError(f"{name} is {value}, expected 1 or more, or none")
 
     def reached(self, documents: int, tokens: int) -> bool:
-        """Whether to stop."""
+        """Whether reading stops after so many documents and tokens."""
         return (self.max_documents is not None and documents >= self.max_documents) or (
             self.max_tokens is not None and tokens >= self.max_tokens
         )
@@ -68,7 +68,7 @@ class StreamOptions:
         return self
 
 
-def is_streamed(source: str | Path, stream: StreamOptions | bool) -> bool:
+def reads_once(source: str | Path, stream: StreamOptions | bool) -> bool:
     """Whether `source` is to be read as a stream.
 
     Raises:
@@ -85,7 +85,7 @@ def is_streamed(source: str | Path, stream: StreamOptions | bool) -> bool:
     return bool(stream)
 
 
-def open_streams(
+def open_readings(
     source: str | Path, options: StreamOptions, text_field: str
 ) -> tuple[Source, Source | None]:
     """The stream itself, and the one to validate on if it is another.

@@ -22,7 +22,7 @@ from mor.data import (
     PackedDataset,
     ResumableSampler,
     ShardWriter,
-    TrainingStream,
+    TrainingSamples,
     dataset,
     prepare,
     train_tokenizer,
@@ -49,7 +49,7 @@ def other(prepared: DataIndex, tmp_path_factory: pytest.TempPathFactory) -> Data
 @given(per_step=st.integers(1, 12), epochs=st.integers(1, 3))
 def test_epochs_of_one_dataset(prepared: DataIndex, per_step: int, epochs: int) -> None:
     part = open_part(prepared)
-    stream = TrainingStream([part], per_step=per_step)
+    stream = TrainingSamples([part], per_step=per_step)
     assert stream.epoch_length == len(part) // per_step * per_step
     taken = stream.take(epochs * stream.epoch_length)
     found = [taken.locate(n)[1] for n in range(len(taken))]
@@ -64,7 +64,7 @@ def test_a_mixture_goes_through_each_dataset_by_itself(
     prepared: DataIndex, other: DataIndex
 ) -> None:
     parts = [open_part(prepared, 0), open_part(other, 1)]
-    stream = TrainingStream(parts, [3, 1], seed=0).take(400)
+    stream = TrainingSamples(parts, [3, 1], seed=0).take(400)
     located = [stream.locate(n) for n in range(400)]
     for part, share in zip(parts, (0.75, 0.25), strict=True):
         rows = [row for found, row in located if found is part]
@@ -86,7 +86,7 @@ def test_a_mixture_goes_through_each_dataset_by_itself(
 
 
 def loader_of(
-    stream: TrainingStream, start: int, world: int, rank: int, batch: int = 2, workers: int = 0
+    stream: TrainingSamples, start: int, world: int, rank: int, batch: int = 2, workers: int = 0
 ) -> Any:
     """The loader as Trainer and Accelerate build it, of one rank."""
     sampler = ResumableSampler(stream, lambda: start)
@@ -106,7 +106,7 @@ def test_ranks_share_an_epoch(
     batch, accumulation = 2, 3
     per_step = batch * accumulation * world
     parts = [open_part(prepared), open_part(other)] if mixed else [open_part(prepared)]
-    stream = TrainingStream(parts, [2, 1] if mixed else None, per_step=per_step)
+    stream = TrainingSamples(parts, [2, 1] if mixed else None, per_step=per_step)
     stream = stream.take(stream.epoch_length // per_step * per_step)
     assert len(stream) >= per_step
     ranks = [ids_of(loader_of(stream, 0, world, rank)) for rank in range(world)]
@@ -142,7 +142,7 @@ def test_nothing_before_the_start_is_read(
         return whole(self, row, ids)
 
     monkeypatch.setattr(PackedDataset, "fill", fill)
-    stream = TrainingStream([open_part(prepared)], per_step=4).take(10**6)
+    stream = TrainingSamples([open_part(prepared)], per_step=4).take(10**6)
     start = 10**6 - 8
     assert len(ids_of(loader_of(stream, start, 1, 0, batch=4))) == 2
     assert read == [stream.locate(n)[1] for n in range(start, 10**6)]
@@ -150,7 +150,7 @@ def test_nothing_before_the_start_is_read(
 
 @pytest.mark.parametrize("packing", ["concat", "best_fit"])
 def test_worker_processes_give_the_same(prepared: DataIndex, packing: str) -> None:
-    stream = TrainingStream(
+    stream = TrainingSamples(
         [open_part(prepared, packing=packing, document_mask=True)], per_step=2
     ).take(30)
     alone = list(loader_of(stream, 4, 1, 0))
@@ -173,7 +173,7 @@ def test_a_large_folder_resumes_at_once(tmp_path: Path, prepared: DataIndex) -> 
     for sample in (0, 10**6, 10**9 + 1, 10**12):
         began = time.monotonic()
         part = PackedDataset(folder, TRAIN, 2, order_seed=0)
-        stream = TrainingStream([part], per_step=8).take(10**13)
+        stream = TrainingSamples([part], per_step=8).take(10**13)
         next(iter(loader_of(stream, sample, 1, 0)))
         assert time.monotonic() - began < 1.0
 
@@ -183,18 +183,18 @@ def test_a_large_folder_resumes_at_once(tmp_path: Path, prepared: DataIndex) -> 
 
 def test_too_little_for_one_step(prepared: DataIndex) -> None:
     with pytest.raises(MorError, match=r"fewer than the 999 of one optimiser step; lower"):
-        TrainingStream([open_part(prepared)], per_step=999)
+        TrainingSamples([open_part(prepared)], per_step=999)
 
 
 def test_weights_are_needed(prepared: DataIndex, other: DataIndex) -> None:
     for weights in (None, [1.0]):
         with pytest.raises(MorError, match=r"weights are .*, expected 2, one per folder"):
-            TrainingStream([open_part(prepared), open_part(other)], weights)
+            TrainingSamples([open_part(prepared), open_part(other)], weights)
 
 
 def test_layouts_must_agree(prepared: DataIndex, other: DataIndex) -> None:
     with pytest.raises(MorError, match=r"datasets of one mixture differ in layout"):
-        TrainingStream([open_part(prepared), open_part(other, packing="best_fit")], [1, 1])
+        TrainingSamples([open_part(prepared), open_part(other, packing="best_fit")], [1, 1])
 
 
 def test_tokenizers_must_agree(
@@ -203,7 +203,7 @@ def test_tokenizers_must_agree(
     corpus = write_corpus(tmp_path / "corpus")
     strange = prepare(corpus, tmp_path / "strange", vocab_size=280, validation_fraction=0.3)
     with pytest.raises(MorError, match=r"strange was prepared with another tokenizer than .*--to"):
-        TrainingStream([open_part(prepared), open_part(strange)], [1, 1])
+        TrainingSamples([open_part(prepared), open_part(strange)], [1, 1])
     # As large, but not the same.
     train_tokenizer(["zzz yyy xxx qqq"] * 9, 300).save_pretrained(tmp_path / "t")
     other_words = [path.read_text()[::-1] for path in sorted(corpus.iterdir())]
@@ -211,10 +211,10 @@ def test_tokenizers_must_agree(
     twin = prepare(corpus, tmp_path / "twin", tokenizer=tmp_path / "t", validation_fraction=0.3)
     assert twin.vocab_size == prepared.vocab_size
     with pytest.raises(MorError, match=r"twin was prepared with another tokenizer than"):
-        TrainingStream([open_part(prepared), open_part(twin)], [1, 1])
+        TrainingSamples([open_part(prepared), open_part(twin)], [1, 1])
 
 
 def test_past_the_end(prepared: DataIndex) -> None:
-    stream = TrainingStream([open_part(prepared)]).take(5)
+    stream = TrainingSamples([open_part(prepared)]).take(5)
     with pytest.raises(IndexError, match="sample 5 of 5"):
         stream[5]

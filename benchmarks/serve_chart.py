@@ -1,0 +1,72 @@
+"""The README's picture of serving speed, from the recorded runs.
+
+    python benchmarks/serve_chart.py          # docs/images/serve-speed.png
+
+Reads ``benchmarks/results/serve.jsonl``: 32 clients at the 135M and 360M shapes, in float32 and with
+weights of 8 bits. A bar is the median of the rounds, its line the slowest and the fastest round.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results" / "serve.jsonl"
+IMAGE = ROOT / "docs" / "images" / "serve-speed.png"
+# The runs that the tables in docs/results.md show: one commit for each shape.
+COMMITS = {"135m": "f83340b", "360m": "ba1f475"}
+SYSTEMS = {
+    "mor3": "MoR, 3 recursions",
+    "vanilla": "our vanilla model, same engine",
+    "openvino": "OpenVINO GenAI 2026.4.1",
+    "vllm": "vLLM (CPU build 0.32.0)",
+}
+COLORS = ("#0072B2", "#56B4E9", "#B0B4BC", "#7C828D")
+PANELS = (("135m", "", "float32"), ("135m", ":int8", "8-bit weights"))
+PANELS += (("360m", "", "float32"), ("360m", ":int8", "8-bit weights"))
+
+
+def read_runs() -> dict[tuple[str, str], dict[str, Any]]:
+    """The recorded rows by shape and system."""
+    rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
+    return {
+        (row["shape"], row["system"]): row
+        for row in rows
+        if row["workload"] == "paper c32" and row["commit"].startswith(COMMITS[row["shape"]])
+    }
+
+
+def draw(runs: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """One panel per shape and width of the weights; tokens per second of every system in it."""
+    figure, axes = plt.subplots(1, 4, figsize=(11, 3.2), width_ratios=(4, 3, 3, 2.4))
+    for axis, (shape, suffix, weights) in zip(axes, PANELS, strict=True):
+        found = {s: row for s in SYSTEMS if (row := runs.get((shape, s + suffix)))}
+        for place, (system, row) in enumerate(found.items()):
+            speed, low, high = (row["tokens_per_s" + end] for end in ("", "_low", "_high"))
+            color = COLORS[list(SYSTEMS).index(system)]
+            axis.bar(place, speed, 0.72, color=color, label=SYSTEMS[system])
+            axis.vlines(place, low, high, color="#1d2330", linewidth=1)
+            axis.annotate(
+                f"{speed:,.0f}", (place, high), (0, 3), textcoords="offset points", ha="center"
+            )
+        axis.set_title(f"{shape.upper()}, {weights}", fontsize=11)
+        axis.set_xticks([])
+        axis.set_ylim(0, 1.14 * max(row["tokens_per_s_high"] for row in found.values()))
+        axis.tick_params(axis="y", labelsize=8)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("new tokens per second")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="lower center", ncols=4, frameon=False)
+    figure.tight_layout(rect=(0, 0.1, 1, 1))
+    figure.savefig(IMAGE, dpi=150)
+
+
+if __name__ == "__main__":
+    draw(read_runs())
+    print(IMAGE.relative_to(ROOT))
