@@ -84,6 +84,30 @@ def test_evaluate_is_the_plain_loop(router: str, kv_sharing: str, dataset: Packe
     assert found["router"]["dead_tokens"] == pytest.approx(dead)
 
 
+@pytest.mark.parametrize("router", ["fixed", "threshold"])
+def test_what_each_pass_puts_right_and_spoils(router: str, dataset: PackedDataset) -> None:
+    """Token by token, one sequence at a time."""
+    model = model_of(router, dataset)
+    found = evaluate(model, dataset, batch_size=3)["passes"]
+    model.eval()
+    right: list[list[bool]] = []
+    for cap in (1, 2, 3):
+        right.append([])
+        for item in dataset:
+            ids = item["input_ids"][None]
+            with torch.no_grad():
+                guesses = model(ids, use_cache=False, max_depth=cap).logits.argmax(-1)
+            right[-1] += (guesses[:, :-1] == ids[:, 1:]).flatten().tolist()
+    assert [row["max_depth"] for row in found] == [1, 2, 3]
+    assert [row["accuracy"] for row in found] == pytest.approx([sum(r) / len(r) for r in right])
+    assert "fixed" not in found[0]
+    for row, before, after in zip(found[1:], right[:-1], right[1:], strict=True):
+        pairs = list(zip(before, after, strict=True))
+        assert row["fixed"] == pairs.count((False, True))
+        assert row["broke"] == pairs.count((True, False))
+    assert sum(row["fixed"] + row["broke"] for row in found[1:]) > 0
+
+
 @pytest.mark.parametrize("router", ["expert_choice", "random"])
 def test_the_leaky_number_and_its_gap(router: str, dataset: PackedDataset) -> None:
     model = model_of(router, dataset)

@@ -62,7 +62,10 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"train__lerning_rate": 1.0}, ["train.lerning_rate", "did you mean 'learning_rate'"]),
         ({"train__budget": {"stepps": 1}}, ["train.budget.stepps", "did you mean 'steps'"]),
         ({"model__hiden_size": 8}, ["model.hiden_size", "did you mean 'hidden_size'"]),
-        ({"data__zzz": 8}, ["data.zzz is not a field", "known: document_mask, mixture, pack"]),
+        (
+            {"data__zzz": 8},
+            ["data.zzz is not a field", "known: document_mask, loss_on, mixture, pack"],
+        ),
         ({"data__path": ...}, ["data: give exactly one of path, mixture; given: none"]),
         ({"train__budget": ...}, ["train.budget is missing"]),
         ({"model__hidden_size": 8.5}, ["model.hidden_size=8.5", "integer"]),

@@ -64,6 +64,7 @@ def evaluate(
     else:
         Console().print(score_table(result))
         if len(result["causal"]["active_fraction"]) > 1:
+            Console().print(pass_table(result))
             Console().print(router_table(result))
 
 
@@ -139,6 +140,18 @@ def score_table(result: dict[str, Any]) -> Table:
         )
     if result["gap"] is not None:
         table.caption = f"causal minus leaky: {result['gap']:+.4f} nats/token"
+    return table
+
+
+def pass_table(result: dict[str, Any]) -> Table:
+    """What each pass is worth: tokens that it put right and tokens that it spoiled."""
+    table = Table("passes", "NLL (nats/token)", "accuracy", "put right", "spoiled")
+    for row in result["passes"]:
+        changed = [f"{row[name]:,}" if name in row else "" for name in ("fixed", "broke")]
+        table.add_row(
+            str(row["max_depth"]), f"{row['nll']:.4f}", f"{row['accuracy']:.2%}", *changed
+        )
+    table.caption = f"causal, of {result['tokens']:,} tokens; right: the most likely token is it"
     return table
 
 

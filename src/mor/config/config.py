@@ -59,6 +59,10 @@ class MoRConfig(Fields, PretrainedConfig):
         recursion_streams: how many streams are carried between recursions and mixed after each
             (hyper-connections between loops, arXiv 2604.21254).
 
+        exit_loss_weights: R - 1 weights of the training loss at the exits before the last: the
+            stream after 1, 2 ... recursions goes through coda and head too, and its cross-entropy
+            is added with this weight. None: the loss is taken at the end alone.
+
     Texts (see ``mor.data.bos``):
         bos_token_id: the tokenizer's token that begins a text, used or not.
         add_bos_token: whether every text begins with it, in training as in prompts; None where

@@ -87,6 +87,8 @@ class Fields(Depth):
     router_decision_rule: DecisionRule = "boundary"
     router_boundary_momentum: float = 0.95
 
+    exit_loss_weights: list[float] | None = None
+
     use_cache: bool = True
     pad_token_id: int | None = None
     bos_token_id: int | None = None

@@ -98,6 +98,7 @@ def check_config(config: Fields) -> None:
     _check_sharing(config)
     _check_relaxation(config)
     _check_seam(config)
+    _check_exits(config)
     _check_router(config)
 
 
@@ -183,6 +184,24 @@ def _check_seam(config: Fields) -> None:
                 f"{name}={value!r} stands between passes of the whole block; sharing="
                 f"{config.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
             )
+
+
+def _check_exits(config: Fields) -> None:
+    weights, exits = config.exit_loss_weights, config.num_recursions - 1
+    if weights is None:
+        return
+    if not isinstance(weights, (list, tuple)) or len(weights) != exits:
+        raise ConfigError(
+            f"exit_loss_weights={weights!r} must be a list of {exits} weights, one for each exit "
+            f"before the last of num_recursions={config.num_recursions}, whose weight is 1"
+        )
+    for weight in weights:
+        _real("exit_loss_weights", weight, 0)
+    if config.interleaved and any(weights):
+        raise ConfigError(
+            f"exit_loss_weights={weights} needs passes of the whole block; sharing="
+            f"{config.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
+        )
 
 
 def _check_router(config: Fields) -> None:

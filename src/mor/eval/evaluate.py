@@ -10,6 +10,7 @@ import torch
 from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
+from mor.eval.exits import score_passes
 from mor.eval.passes import check_sample, run_pass, token_nll
 from mor.hf.load import serving_copy
 from mor.hf.modeling import MoRForCausalLM
@@ -33,7 +34,8 @@ def evaluate(
     ``causal`` follows ``router.decide``, the rule of decoding. ``leaky`` follows training's
     selection, which looks at later tokens: it is reported for comparison with published numbers
     and is no measure of the model. ``depth_cap`` repeats the causal number with at most 1..R
-    recursions (test-time scaling).
+    recursions (test-time scaling), and ``passes`` says what each pass is worth
+    (:func:`mor.eval.exits.score_passes`).
 
     Args:
         model: put into evaluation mode here; left in the mode it was in.
@@ -80,12 +82,14 @@ def evaluate(
     model.eval()
     try:
         bytes_per_token = dataset.bytes_per_token
-        caps, causal = [], None
-        for cap in range(1, config.num_recursions + 1):
-            causal = run_pass(model, dataset, count, batch_size, "causal", cap, tick)
-            score = causal.score(bytes_per_token)
+        capped = [
+            run_pass(model, dataset, count, batch_size, "causal", cap, tick, keep_hits=True)
+            for cap in range(1, config.num_recursions + 1)
+        ]
+        caps, causal = [], capped[-1]
+        for cap, result_at in enumerate(capped, 1):
+            score = result_at.score(bytes_per_token)
             caps.append({"max_depth": cap, "nll": score["nll"], "mean_depth": score["mean_depth"]})
-        assert causal is not None
         leaky = (
             run_pass(model, dataset, count, batch_size, "topk", None, tick) if leaky_too else None
         )
@@ -100,6 +104,7 @@ def evaluate(
             "leaky": None if leaky is None else leaky.score(bytes_per_token),
             "gap": None if leaky is None else causal.nll - leaky.nll,
             "depth_cap": caps,
+            "passes": score_passes(capped),
             "router": {
                 "accuracy": []
                 if leaky is None

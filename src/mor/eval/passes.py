@@ -27,6 +27,7 @@ class PassResult:
         nll_sum: nats over all targets. targets: how many.
         depth_counts: [R + 1] tokens that ran 0..R recursions (int64, as all counts).
         reached: [seq_len] whether any sequence ran the last depth at that position.
+        hits: [targets] bool, whether the most likely token was the right one, where asked for.
         agreements, candidates: [R] of the causal rule against the selection (top-k passes).
     """
 
@@ -35,6 +36,7 @@ class PassResult:
     targets: int = 0
     depth_counts: Tensor = field(init=False)
     reached: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
+    hits: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     agreements: Tensor = field(init=False)
     candidates: Tensor = field(init=False)
 
@@ -104,6 +106,7 @@ def run_pass(
     routing: Routing,
     max_depth: int | None = None,
     tick: Tick = lambda: None,
+    keep_hits: bool = False,
 ) -> PassResult:
     """Score the first ``count`` sequences under one routing rule and depth cap.
 
@@ -115,9 +118,10 @@ def run_pass(
         routing: ``causal`` or ``topk``.
         max_depth: depth cap.
         tick: called after each batch.
+        keep_hits: note for every target whether it was the most likely token.
     """
     recursions = model.config.num_recursions
-    result = PassResult(recursions)
+    result, hits = PassResult(recursions), []
     for ids in batches(dataset, count, batch_size, model.device):
         output = model(
             ids,
@@ -129,6 +133,8 @@ def run_pass(
         losses = token_nll(output.logits, ids)
         result.nll_sum += float(losses.double().sum())
         result.targets += losses.numel()
+        if keep_hits:
+            hits.append((output.logits[:, :-1].argmax(-1) == ids[:, 1:]).flatten().cpu())
         depths = output.depths.cpu()
         result.depth_counts += torch.bincount(depths.flatten(), minlength=recursions + 1)
         reached = (depths == recursions).any(0)
@@ -138,4 +144,6 @@ def run_pass(
             result.agreements[depth] += agree.cpu()
             result.candidates[depth] += candidates.cpu()
         tick()
+    if hits:
+        result.hits = torch.cat(hits)
     return result

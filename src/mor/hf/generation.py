@@ -22,9 +22,11 @@ class DepthGeneration(GenerationMixin):
 
     # With the signature of the original: generate() reads off it what a model takes.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(  # type: ignore[override]
+        self, *args: Any, **kwargs: Any
+    ) -> dict[str, Any]:
         """As in every model, with the cache by both names: PEFT's prompts look for the old one."""
-        prepare: Any = super().prepare_inputs_for_generation
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         inputs: dict[str, Any] = prepare(*args, **kwargs)
         found = inputs.get(CACHE_NAME)
         return inputs if found is None else inputs | {"past_key_values": found}
@@ -42,7 +44,8 @@ class DepthGeneration(GenerationMixin):
         if given is not None:
             model_kwargs[CACHE_NAME] = given
             generation_config.cache_implementation = None
-            prepare: Any = super()._prepare_cache_for_generation  # it notes whose cache it is
+            # It notes that the cache is the caller's.
+            prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
             prepare(generation_config, model_kwargs, *args, **kwargs)
         elif generation_config.use_cache is not False:
             model_kwargs[CACHE_NAME] = MoRCache(self.config)

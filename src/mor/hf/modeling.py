@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
@@ -27,7 +27,7 @@ from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
 from mor.hf.cache import MoRCache
 from mor.hf.generation import DepthGeneration
 from mor.model.layers import RMSNorm
-from mor.model.loss import combine_losses, next_token_targets
+from mor.model.loss import combine_losses, exit_weights, next_token_targets
 from mor.model.model import MoRModel
 from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
@@ -46,6 +46,8 @@ class MoRCausalLMOutput(CausalLMOutputWithPast):
         loss: total to back-propagate: language-model loss and weighted router losses.
         lm_loss: the language-model part, nats per token.
         router_losses: unweighted router terms by name (``aux_loss``, ``balancing_loss``, ...).
+        exit_losses: in training with ``exit_loss_weights``: by number of recursions, the
+            cross-entropy at that exit, not weighted.
         depths: [B, T] recursions each token ran, 0 at padding.
         traces: scores and selections per depth, with ``output_router_traces=True``.
 
@@ -55,6 +57,7 @@ class MoRCausalLMOutput(CausalLMOutputWithPast):
 
     lm_loss: Tensor | None = None
     router_losses: dict[str, Tensor] | None = None
+    exit_losses: dict[int, Tensor] | None = None
     depths: Tensor | None = None
     traces: tuple[DepthTrace, ...] | None = None
 
@@ -115,7 +118,8 @@ class MoRPreTrainedModel(PreTrainedModel):
             nn.init.zeros_(module.bias)
 
 
-class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
+# GenerationMixin by its name: Transformers asks the direct parents whether a model can generate.
+class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
     """Causal language model over :class:`mor.model.MoRModel`.
 
     ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default
@@ -243,10 +247,11 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
             max_depth=max_depth,
             keep_states=states,
             keep_traces=output_router_traces,
+            exits=exit_weights(self.config) if labelled and self.training else (),
         )
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         router, router_losses = active_router(self.model.router), output.losses
-        logits = loss = lm_loss = None
+        logits = loss = lm_loss = exit_losses = None
         if return_logits or not labelled:
             logits = self.model.head(output.hidden[:, keep])
         if labelled:
@@ -255,8 +260,15 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
                 summed = self.model.head_loss(output.hidden, targets)
             else:
                 summed = plain_cross_entropy(logits.flatten(0, -2), targets)
-            parts = combine_losses(summed, targets, router, router_losses, num_items_in_batch)
-            loss, lm_loss = parts.total, parts.lm
+            exits = {
+                passes: self.model.head_loss(hidden, targets)
+                for passes, hidden in output.exits.items()
+                if hidden is not output.hidden
+            }
+            parts = combine_losses(
+                summed, targets, router, router_losses, num_items_in_batch, exits
+            )
+            loss, lm_loss, exit_losses = parts.total, parts.lm, parts.exits
         elif self.training and (num_items_in_batch is not None or router.loss_elsewhere):
             assert logits is not None
             logits = hang_router_losses(logits, router_losses, router)
@@ -269,6 +281,7 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration):
             hidden_states=tuple(output.states) if states else None,
             lm_loss=lm_loss,
             router_losses=router_losses or None,
+            exit_losses=exit_losses or None,
             depths=output.depths,
             traces=tuple(output.traces) if output_router_traces else None,
             **{CACHE_NAME: cache},  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ class Flops:
         prelude, coda, head: per token of the sequence.
         recurse: one number per depth, already times the share of tokens active there.
         router: all routing networks.
+        exits: coda and head of the exits before the last that training takes a loss at.
         backward: backward passes counted, in forward passes (2, or 0 in the paper's budgets).
     """
 
@@ -44,6 +45,7 @@ class Flops:
     head: float
     router: float
     backward: float = 2.0
+    exits: float = 0.0
 
     @property
     def forward(self) -> float:
@@ -52,8 +54,8 @@ class Flops:
 
     @property
     def training(self) -> float:
-        """Forward and backward."""
-        return self.forward * (1 + self.backward)
+        """Forward and backward, the exits of the loss included."""
+        return (self.forward + self.exits) * (1 + self.backward)
 
 
 def active_fractions(config: MoRConfig) -> list[float]:
@@ -112,13 +114,16 @@ def flops_per_token(
             skipped = (key_value + low_rank["k_proj"] + low_rank["v_proj"]) * again / layers
         per_layer = share * (linear + sum(low_rank.values()) - skipped) + per_pair * pairs[depth]
         recurse.append(layers * per_layer + share * mixing)
+    coda = config.num_coda_layers * (linear + attention)
+    head = 0.0 if paper else 2.0 * width * config.vocab_size
     return Flops(
         prelude=config.num_prelude_layers * (linear + attention),
         recurse=tuple(recurse),
-        coda=config.num_coda_layers * (linear + attention),
-        head=0.0 if paper else 2.0 * width * config.vocab_size,
+        coda=coda,
+        head=head,
         router=0.0 if paper else _router_flops(config, shares),
         backward=0.0 if paper else 2.0,
+        exits=sum(map(bool, config.exit_loss_weights or ())) * (coda + head),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mor.config import MoRConfig
 from mor.model.routers.base import Router
 from mor.ops.cross_entropy import IGNORE
 
@@ -20,11 +21,13 @@ class LossParts:
         total: what to back-propagate.
         lm: cross-entropy, in nats per token (summed over tokens, divided by the item count).
         router: unweighted router terms by name, as means over this micro-batch.
+        exits: by number of recursions, cross-entropy as ``lm`` of the exits before the last.
     """
 
     total: Tensor
     lm: Tensor
     router: dict[str, Tensor]
+    exits: dict[int, Tensor] = field(default_factory=dict)
 
 
 def next_token_targets(labels: Tensor | None, shifted: Tensor | None = None) -> Tensor:
@@ -45,6 +48,7 @@ def combine_losses(
     router: Router,
     router_terms: dict[str, Tensor],
     num_items_in_batch: Tensor | int | None = None,
+    exits: dict[int, Tensor] | None = None,
 ) -> LossParts:
     """Cross-entropy and router terms, so that micro-batches add up to their batch.
 
@@ -59,6 +63,8 @@ def combine_losses(
         router: for the weight of each term.
         router_terms: unweighted means over this micro-batch.
         num_items_in_batch: None to average over this micro-batch alone.
+        exits: by number of recursions, summed cross-entropies of earlier exits; weighted by
+            ``exit_loss_weights`` of the configuration.
     """
     own = (targets != IGNORE).sum()
     items = own if num_items_in_batch is None else num_items_in_batch
@@ -68,4 +74,13 @@ def combine_losses(
     total = lm.clone()  # the Trainer scales it in place by the number of ranks
     for name, term in router_terms.items():
         total = total + router.loss_weight(name) * share * term
-    return LossParts(total, lm, router_terms)
+    early = {passes: loss / items.clamp(min=1) for passes, loss in (exits or {}).items()}
+    for passes, loss in early.items():
+        total = total + exit_weights(router.config)[passes] * loss
+    return LossParts(total, lm, router_terms, early)
+
+
+def exit_weights(config: MoRConfig) -> dict[int, float]:
+    """Weight of the loss at each exit before the last that has one, by number of recursions."""
+    weights = enumerate(config.exit_loss_weights or (), 1)
+    return {passes: weight for passes, weight in weights if weight}

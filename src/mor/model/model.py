@@ -6,6 +6,7 @@ Hugging Face wrapper calls forward; the engine calls the stages.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import torch
@@ -40,6 +41,8 @@ class ModelOutput:
             each recursion up to the depth cap, each coda layer; zero at padding.
         traces: routing per depth, where asked for. Laid end to end ([1, N]) if the batch had
             padding or documents, front-packed rows if there was a cache too.
+        exits: by number of recursions, where asked for: [B, T, D] after the coda, had every token
+            stopped after at most so many. The last one is ``hidden`` itself.
     """
 
     hidden: Tensor
@@ -47,6 +50,7 @@ class ModelOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
     states: list[Tensor] = field(default_factory=list)
     traces: list[DepthTrace] = field(default_factory=list)
+    exits: dict[int, Tensor] = field(default_factory=dict)
 
 
 class MoRModel(nn.Module):
@@ -241,6 +245,7 @@ class MoRModel(nn.Module):
         max_depth: int | None = None,
         keep_states: bool = False,
         keep_traces: bool = False,
+        exits: Collection[int] = (),
     ) -> ModelOutput:
         """Run ``embed``, ``prelude``, the recursions and ``coda``; ``head`` is left to the caller.
 
@@ -258,12 +263,16 @@ class MoRModel(nn.Module):
                 depth cap. Default: ``topk`` in training mode, else ``causal``.
             max_depth: depth cap, 1..R.
             keep_states, keep_traces: fill the output's fields of the same name.
+            exits: after how many recursions, 1..R, to put the stream through the coda too; those
+                past the depth cap are left out.
 
         Raises:
-            ValueError: inputs of the wrong shape, a depth cap outside 1..R, documents with a cache.
+            ValueError: inputs of the wrong shape, a depth cap or an exit outside 1..R, documents or
+                exits with a cache.
         """
         hidden = self._embedded(input_ids, inputs_embeds)
         limit = self._depth_limit(max_depth)
+        self._check_exits(exits, cache)
         layout = Layout.of(self.config, hidden, attention_mask, document_ids, cache, positions)
         if layout is None:  # padding and nothing else
             zeros = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
@@ -271,7 +280,7 @@ class MoRModel(nn.Module):
         router, kv = active_router(self.router), layout.kv
         routing = routing or ("topk" if self.training else "causal")
         taught = routing == "topk" and router.training
-        recorder = Recorder(keep_states, keep_traces, with_losses=taught)
+        recorder = Recorder(keep_states, keep_traces, with_losses=taught, exits=exits)
         hidden = layout.lay(hidden)
         rope = self.rope(layout.positions, hidden.dtype)
         recorder.add_state(hidden)
@@ -282,12 +291,18 @@ class MoRModel(nn.Module):
         )  # fmt: skip
         hidden = self.coda(self.narrow(carried), rope, kv.coda(), recorder)
         kv.finish()
+        last = layout.restore(hidden)
+        outs = {
+            passes: last if passes == limit else layout.restore(self.coda(stream, rope, kv.coda()))
+            for passes, stream in recorder.exits.items()
+        }
         return ModelOutput(
-            layout.restore(hidden),
+            last,
             layout.restore(depths),
             recorder.losses,
             [layout.restore(state) for state in recorder.states or ()],
             recorder.traces,
+            outs,
         )
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
@@ -299,6 +314,13 @@ class MoRModel(nn.Module):
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [B, T]")
         return self.embed(input_ids)
+
+    def _check_exits(self, exits: Collection[int], cache: DepthCache | None) -> None:
+        depths = self.config.num_recursions
+        if any(not 1 <= passes <= depths for passes in exits):
+            raise ValueError(f"exits={list(exits)} must lie in 1..num_recursions={depths}")
+        if exits and cache is not None:
+            raise ValueError("exits cannot be given with a cache: the coda keeps one entry a token")
 
     def _depth_limit(self, max_depth: int | None) -> int:
         fixed = self.config.router_fixed_depth if self.config.router == "fixed" else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -34,26 +35,40 @@ class Recorder:
     Args:
         keep_states: keep the stream at the seams of the stages.
         keep_traces: keep a :class:`DepthTrace` per depth that was reached.
+        exits: after how many recursions to keep the stream, for :attr:`exits`.
         with_losses: compute the router's losses and let it observe the batch.
 
     Attributes:
         states: streams [A, N, D] in order; None where they are not kept.
         traces: one per depth.
         losses: router terms by name, summed over depths, not weighted.
+        exits: by number of recursions, the stream [A, N, D] after them.
     """
 
     def __init__(
-        self, keep_states: bool = False, keep_traces: bool = False, with_losses: bool = False
+        self,
+        keep_states: bool = False,
+        keep_traces: bool = False,
+        with_losses: bool = False,
+        exits: Collection[int] = (),
     ) -> None:
+        self.wanted_exits = frozenset(exits)
+        self.exits: dict[int, Tensor] = {}
         self.keep_traces, self.with_losses = keep_traces, with_losses
         self.states: list[Tensor] | None = [] if keep_states else None
         self.traces: list[DepthTrace] = []
         self.losses: dict[str, Tensor] = {}
 
-    def add_state(self, hidden: Tensor, times: int = 1) -> None:
-        """Keep the stream [A, N, D], as often as stages have left it like that."""
+    def add_state(self, hidden: Tensor) -> None:
+        """Keep the stream [A, N, D] at a seam."""
         if self.states is not None:
-            self.states += [hidden] * times
+            self.states.append(hidden)
+
+    def add_pass(self, hidden: Tensor, passes: int) -> None:
+        """Keep the stream [A, N, D] after ``passes`` recursions."""
+        self.add_state(hidden)
+        if passes in self.wanted_exits:
+            self.exits[passes] = hidden
 
     def add_choice(
         self,

@@ -90,7 +90,8 @@ def run_recursions(
                 # The other ranks wait for this one at every depth.
                 inner = nobody(hidden.device, flat=kv.flat)
             if inner is None:
-                recorder.add_state(block.narrow(hidden), max_depth - depth)
+                for later in range(depth, max_depth):
+                    recorder.add_pass(block.narrow(hidden), later + 1)
                 break
             reached, tokens, scores = reached.then(inner), inner.gather(tokens), scores.take(inner)
         here = (reached.gather(rope[0]), reached.gather(rope[1]))
@@ -99,7 +100,7 @@ def run_recursions(
         updated = router.update(tokens, output, start, scores, depth)
         ran = torch.full(tokens.shape[:2], depth + 1, device=hidden.device)
         hidden, depths = reached.scatter(hidden, updated), reached.scatter(depths, ran)
-        recorder.add_state(block.narrow(hidden))
+        recorder.add_pass(block.narrow(hidden), depth + 1)
     return hidden, depths if everyone.valid is None else depths * everyone.valid
 
 

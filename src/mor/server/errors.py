@@ -78,7 +78,7 @@ class ApiError(Exception):
         return Response(content, self.status, self.headers, media_type="application/json")
 
 
-def refused(error: MorError) -> ApiError:
+def explain_refusal(error: MorError) -> ApiError:
     """A request that the engine refuses: the client's mistake, in the API's words."""
     message = str(error)
     found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
@@ -88,7 +88,7 @@ def refused(error: MorError) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def unreadable(error: RequestValidationError) -> ApiError:
+def explain_unreadable(error: RequestValidationError) -> ApiError:
     """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()
     first = problems[0]
@@ -142,7 +142,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def wrong(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return unreadable(error).response()
+        return explain_unreadable(error).response()
 
     async def http(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)

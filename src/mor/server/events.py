@@ -20,7 +20,7 @@ class ClientGone(Exception):
     """Nobody reads the answer any more."""
 
 
-async def _gone(receive: Receive) -> None:
+async def _wait_until_gone(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -32,7 +32,7 @@ async def _race(receive: Receive, work: Awaitable[T]) -> T:
         ClientGone: it did.
     """
     working = asyncio.ensure_future(work)
-    watching = asyncio.create_task(_gone(receive))
+    watching = asyncio.create_task(_wait_until_gone(receive))
     try:
         await asyncio.wait({working, watching}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():

@@ -14,7 +14,7 @@ from typing import Any
 
 from mor.engine import Completion, Engine, RequestOutput, SamplingParams
 from mor.errors import MorError
-from mor.server.errors import ApiError, refused
+from mor.server.errors import ApiError, explain_refusal
 from mor.server.jobs import Job, Update
 from mor.server.metrics import ServerMetrics
 
@@ -254,7 +254,7 @@ class EngineLoop:
                 self._jobs[name] = (job, place * job.params.n)
                 self.metrics.prompt_tokens.inc(len(prompt))
         except MorError as error:
-            self._drop(job, refused(error))
+            self._drop(job, explain_refusal(error))
         except Exception:
             log.exception("a request could not be added")
             self._drop(job, ApiError(500, "The request could not be added", code="engine_error"))

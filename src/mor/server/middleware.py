@@ -43,7 +43,7 @@ class Guard:
 
         headers = dict(scope["headers"])
         problem: ApiError | None = None
-        if self.keys and scope["path"].startswith("/v1") and not self._known(headers):
+        if self.keys and scope["path"].startswith("/v1") and not self._is_known(headers):
             problem = ApiError(
                 401,
                 "Give a valid API key: Authorization: Bearer KEY",
@@ -69,7 +69,7 @@ class Guard:
 
         await self.app(scope, again, counted)
 
-    def _known(self, headers: dict[bytes, bytes]) -> bool:
+    def _is_known(self, headers: dict[bytes, bytes]) -> bool:
         kind, _, given = headers.get(b"authorization", b"").partition(b" ")
         # Every key is compared, in constant time, so that the time tells nothing.
         same = [hmac.compare_digest(given.strip(), key) for key in self.keys]

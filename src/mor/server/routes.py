@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
-from mor.server.errors import ApiError, ErrorResponse, refused
+from mor.server.errors import ApiError, ErrorResponse, explain_refusal
 from mor.server.events import ClientGone, EventResponse, while_connected
 from mor.server.render import Renderer
 from mor.server.sampling import sampling_params
@@ -75,7 +75,7 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     try:
         ids = await state.tokens.encode(prompts)
     except MorError as error:
-        problem = refused(error)
+        problem = explain_refusal(error)
         problem.param = "prompt"
         raise problem from None
     return await _answer(request, state, body, ids, "cmpl")

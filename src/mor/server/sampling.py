@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
 from mor.eval.levels import Levels
-from mor.server.errors import ApiError, refused
+from mor.server.errors import ApiError, explain_refusal
 from mor.server.schema.requests import ChatRequest, CompletionRequest, Sampling
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI's; a chat goes on as long as it fits
@@ -63,7 +63,7 @@ def sampling_params(
         )
         params.check_vocabulary(engine.config.vocab_size)
     except MorError as error:
-        raise refused(error) from None
+        raise explain_refusal(error) from None
     return params
 
 
