@@ -105,7 +105,9 @@ def type_name(annotation: Any) -> str:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return "section"
     names = {Path: "path", str: "text", int: "whole number", float: "number", bool: "true or false"}
-    return names.get(annotation, "any" if annotation is Any else getattr(annotation, "__name__", ""))
+    return names.get(
+        annotation, "any" if annotation is Any else getattr(annotation, "__name__", "")
+    )
 
 
 def shown(value: Any) -> str:
