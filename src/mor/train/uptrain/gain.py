@@ -2,9 +2,9 @@
 
 The trunk runs every token with a label at every depth. Its **gain** after pass r is what the best
 deeper exit saves of its loss: max(0, loss at r - lowest loss deeper). The router's logit before
-pass r + 1 is taught sigmoid(sharpness (gain - margin)) by binary cross-entropy. So a gate never closes because
-later passes are not worth anything *yet*, and depth goes where it was seen to help (Ouro's second
-stage, arXiv 2510.25741, with the best deeper exit in place of the next one).
+pass r + 1 is taught sigmoid(sharpness (gain - margin)) by binary cross-entropy. So a gate never
+closes because later passes are not worth anything *yet*, and depth goes where it was seen to help
+(Ouro's second stage, arXiv 2510.25741, with the best deeper exit in place of the next one).
 """
 
 from __future__ import annotations
@@ -111,12 +111,12 @@ def measure_exits(
     recursions, first = network.config.num_recursions, network.config.num_prelude_layers
     told = targets != IGNORE
     losses = torch.zeros(recursions, len(targets), device=targets.device)
+    routes = None if context == "full" else network(**batch, routing="causal").depths
     for depth in range(1, recursions + 1):
         deepest = depth == recursions
-        if context == "full":
+        if routes is None:
             output = network(**batch, routing="full", max_depth=depth, keep_states=deepest)
         else:
-            routes = network(**batch, routing="causal").depths if depth == 1 else routes
             here = torch.where(told.view_as(routes), depth, routes)
             with forced_depths(network, here):
                 output = network(**batch, routing="causal", keep_states=deepest)
