@@ -53,7 +53,6 @@ OTHERS = {
         ),
         "operators without a public name; tests hold them equal to the plain form",
     ),
-    ("hf/generation.py", "_prepare_cache_for_generation"): "generate() makes its cache there alone",
     ("model/routers/base.py", "_apply"): "no public hook sees `.to(dtype)` of a parent module",
 }
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mor.config import MoRConfig
@@ -26,44 +24,16 @@ from mor.hf.arguments import (
 from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
 from mor.hf.cache import MoRCache
 from mor.hf.generation import DepthGeneration
+from mor.hf.outputs import MoRCausalLMOutput
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, exit_weights, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.model.routers.base import active_router
 from mor.model.routers.net import RouterNet
 from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
-
-
-@dataclass
-class MoRCausalLMOutput(CausalLMOutputWithPast):
-    """Transformers' output plus what the routers did.
-
-    Attributes:
-        loss: total to back-propagate: language-model loss and weighted router losses.
-        lm_loss: the language-model part, nats per token.
-        router_losses: unweighted router terms by name (``aux_loss``, ``balancing_loss``, ...).
-        exit_losses: in training with ``exit_loss_weights``: by number of recursions, the
-            cross-entropy at that exit, not weighted.
-        depths: [B, T] recursions each token ran, 0 at padding.
-        traces: scores and selections per depth, with ``output_router_traces=True``.
-
-    The cache has Transformers' name for it, ``cache`` or before 5.24 ``past_key_values``; both can
-    be read.
-    """
-
-    lm_loss: Tensor | None = None
-    router_losses: dict[str, Tensor] | None = None
-    exit_losses: dict[int, Tensor] | None = None
-    depths: Tensor | None = None
-    traces: tuple[DepthTrace, ...] | None = None
-
-
-if CACHE_NAME != "cache":  # before 5.24; since then the other name is a property
-    MoRCausalLMOutput.cache = property(lambda output: output.past_key_values)  # type: ignore[attr-defined]
 
 
 class MoRPreTrainedModel(PreTrainedModel):
