@@ -2,8 +2,8 @@
 
     python tools/check_release.py v0.1.0 [--notes notes.md]
 
-Prints what is wrong and exits with 1. ``--notes`` writes the changelog's section of the version, which
-becomes the text of the release.
+Prints what is wrong and exits with 1. ``--notes`` writes the changelog's section of the version,
+which becomes the text of the release.
 """
 
 from __future__ import annotations
