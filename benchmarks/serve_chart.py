@@ -3,7 +3,7 @@
     python benchmarks/serve_chart.py          # docs/images/serve-speed.png
 
 Reads ``benchmarks/results/serve.jsonl``: 32 clients at the 135M and 360M shapes, in float32 and
-with weights of 8 bits. A bar is the median of the rounds, its line the slowest and the fastest round.
+with weights of 8 bits. A bar is the median of the rounds, its line the slowest and the fastest.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
+
 from tools.docs.cli import cell
 
 
@@ -22,8 +23,8 @@ def recipe_page() -> str:
     parts = [
         "# Recipes",
         "",
-        "A recipe is one YAML file. `mor train RECIPE` reads it and checks it before anything runs;"
-        " a field that does not exist is refused. `mor recipes` lists those that come along. "
+        "A recipe is one YAML file. `mor train RECIPE` checks it before anything runs, and refuses "
+        "a field that does not exist. `mor recipes` lists those that come along. "
         "`--set train.seed=1` changes a field for one run.",
         "",
         "The section `model` takes the [fields of MoRConfig](config.md), or `preset` "
@@ -127,7 +128,7 @@ def config_page() -> str:
     from mor.config import MoRConfig, field_types
     from mor.config.fields import Fields
 
-    meanings, types_ = meanings_of(MoRConfig), field_types()
+    meanings, types_ = meanings_of(Fields) | meanings_of(MoRConfig), field_types()
     parts = [
         "# MoRConfig",
         "",

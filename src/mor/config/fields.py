@@ -28,9 +28,45 @@ _DERIVED: Any = None
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Fields(Depth):
-    """Everything that defines the network; see :class:`~mor.config.MoRConfig` for what each means.
+    """Everything that defines the network; a field that is None and not optional follows from others.
 
-    A field that is left out, or None, and is not optional gets its value from the others.
+    What is MoR's own is explained at :class:`~mor.config.MoRConfig`, the rest here.
+
+    Attributes:
+        vocab_size: tokens that the embedding knows.
+        hidden_size: D, width of the residual stream.
+        intermediate_size: width of the feed-forward.
+        num_attention_heads: heads of queries.
+        num_key_value_heads: heads of keys and values; default as many as of queries.
+        head_dim: width of a head; default ``hidden_size // num_attention_heads``.
+        max_position_embeddings: longest sequence, in tokens.
+        rms_norm_eps: added to the mean square in RMSNorm.
+        rope_parameters: type, base and scaling of rotary positions, as Transformers has them.
+        initializer_range: standard deviation of weights at the start.
+        tie_word_embeddings: whether the head is the embedding.
+        attention_out_bias: bias of the output projection of attention; default ``attention_bias``.
+        router_fixed_depth: recursions of every token under ``fixed``; default R.
+        router_architecture: ``linear``, one matrix; ``mlp`` and ``wide_mlp``, two layers.
+        router_activation: what makes a gate of a logit; default ``softmax`` for ``token_choice``,
+            ``sigmoid`` otherwise.
+        router_alpha: factor of the gate; default 0.1 for ``expert_choice`` and ``random``, else 1.
+        router_temperature: what the router's input is divided by.
+        router_capacity_warmup_steps: optimiser steps in which capacities fall from 1.
+        router_objective: what teaches ``expert_choice`` to decide alone: a loss on its logits, a
+            second router on the detached stream (``aux_router``), or nothing.
+        router_aux_loss_coef: weight of that loss.
+        router_z_loss_coef: weight of the mean square of the logits.
+        router_balancing: what spreads ``token_choice`` over depths: a loss, or a bias that follows
+            the load (``loss_free``), or nothing.
+        router_balancing_loss_coef: weight of the balancing loss.
+        router_bias_update_rate: step of that bias.
+        router_balance_warmup_steps: optimiser steps in which all tokens choose the last depth.
+        router_decision_rule: what ``decide`` compares with: the stored ``boundary``, or the paper's
+            0.5 (``half``).
+        router_boundary_momentum: of the boundary's running mean over optimiser steps.
+        use_cache: whether ``generate`` keeps keys and values.
+        pad_token_id: token that fills short rows of a batch.
+        eos_token_id: token, or tokens, that end a text.
     """
 
     vocab_size: int = 4096
