@@ -2,8 +2,9 @@
 
     python tools/find_twins.py [--lines 8] [FOLDER ...]
 
-Lines are compared as their tokens, so that spaces and comments do not matter. Imports and
-docstrings are left out. Exit 1 where there are twins; each is printed with both places.
+Lines are compared as their tokens, so that spaces and comments do not matter. Imports, docstrings
+and signatures are left out: a method that overrides another has to repeat its parameters.
+Exit 1 where there are twins; each is printed with both places.
 """
 
 from __future__ import annotations
@@ -36,11 +37,13 @@ class Twin:
 
 
 def code_lines(path: Path) -> list[tuple[int, str]]:
-    """Line number and tokens of each line of code; imports, docstrings, comments left out."""
+    """Line number and tokens of each line of code; what :mod:`find_twins` names is left out."""
     text = path.read_text(encoding="utf-8")
     left_out: set[int] = set()
     for node in ast.walk(ast.parse(text, str(path))):
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            left_out.update(range(node.lineno, node.body[0].lineno))
         if isinstance(node, ast.Import | ast.ImportFrom) or is_text:
             left_out.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     found: dict[int, list[str]] = defaultdict(list)

@@ -12,7 +12,7 @@ from mor import MoRForCausalLM
 from mor.data import PackedDataset, prepare
 from mor.errors import MorError
 from mor.eval.answers import rank_correlation, score_answers
-from mor.eval.forced_depths import forced_depths
+from mor.model.routers.forced import forced_depths
 from tests.strategies import ROUTED, make_model, small_config
 
 
@@ -85,7 +85,7 @@ def test_a_routers_own_depths_give_its_own_output(router: str) -> None:
     ids = torch.randint(0, model.config.vocab_size, (3, 13), generator=torch.manual_seed(0))
     with torch.no_grad():
         own = model(ids, routing="causal", use_cache=False)
-        with forced_depths(model, own.depths):
+        with forced_depths(model.model, own.depths):
             forced = model(ids, routing="causal", use_cache=False)
         again = model(ids, routing="causal", use_cache=False)
     assert len(set(own.depths.flatten().tolist())) > 1

@@ -25,7 +25,7 @@ from transformers import AutoModelForCausalLM
 from mor import MoRForCausalLM
 from mor.hf.convert.authors import authors_plan
 from mor.hf.convert.convert import convert_authors
-from mor.hf.modeling import MoRCausalLMOutput
+from mor.hf.outputs import MoRCausalLMOutput
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 RECURSIVE = (

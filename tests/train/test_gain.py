@@ -29,7 +29,8 @@ def test_exits_are_the_capped_model_with_every_token_at_full_depth(update_rule: 
     labels = ids.clone()
     labels[0, 3] = -100
     targets = next_token_targets(labels)
-    losses, states = measure_exits(model.model, {"input_ids": ids}, targets)
+    losses, states, depths = measure_exits(model.model, {"input_ids": ids}, targets)
+    assert (depths == 3).all()
     for cap in (1, 2, 3):
         output = model(ids, max_depth=cap, routing="full", output_hidden_states=True)
         assert output.depths.unique().tolist() == [cap]
@@ -40,6 +41,24 @@ def test_exits_are_the_capped_model_with_every_token_at_full_depth(update_rule: 
         after = output.hidden_states[model.config.num_prelude_layers + cap]
         assert torch.allclose(states[cap], after.flatten(0, 1), atol=1e-4)
     assert (losses[:, targets == -100] == 0).all()
+
+
+def test_routed_exits_force_the_tokens_with_a_target_and_leave_the_others_their_routes() -> None:
+    model = make_model(small_config("threshold"))
+    ids = random_ids(4, 2, 9)
+    labels = torch.full_like(ids, -100)
+    labels[:, 5] = ids[:, 5]  # one target a row: of the token before it
+    targets = next_token_targets(labels)
+    own = model(ids, routing="causal").depths
+    losses, _, depths = measure_exits(model.model, {"input_ids": ids}, targets, "routed")
+    asked = targets.view_as(ids) != -100
+    assert torch.equal(depths.view_as(ids), torch.where(asked, 3, own))
+    assert len(set(own.flatten().tolist())) > 1
+    for row in range(2):
+        stay = int(own[row, 4])
+        output = model(ids, routing="causal")
+        right = F.cross_entropy(output.logits[row, 4], ids[row, 5])
+        assert losses[stay - 1, row * 9 + 4].item() == pytest.approx(right.item(), rel=1e-4)
 
 
 def test_targets_by_hand() -> None:
@@ -63,7 +82,7 @@ def test_the_loss_is_the_cross_entropy_of_the_logits_with_the_targets(elsewhere:
     targets = next_token_targets(labels)
     items = torch.tensor(6.0)
     parts = DepthGain(section)(model, {"input_ids": ids, "labels": labels}, items)
-    losses, states = measure_exits(model.model, {"input_ids": ids}, targets)
+    losses, states, _ = measure_exits(model.model, {"input_ids": ids}, targets)
     net = model.model.router.net
     total = torch.zeros(())
     for place in range(14):

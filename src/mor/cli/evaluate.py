@@ -66,6 +66,8 @@ def evaluate(
         if len(result["causal"]["active_fraction"]) > 1:
             Console().print(pass_table(result))
             Console().print(router_table(result))
+        if "answers" in result:
+            Console().print(answer_table(result["answers"]))
 
 
 def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
@@ -152,6 +154,34 @@ def pass_table(result: dict[str, Any]) -> Table:
             str(row["max_depth"]), f"{row['nll']:.4f}", f"{row['accuracy']:.2%}", *changed
         )
     table.caption = f"causal, of {result['tokens']:,} tokens; right: the most likely token is it"
+    return table
+
+
+def answer_table(answers: dict[str, Any]) -> Table:
+    """Exact match of a task by difficulty, for each depth cap and for routes by chance."""
+    levels = list(answers["causal"]["by_level"])
+    table = Table("exact match", "all", *(str(level) for level in levels), "mean depth", "fixed")
+    rows = [
+        (f"at most {cap['max_depth']}", cap, f"{cap['fixed']} (broke {cap['broke']})")
+        if "fixed" in cap
+        else (f"at most {cap['max_depth']}", cap, "")
+        for cap in answers["depth_cap"]
+    ]
+    if answers["random_routes"] is not None:
+        rows.append(("routes by chance", answers["random_routes"], ""))
+    for name, score, mended in rows:
+        table.add_row(
+            name,
+            f"{score['exact_match']:.1%}",
+            *(f"{score['by_level'][level]:.1%}" for level in levels),
+            f"{score['mean_depth']:.2f}",
+            mended,
+        )
+    causal = answers["causal"]
+    depths = (f"{causal['depth_by_level'][level]:.2f}" for level in levels)
+    table.add_row("depth of queries", f"{causal['query_depth']:.2f}", *depths, "", "")
+    if causal["rank_correlation"] is not None:
+        table.caption = f"rank correlation of depth and difficulty {causal['rank_correlation']:.3f}"
     return table
 
 

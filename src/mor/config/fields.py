@@ -28,7 +28,7 @@ _DERIVED: Any = None
 
 @dataclass(kw_only=True, repr=False, eq=False)
 class Fields(Depth):
-    """Everything that defines the network. A field left out, or None, follows from others.
+    """Everything that defines the network; a None that is not optional follows from other fields.
 
     What is MoR's own is explained at :class:`~mor.config.MoRConfig`, the rest here.
 

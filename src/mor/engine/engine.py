@@ -264,8 +264,7 @@ class Engine:
 
     def _leave(self, waves: list[Wave]) -> dict[str, None]:
         """Coda for all of them; head and sampler where a wave was the last of its tokens."""
-        logits = self.runner.leave(waves)
-        stats = self.stats
+        logits, stats = self.runner.leave(waves), self.stats
         stats.gatherings += 1
         asking: list[Request] = []
         for wave in waves:

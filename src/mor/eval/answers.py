@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mor.data import PackedDataset
 from mor.errors import MorError
-from mor.eval.forced_depths import forced_depths
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.routers.forced import forced_depths
 
 
 @dataclass
@@ -143,7 +143,7 @@ def collect_answers(
             depths = output.depths.cpu()
             mine = depths[asked]
             depths[asked] = mine[torch.from_numpy(chance.permutation(len(mine)))]
-            with forced_depths(model, depths.to(model.device)):
+            with forced_depths(model.model, depths.to(model.device)):
                 output = _run(model, ids.to(model.device), max_depth)
         guesses = output.logits.argmax(-1).cpu()
         columns.levels.append(task.level(ids.numpy())[asked])

@@ -10,6 +10,7 @@ import torch
 from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
+from mor.eval.answers import score_answers
 from mor.eval.exits import score_passes
 from mor.eval.passes import check_sample, run_pass, token_nll
 from mor.hf.load import serving_copy
@@ -119,6 +120,8 @@ def evaluate(
             few = run_pass(served, dataset, count, batch_size, "causal", None, tick)
             result["quantized"] = {"quantization": quantization, "loss": few.nll - causal.nll}
             result["quantized"] |= few.score(bytes_per_token)
+        if dataset.index.task is not None:
+            result["answers"] = score_answers(model, dataset, max_sequences=count)
         if tokenizer is not None:
             result["sample"] = passage(model, dataset, tokenizer, sample_tokens)
         return result

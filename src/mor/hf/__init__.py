@@ -4,7 +4,8 @@ Importing this package registers the model with Transformers' Auto classes.
 """
 
 from mor.hf.cache import MoRCache
-from mor.hf.modeling import MoRCausalLMOutput, MoRForCausalLM, register
+from mor.hf.modeling import MoRForCausalLM, register
+from mor.hf.outputs import MoRCausalLMOutput
 
 __all__ = ["MoRCache", "MoRCausalLMOutput", "MoRForCausalLM", "register"]
 

@@ -94,7 +94,8 @@ def generate_with_depths(
     handle = model.register_forward_hook(remember)
     try:
         with torch.inference_mode():
-            model.generate(  # type: ignore[misc]
+            generate: Any = model.generate
+            generate(
                 input_ids,
                 attention_mask=torch.ones_like(input_ids),
                 streamer=streamer,

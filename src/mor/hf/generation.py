@@ -22,30 +22,35 @@ class DepthGeneration(GenerationMixin):
 
     # With the signature of the original: generate() reads off it what a model takes.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in every model, with the cache by both names: PEFT's prompts look for the old one."""
-        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        prepare: Any = super().prepare_inputs_for_generation
         inputs: dict[str, Any] = prepare(*args, **kwargs)
         found = inputs.get(CACHE_NAME)
         return inputs if found is None else inputs | {"past_key_values": found}
 
-    def _prepare_cache_for_generation(  # type: ignore[override]
-        self, generation_config: Any, model_kwargs: dict[str, Any], *args: Any, **kwargs: Any
-    ) -> None:
-        kind = generation_config.cache_implementation
+    # With the signature of the original: PEFT and pipelines read it.
+    @functools.wraps(GenerationMixin.generate)
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in every model, with a :class:`MoRCache` unless one is given or none is wanted.
+
+        Raises:
+            ValueError: a cache of another kind is asked for or given.
+        """
+        settings = kwargs.get("generation_config") or (args[1] if len(args) > 1 else None)
+        settings = settings or self.generation_config
+        kind = kwargs.pop("cache_implementation", settings.cache_implementation)
         if kind not in (None, *_PLAIN_CACHES):
             raise ValueError(
                 f"cache_implementation={kind!r} is not available: MoR caches per depth; "
                 "leave it out"
             )
-        given = one_cache(*(model_kwargs.pop(name, None) for name in ("past_key_values", "cache")))
-        if given is not None:
-            model_kwargs[CACHE_NAME] = given
-            generation_config.cache_implementation = None
-            # It notes that the cache is the caller's.
-            prepare: Any = super()._prepare_cache_for_generation  # type: ignore[misc]
-            prepare(generation_config, model_kwargs, *args, **kwargs)
-        elif generation_config.use_cache is not False:
-            model_kwargs[CACHE_NAME] = MoRCache(self.config)
+        if settings.cache_implementation is not None:
+            kwargs["cache_implementation"] = None
+        cache = one_cache(*(kwargs.pop(name, None) for name in ("past_key_values", "cache")))
+        if cache is None and kwargs.get("use_cache", settings.use_cache) is not False:
+            cache = MoRCache(self.config)
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
+        generate: Any = super().generate
+        return generate(*args, **kwargs)

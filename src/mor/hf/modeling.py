@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mor.config import MoRConfig
@@ -26,44 +24,16 @@ from mor.hf.arguments import (
 from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
 from mor.hf.cache import MoRCache
 from mor.hf.generation import DepthGeneration
+from mor.hf.outputs import MoRCausalLMOutput
 from mor.model.layers import RMSNorm
 from mor.model.loss import combine_losses, exit_weights, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.recorder import DepthTrace
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.model.routers.base import active_router
 from mor.model.routers.net import RouterNet
 from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
-
-
-@dataclass
-class MoRCausalLMOutput(CausalLMOutputWithPast):
-    """Transformers' output plus what the routers did.
-
-    Attributes:
-        loss: total to back-propagate: language-model loss and weighted router losses.
-        lm_loss: the language-model part, nats per token.
-        router_losses: unweighted router terms by name (``aux_loss``, ``balancing_loss``, ...).
-        exit_losses: in training with ``exit_loss_weights``: by number of recursions, the
-            cross-entropy at that exit, not weighted.
-        depths: [B, T] recursions each token ran, 0 at padding.
-        traces: scores and selections per depth, with ``output_router_traces=True``.
-
-    The cache has Transformers' name for it, ``cache`` or before 5.24 ``past_key_values``; both can
-    be read.
-    """
-
-    lm_loss: Tensor | None = None
-    router_losses: dict[str, Tensor] | None = None
-    exit_losses: dict[int, Tensor] | None = None
-    depths: Tensor | None = None
-    traces: tuple[DepthTrace, ...] | None = None
-
-
-if CACHE_NAME != "cache":  # before 5.24; since then the other name is a property
-    MoRCausalLMOutput.cache = property(lambda output: output.past_key_values)  # type: ignore[attr-defined]
 
 
 class MoRPreTrainedModel(PreTrainedModel):
@@ -228,9 +198,9 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
             positions = position_ids if cache is None else None
             document_ids = packed_documents(positions, attention_mask, cu_seq_lens_q, seq_idx)
         labelled = labels is not None or shift_labels is not None
-        wanted = self.config.use_cache and not self.training and document_ids is None
-        wanted = wanted if use_cache is None else use_cache
-        if cache is None and wanted and not labelled:
+        if use_cache is None:
+            use_cache = self.config.use_cache and not self.training and document_ids is None
+        if cache is None and use_cache and not labelled:
             cache = MoRCache(self.config)
         check_length(inputs, attention_mask, cache, self.config.max_position_embeddings)
         if output_hidden_states is None:
@@ -286,9 +256,8 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
             traces=tuple(output.traces) if output_router_traces else None,
             **{CACHE_NAME: cache},  # type: ignore[arg-type]
         )
-        if return_dict is None:
-            return_dict = self.config.return_dict
-        return result.to_tuple() if return_dict is False else result
+        as_object = self.config.return_dict if return_dict is None else return_dict
+        return result if as_object is not False else result.to_tuple()
 
 
 # Understood, but no parameters: a Trainer takes every parameter with "label" in its name for a
@@ -300,9 +269,8 @@ _PARAMETERS = (*tuple(inspect.signature(MoRForCausalLM.forward).parameters)[1:-1
 def _list_class(kind: type) -> None:
     """Put a class on Transformers' list of the names of causal language models.
 
-    The Trainer's label smoothing, pipelines and model cards ask that list, which the Auto classes'
-    ``register`` does not fill. A class that is not on it trains on labels that are not shifted. Its
-    subclasses go by names of their own: FSDP makes one of every model.
+    The Trainer's label smoothing, pipelines and model cards ask that list; the Auto classes do not
+    fill it, and off it labels are not shifted. FSDP makes a subclass with a name of its own.
     """
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"mor:{kind.__name__}"] = kind.__name__
 

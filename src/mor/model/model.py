@@ -7,7 +7,6 @@ Hugging Face wrapper calls forward; the engine calls the stages.
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,9 @@ from mor.model.attend.protocol import Attend
 from mor.model.cache import DepthCache
 from mor.model.layers import DecoderLayer, RMSNorm
 from mor.model.layout import Layout
-from mor.model.recorder import DepthTrace, Recorder
+from mor.model.limits import check_exits, limit_depth
+from mor.model.output import ModelOutput
+from mor.model.recorder import Recorder
 from mor.model.recursion import run_recursions
 from mor.model.relaxation import DepthEmbedding
 from mor.model.routers import build_router
@@ -27,30 +28,6 @@ from mor.model.routers.base import Router, active_router
 from mor.model.seam import Seam, build_seam
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.rope import Rotation, inverse_frequencies, rotation
-
-
-@dataclass
-class ModelOutput:
-    """Result of one forward pass over ids [B, T].
-
-    Attributes:
-        hidden: [B, T, D] after the coda, before the final norm; zero at padding.
-        depths: [B, T] recursions that each token ran; 0 at padding.
-        losses: router loss terms by name, not weighted.
-        states: stream at the stages' seams, where asked for: after embed, each prelude layer,
-            each recursion up to the depth cap, each coda layer; zero at padding.
-        traces: routing per depth, where asked for. Laid end to end ([1, N]) if the batch had
-            padding or documents, front-packed rows if there was a cache too.
-        exits: by number of recursions, where asked for: [B, T, D] after the coda, had every token
-            stopped after at most so many. The last one is ``hidden`` itself.
-    """
-
-    hidden: Tensor
-    depths: Tensor
-    losses: dict[str, Tensor] = field(default_factory=dict)
-    states: list[Tensor] = field(default_factory=list)
-    traces: list[DepthTrace] = field(default_factory=list)
-    exits: dict[int, Tensor] = field(default_factory=dict)
 
 
 class MoRModel(nn.Module):
@@ -271,8 +248,8 @@ class MoRModel(nn.Module):
                 exits with a cache.
         """
         hidden = self._embedded(input_ids, inputs_embeds)
-        limit = self._depth_limit(max_depth)
-        self._check_exits(exits, cache)
+        limit = limit_depth(self.config, max_depth)
+        check_exits(self.config, exits, cache)
         layout = Layout.of(self.config, hidden, attention_mask, document_ids, cache, positions)
         if layout is None:  # padding and nothing else
             zeros = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
@@ -314,21 +291,3 @@ class MoRModel(nn.Module):
         if input_ids.dim() != 2:
             raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [B, T]")
         return self.embed(input_ids)
-
-    def _check_exits(self, exits: Collection[int], cache: DepthCache | None) -> None:
-        depths = self.config.num_recursions
-        if any(not 1 <= passes <= depths for passes in exits):
-            raise ValueError(f"exits={list(exits)} must lie in 1..num_recursions={depths}")
-        if exits and cache is not None:
-            raise ValueError("exits cannot be given with a cache: the coda keeps one entry a token")
-
-    def _depth_limit(self, max_depth: int | None) -> int:
-        fixed = self.config.router_fixed_depth if self.config.router == "fixed" else None
-        limit = fixed or self.config.num_recursions
-        if max_depth is None:
-            return limit
-        if not 1 <= max_depth <= self.config.num_recursions:
-            raise ValueError(
-                f"max_depth={max_depth} must lie in 1..num_recursions={self.config.num_recursions}"
-            )
-        return min(limit, max_depth)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mor.config.choices import Routing
-from mor.hf.modeling import MoRCausalLMOutput
+from mor.hf.outputs import MoRCausalLMOutput
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.recorder import DepthTrace
 from mor.ops.cross_entropy import IGNORE

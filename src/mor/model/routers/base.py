@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.model.routers.updates import update_stream
 from mor.ops.compaction import Packing
 from mor.ops.ranks import is_distributed
 
@@ -216,27 +217,8 @@ class Router(nn.Module):
         return hidden.detach() if self.config.update_rule == "last" else hidden
 
     def combine(self, base: Tensor, output: Tensor, gate: Tensor | None) -> Tensor:
-        """The update rule: what becomes of h and the block's output y under gate g.
-
-        ``gated`` h + g y (paper 2.1), ``additive`` h + y, ``residual`` h + g (y - h), ``last`` y.
-        Under ``last`` the gate has the gradient that ``residual`` would give it at a gate of 1, so
-        a router learns which passes help, and its scores scale nothing. See :meth:`read`, too.
-
-        Args:
-            base: h, [..., D].
-            output: y, [..., D].
-            gate: g, [...]; None for 1.
-        """
-        rule = self.config.update_rule
-        if rule == "additive":
-            return base + output
-        if rule == "last":
-            if gate is None or not (gate.requires_grad and torch.is_grad_enabled()):
-                return output
-            zero = (gate - gate.detach())[..., None].to(output.dtype)
-            return output + zero * (output - base).detach()
-        weight = 1.0 if gate is None else gate[..., None].to(output.dtype)
-        return base + weight * (output if rule == "gated" else output - base)
+        """:func:`~mor.model.routers.updates.update_stream` by the configuration's rule."""
+        return update_stream(self.config.update_rule, base, output, gate)
 
     def losses(
         self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates

@@ -67,6 +67,12 @@ class GainSection(Section):
         "shallow",
         description="tokens without a label: taught to leave at once, or not taught",
     )
+    context: Literal["full", "routed"] = decides(
+        "weights and speed",
+        "full",
+        description="depth of tokens without a label while gains are measured: all passes, as the "
+        "trunk was trained, or where the router sends them, once the trunk was trained so",
+    )
     confidence: float = decides(
         "weights", 0.3, gt=0, lt=1, description="a token goes deeper where the router is surer"
     )

@@ -1,10 +1,10 @@
 """A router that learns from what depth brings, on a trunk that stays as it is.
 
-The trunk runs every token at every depth. A token's **gain** after pass r is what the best deeper
-exit saves of its loss: max(0, loss at r - lowest loss deeper). The router's logit before pass r + 1
-is taught sigmoid(sharpness (gain - margin)) by binary cross-entropy. So a gate never closes because
-later passes are not worth anything *yet*, and depth goes where it was seen to help (Ouro's second
-stage, arXiv 2510.25741, with the best deeper exit in place of the next one).
+The trunk runs every token with a label at every depth. Its **gain** after pass r is what the best
+deeper exit saves of its loss: max(0, loss at r - lowest loss deeper). The router's logit before
+pass r + 1 is taught sigmoid(sharpness (gain - margin)) by binary cross-entropy. So a gate never
+closes because later passes are not worth anything *yet*, and depth goes where it was seen to help
+(Ouro's second stage, arXiv 2510.25741, with the best deeper exit in place of the next one).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from mor.model.loss import next_token_targets
 from mor.model.model import MoRModel
 from mor.model.routers.base import Router
 from mor.model.routers.boundary import BoundaryRouter
+from mor.model.routers.forced import forced_depths
 from mor.ops.cross_entropy import IGNORE
 from mor.train.network import find_network, find_router
 from mor.train.objective import LossParts
@@ -67,7 +68,7 @@ class DepthGain:
         batch = dict(batch)
         targets = next_token_targets(batch.pop("labels"))
         network, router = find_network(model), find_router(model)
-        losses, states = measure_exits(network, batch, targets)
+        losses, states, own = measure_exits(network, batch, targets, self.section.context)
         told = targets != IGNORE
         items = items.clamp(min=1)
         shares = {
@@ -79,8 +80,8 @@ class DepthGain:
             goal = find_gain_targets(losses, depth, self.section) * told
             logits = score_states(router, states[depth], depth)
             error = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
-            if self.section.elsewhere == "ignore":
-                error = error * told
+            asked = told | (own >= depth) if self.section.elsewhere == "shallow" else told
+            error = error * asked  # who has left is asked nothing
             total = total + error.sum() / items
             shares[f"gain/target_{depth}"] = goal.sum() / items
         shares["lm_loss"] = losses[-1].sum() / items
@@ -90,31 +91,39 @@ class DepthGain:
 
 @torch.no_grad()
 def measure_exits(
-    network: MoRModel, batch: dict[str, Any], targets: Tensor
-) -> tuple[Tensor, list[Tensor]]:
-    """The loss of every exit, and the stream between the passes, with every token at full depth.
+    network: MoRModel, batch: dict[str, Any], targets: Tensor, context: str = "full"
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """The loss of every exit, and the stream between the passes.
 
     Args:
-        network: of any router; nothing is routed.
+        network: any.
         batch: ``input_ids`` [B, T] and what the network takes beside.
         targets: [B T], -100 where there is none.
+        context: the depth of tokens without a target: that of the others (``full``), or where the
+            router sends them (``routed``).
 
     Returns:
-        Losses [R, B T] of leaving after pass 1..R, 0 without a target; and the streams [B T, D]
-        before the first pass and after each.
+        Losses [R, B T] of leaving after pass 1..R, 0 without a target; the streams [B T, D] before
+        the first pass and after each; and the passes [B T] that each token ran at full depth.
     """
     if "position_ids" in batch:
         batch["positions"] = batch.pop("position_ids")
     recursions, first = network.config.num_recursions, network.config.num_prelude_layers
     told = targets != IGNORE
     losses = torch.zeros(recursions, len(targets), device=targets.device)
+    routes = None if context == "full" else network(**batch, routing="causal").depths
     for depth in range(1, recursions + 1):
         deepest = depth == recursions
-        output = network(**batch, routing="full", max_depth=depth, keep_states=deepest)
+        if routes is None:
+            output = network(**batch, routing="full", max_depth=depth, keep_states=deepest)
+        else:
+            here = torch.where(told.view_as(routes), depth, routes)
+            with forced_depths(network, here):
+                output = network(**batch, routing="causal", keep_states=deepest)
         logits = network.head(output.hidden.flatten(0, 1)[told]).float()
         losses[depth - 1, told] = F.cross_entropy(logits, targets[told], reduction="none")
     states = output.states[first : first + recursions + 1]
-    return losses, [state.flatten(0, 1) for state in states]
+    return losses, [state.flatten(0, 1) for state in states], output.depths.flatten()
 
 
 def find_gain_targets(losses: Tensor, depth: int, section: GainSection) -> Tensor:

@@ -231,6 +231,12 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
             f"train.depth_schedule={recipe.train.depth_schedule!r} does not go with uptrain.gain, "
             "which runs every token at full depth; leave depth_schedule out"
         )
+    routed = section.gain is not None and section.gain.context == "routed"
+    if routed and (recipe.data.packing != "concat" or recipe.data.document_mask):
+        raise MorError(
+            "uptrain.gain.context='routed' sends single tokens of whole rows to a depth; it needs "
+            "data.packing='concat' and no document_mask, or context='full'"
+        )
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers.base import Router, Scores, active_router
+
+if TYPE_CHECKING:  # the model imports its routers
+    from mor.model.model import MoRModel
 
 
 class ForcedDepths(Router):
@@ -58,11 +61,11 @@ class ForcedDepths(Router):
 
 
 @contextmanager
-def forced_depths(model: MoRForCausalLM, depths: Tensor) -> Iterator[None]:
-    """Send the tokens of a batch without padding to ``depths`` [B, T] while the block runs."""
-    before = model.model.router
-    model.model.router = ForcedDepths(active_router(before), depths)
+def forced_depths(network: MoRModel, depths: Tensor) -> Iterator[None]:
+    """Send the tokens of a batch without padding or documents to ``depths`` [B, T] for a while."""
+    before = network.router
+    network.router = ForcedDepths(active_router(before), depths)
     try:
         yield
     finally:
-        model.model.router = before
+        network.router = before
