@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from mor.config.choices import RouterType
 from mor.errors import MorError
 from mor.report.records import load_run, load_runs, read_log
 
@@ -51,6 +52,11 @@ def test_only_summary_is_required(make_run: MakeRun) -> None:
     assert run.log == []
     assert run.eval is None
     assert run.summary.train_flops is None
+
+
+@pytest.mark.parametrize("router", get_args(RouterType))
+def test_every_router_can_be_reported(make_run: MakeRun, router: str) -> None:
+    assert load_run(make_run("run", summary={"router": router})).summary.router == router
 
 
 def test_equal_names_become_distinct(make_run: MakeRun) -> None:

@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from mor.config.choices import RouterType
 from mor.errors import MorError
 from mor.run_files import EVAL, LOG, SUMMARY
 
@@ -53,7 +54,7 @@ class Summary(_Record):
 
     name: Annotated[str, Field(min_length=1)]
     family: Literal["vanilla", "recursive", "mor"]
-    router: Literal["none", "fixed", "expert_choice", "token_choice", "threshold", "random"]
+    router: Literal["none", RouterType]
     num_recursions: Annotated[int, Field(ge=1)]
     parameters: Count
     non_embedding_parameters: Count | None = None
