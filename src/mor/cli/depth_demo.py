@@ -31,7 +31,7 @@ def show_depth_at_work(out: Path, console: Console) -> None:
     dataset = PackedDataset(out / "hops", "validation", LENGTH, loss_on="answers")
     model, dense = load_model(MODEL), load_model(DENSE)
     console.print(
-        "The shipped model hops follows k steps through a map that the context gives. It was trained "
+        "The shipped model hops follows k steps through a map given in the context. It was trained "
         "by the recipes depth/hops-*, not here; these documents are new to it.\n"
     )
     console.print(answer_table(score_answers(model, dataset)))

@@ -143,7 +143,32 @@ def _scores(scores: dict[str, Any]) -> str:
     return (
         f"The first {scores['sequences']:,} sequences of {scores['seq_len']:,} tokens of split "
         f"`{scores['split']}`, {scores['tokens']:,} targets. A small sample: `mor eval` scores all "
-        "of it.\n\n" + _table(head, cells)
+        "of it.\n\n" + _table(head, cells) + _answers(scores.get("answers"))
+    )
+
+
+def _answers(answers: dict[str, Any] | None) -> str:
+    """Exact match of a task by difficulty; nothing for text, whose NLL above is the measure."""
+    if answers is None:
+        return ""
+    rows = [(f"depth at most {cap['max_depth']}", cap) for cap in answers["depth_cap"]]
+    if answers["random_routes"] is not None:
+        rows.append(("routes by chance", answers["random_routes"]))
+    levels = list(answers["causal"]["by_level"])
+    cells = [
+        (
+            name,
+            f"{score['exact_match']:.1%}",
+            *(f"{score['by_level'][level]:.1%}" for level in levels),
+            f"{score['mean_depth']:.2f}",
+        )
+        for name, score in rows
+    ]
+    head = ("exact match of answers", "all", *(f"{level}" for level in levels), "mean depth")
+    return (
+        f"\n\nThe measure of this task is the exact match of its {answers['queries']:,} answers, "
+        "by difficulty; words that nothing predicts count in the NLL above.\n\n"
+        + _table(head, cells)
     )
 
 
