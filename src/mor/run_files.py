@@ -8,7 +8,8 @@ RUN/model/            for ``from_pretrained``, tokenizer included; there once th
 RUN/summary.json      written last
 RUN/eval.json         what ``mor eval`` and ``mor demo`` found
 
-Wherever a model folder is asked for, a run folder will do: its ``model`` is meant then.
+Wherever a model folder is asked for, a run folder will do: its ``model`` is meant then. So will the
+name of a model that ships in the package (:data:`SHIPPED`), where no such folder exists.
 Standard library only: this module lies on the lowest floor.
 """
 
@@ -22,6 +23,19 @@ from mor.errors import MorError
 RECIPE, LOG, SUMMARY, EVAL = "recipe.yaml", "log.jsonl", "summary.json", "eval.json"
 MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+SHIPPED = Path(__file__).resolve().parent / "shipped"
+
+
+def shipped_models() -> list[str]:
+    """The names of the models that ship in the package."""
+    return sorted(path.parent.name for path in SHIPPED.glob(f"*/{CONFIG}"))
+
+
+def find_folder(path: Path) -> Path:
+    """``path``, or the folder of the shipped model of that name where ``path`` does not exist."""
+    path = path.expanduser()
+    shipped = len(path.parts) == 1 and not path.exists() and path.name in shipped_models()
+    return SHIPPED / path.name if shipped else path
 
 
 def model_folder(path: Path) -> Path:
@@ -30,7 +44,7 @@ def model_folder(path: Path) -> Path:
     Raises:
         MorError: there is no such folder, no model in it, or the model is not one of ours.
     """
-    path = path.expanduser()
+    path = find_folder(path)
     if not path.is_dir():
         raise MorError(f"model folder {str(path)!r} does not exist")
     config = beside_model(path, CONFIG)
@@ -54,5 +68,6 @@ def model_folder(path: Path) -> Path:
 
 def beside_model(path: Path, name: str) -> Path | None:
     """The file ``name`` of a model folder or of a run folder's model; None where there is none."""
+    path = find_folder(path)
     places = (path / name, path / MODEL / name)
     return next((place for place in places if place.is_file()), None)

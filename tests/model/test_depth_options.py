@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from mor import MoRConfig, MoRForCausalLM
 from mor.engine import Engine
 from mor.errors import ConfigError
-from mor.hf.serving import serving_copy
+from mor.hf.load import serving_copy
 from mor.model import DepthCache
 from mor.model.flops import flops_per_token
 from mor.ops import native

@@ -1,4 +1,4 @@
-"""``mor demo``: four twins at equal FLOPs on Shakespeare, scored, compared, and heard."""
+"""``mor demo``: depth at work, then four twins at equal FLOPs, scored, compared, and heard."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from rich.console import Console
 from transformers import set_seed
 
 from mor.cli.common import open_model, write_json
+from mor.cli.depth_demo import show_depth_at_work
 from mor.cli.evaluate import run_evaluation, sequence_length
 from mor.cli.report import show_runs
 from mor.data import console_progress, prepare, prompt_tokens
@@ -45,17 +46,19 @@ def demo(
 
     Safe to run again: what is there and was made by the same recipe is kept.
     """
-    step(f"1/4 data: {source}")
+    step("1/5 depth at work: a small model that ships")
+    show_depth_at_work(out, console)
+    step(f"2/5 data: {source}")
     with console_progress() as progress:
         index = prepare(source, out / "data", vocab_size=vocab_size, progress=progress)
     kept = "kept from an earlier run" if index.reused else "prepared"
     console.print(f"{kept}: {index.num_tokens('train'):,} training tokens")
-    step(f"2/4 training four models to the same FLOPs, {jobs} at a time on one core each")
+    step(f"3/5 training four models to the same FLOPs, {jobs} at a time on one core each")
     runs = train_twins(out, set_ or [], jobs)
-    step("3/4 evaluation: causal, leaky, and with depth capped")
+    step("4/5 evaluation: causal, leaky, and with depth capped")
     for run in runs:
         evaluate_twin(run, out / "data")
-    step("4/4 report")
+    step("5/5 report")
     spoken = {runs[-1].name: [write_passage(runs[-1])]}
     page = build_report(runs, out / "report", title="Four twins at equal FLOPs", passages=spoken)
     loaded = load_runs(runs)

@@ -160,26 +160,19 @@ def pass_table(result: dict[str, Any]) -> Table:
 def answer_table(answers: dict[str, Any]) -> Table:
     """Exact match of a task by difficulty, for each depth cap and for routes by chance."""
     levels = list(answers["causal"]["by_level"])
-    table = Table("exact match", "all", *(str(level) for level in levels), "mean depth", "fixed")
-    rows = [
-        (f"at most {cap['max_depth']}", cap, f"{cap['fixed']} (broke {cap['broke']})")
-        if "fixed" in cap
-        else (f"at most {cap['max_depth']}", cap, "")
-        for cap in answers["depth_cap"]
-    ]
+    headings = ["all", *(str(level) for level in levels), "depth", "fixed", "broke"]
+    table = Table("exact match, %", *headings, title="answers by difficulty", pad_edge=False)
+    rows = [(f"depth at most {cap['max_depth']}", cap) for cap in answers["depth_cap"]]
     if answers["random_routes"] is not None:
-        rows.append(("routes by chance", answers["random_routes"], ""))
-    for name, score, mended in rows:
-        table.add_row(
-            name,
-            f"{score['exact_match']:.1%}",
-            *(f"{score['by_level'][level]:.1%}" for level in levels),
-            f"{score['mean_depth']:.2f}",
-            mended,
-        )
+        rows.append(("routes by chance", answers["random_routes"]))
+    for name, score in rows:
+        mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
+        shares = (f"{100 * score['by_level'][level]:.0f}" for level in levels)
+        depth = f"{score['mean_depth']:.2f}"
+        table.add_row(name, f"{100 * score['exact_match']:.1f}", *shares, depth, *mended)
     causal = answers["causal"]
-    depths = (f"{causal['depth_by_level'][level]:.2f}" for level in levels)
-    table.add_row("depth of queries", f"{causal['query_depth']:.2f}", *depths, "", "")
+    depths = (f"{causal['depth_by_level'][level]:.1f}" for level in levels)
+    table.add_row("depth of queries", f"{causal['query_depth']:.2f}", *depths)
     if causal["rank_correlation"] is not None:
         table.caption = f"rank correlation of depth and difficulty {causal['rank_correlation']:.3f}"
     return table

@@ -1,0 +1,127 @@
+"""Hops: what a pass is worth and what the router knows, as lines, a table and a picture.
+
+    mor data prepare task:hops:documents=500000 --validation-fraction 0.004 --out runs/depth/hops
+    mor train depth/hops-recursive
+    mor train depth/hops-dense
+    mor train depth/hops-untied
+    mor uptrain depth/hops-router depth/hops-joint depth/hops-mor
+    mor eval runs/depth/NAME --data runs/depth/hops --batch-size 64 --out runs/depth/NAME/eval.json
+    python benchmarks/depth/hops.py collect runs/depth/hops-*     # benchmarks/results/depth.jsonl
+    python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
+
+A line holds the answers of one finished run (:mod:`mor.eval.answers`), its size, its training FLOPs
+and where it came from.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results" / "depth.jsonl"
+IMAGE = ROOT / "docs" / "images" / "depth-hops.png"
+KEPT = ("name", "family", "router", "parameters", "tokens", "steps", "train_flops", "seed")
+WHERE = ("commit", "machine", "versions", "command", "date")
+
+
+def collect(folders: list[Path]) -> list[dict[str, Any]]:
+    """One line per run folder that is finished and was evaluated on a task."""
+    lines = []
+    for folder in folders:
+        if not (folder / "summary.json").is_file() or not (folder / "eval.json").is_file():
+            print(f"{folder}: not a finished and evaluated run, left out")
+            continue
+        summary = json.loads((folder / "summary.json").read_text("utf-8"))
+        scores = json.loads((folder / "eval.json").read_text("utf-8"))
+        line = {key: summary.get(key) for key in KEPT} | {"answers": scores["answers"]}
+        line["trained"] = {key: summary[key] for key in WHERE if key in summary}
+        lines.append(line | {key: scores[key] for key in WHERE if key in scores})
+    return lines
+
+
+def read_newest() -> dict[tuple[str, int], dict[str, Any]]:
+    """The newest line of every (run, seed)."""
+    lines = [json.loads(text) for text in RESULTS.read_text("utf-8").splitlines()]
+    return {(line["name"], line["seed"]): line for line in lines}
+
+
+def print_table(lines: list[dict[str, Any]]) -> None:
+    """Exact match by hops, depth and training FLOPs, as Markdown."""
+    levels = list(lines[0]["answers"]["causal"]["by_level"])
+    print(f"| run | exact match | {' | '.join(levels)} | passes, all tokens | training FLOPs |")
+    print("|---|" + "---:|" * (len(levels) + 3))
+    for line in lines:
+        caps = line["answers"]["depth_cap"]
+        rows = [(line["name"], line["answers"]["causal"])]
+        if len(caps) > 1 and line["router"] == "fixed":
+            rows = [(f"{line['name']}, at most {cap['max_depth']}", cap) for cap in caps]
+        if line["answers"]["random_routes"]:
+            rows.append((f"{line['name']}, routes by chance", line["answers"]["random_routes"]))
+        for name, score in rows:
+            shown = " | ".join(f"{score['by_level'][level]:.3f}" for level in levels)
+            print(
+                f"| {name} | {score['exact_match']:.4f} | {shown} | {score['mean_depth']:.2f} "
+                f"| {line['train_flops']:.2e} |"
+            )
+
+
+def draw(found: dict[tuple[str, int], dict[str, Any]]) -> None:
+    """Left: exact match by hops for depth caps and controls. Right: depth by difficulty."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    by_name = {name: line["answers"] for (name, seed), line in found.items() if seed == 0}
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4))
+    shades = plt.get_cmap("viridis")
+    caps = by_name["hops-recursive"]["depth_cap"]
+    for number, cap in enumerate(caps):
+        label = f"{cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''} for every token"
+        color = shades(0.85 - 0.75 * number / max(1, len(caps) - 1))
+        left.plot(*_line(cap["by_level"]), "o-", color=color, label=label, markersize=4)
+    others = {"hops-dense": ("dense, the same weights", "--"), "hops-untied": ("ten layers", ":")}
+    for name, (label, style) in others.items():
+        if name in by_name:
+            left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color="grey", label=label)
+    routed = by_name["hops-mor"]
+    share = routed["causal"]["mean_depth"] / len(caps)
+    label = f"MoR, {share:.0%} of the passes"
+    left.plot(*_line(routed["causal"]["by_level"]), "s-", color="crimson", label=label)
+    chance = routed["random_routes"]["by_level"]
+    left.plot(*_line(chance), "s:", color="crimson", alpha=0.5, label="MoR, routes by chance")
+    left.set(xlabel="hops", ylabel="exact match", ylim=(0, 1.03))
+    left.legend(fontsize=7, loc="lower left")
+    right.plot(*_line(routed["causal"]["depth_by_level"]), "s-", color="crimson")
+    right.set(xlabel="hops", ylabel="passes that the router gives a query", ylim=(0.9, len(caps)))
+    figure.tight_layout()
+    figure.savefig(IMAGE, dpi=130)
+    print(IMAGE)
+
+
+def _line(scores: dict[str, float]) -> tuple[list[int], list[float]]:
+    return [int(level) for level in scores], list(scores.values())
+
+
+def main() -> None:
+    """Collect lines, or draw them."""
+    parser = argparse.ArgumentParser(description="results of the hops runs")
+    commands = parser.add_subparsers(dest="what", required=True)
+    commands.add_parser("collect").add_argument("folders", nargs="+", type=Path)
+    commands.add_parser("draw")
+    options = parser.parse_args()
+    if options.what == "collect":
+        with RESULTS.open("a", encoding="utf-8") as file:
+            for line in collect(options.folders):
+                file.write(json.dumps(line) + "\n")
+    found = read_newest()
+    print_table(list(found.values()))
+    if options.what == "draw":
+        draw(found)
+
+
+if __name__ == "__main__":
+    main()
