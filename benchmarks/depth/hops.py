@@ -4,7 +4,8 @@
     mor train depth/hops-recursive
     mor train depth/hops-dense
     mor train depth/hops-untied
-    mor uptrain depth/hops-router depth/hops-joint depth/hops-mor
+    mor train depth/hops-two
+    mor uptrain depth/hops-router depth/hops-joint depth/hops-mor depth/hops-final
     mor eval runs/depth/NAME --data runs/depth/hops --batch-size 64 --out runs/depth/NAME/eval.json
     python benchmarks/depth/hops.py collect runs/depth/hops-*     # benchmarks/results/depth.jsonl
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
@@ -83,21 +84,25 @@ def draw(found: dict[tuple[str, int], dict[str, Any]]) -> None:
         label = f"{cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''} for every token"
         color = shades(0.85 - 0.75 * number / max(1, len(caps) - 1))
         left.plot(*_line(cap["by_level"]), "o-", color=color, label=label, markersize=4)
-    others = {"hops-dense": ("dense, the same weights", "--"), "hops-untied": ("ten layers", ":")}
+    others = {
+        "hops-dense": ("dense, the same weights", "--"),
+        "hops-two": ("trained for two passes", "-."),
+        "hops-untied": ("ten layers", ":"),
+    }
     for name, (label, style) in others.items():
         if name in by_name:
             left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color="grey", label=label)
-    routed = by_name["hops-mor"]
+    routed = by_name["hops-final"]
     share = routed["causal"]["mean_depth"] / len(caps)
     label = f"MoR, {share:.0%} of the passes"
     left.plot(*_line(routed["causal"]["by_level"]), "s-", color="crimson", label=label)
     chance = routed["random_routes"]["by_level"]
     left.plot(*_line(chance), "s:", color="crimson", alpha=0.5, label="MoR, routes by chance")
     left.set(xlabel="hops", ylabel="exact match", ylim=(0, 1.03))
-    left.legend(fontsize=7, loc="lower left")
     right.plot(*_line(routed["causal"]["depth_by_level"]), "s-", color="crimson")
     right.set(xlabel="hops", ylabel="passes that the router gives a query", ylim=(0.9, len(caps)))
-    figure.tight_layout()
+    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8)
+    figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(IMAGE, dpi=130)
     print(IMAGE)
 
