@@ -53,7 +53,7 @@ def a_folder(folder: Path, **fields: Any) -> Path:
 def shift_data(folder: Path, by: int) -> None:
     """Write the file anew, so that its tensors begin ``by`` bytes past a cache line."""
     file = folder / "model.safetensors"
-    content = load_file(file)
+    content = {name: tensor.clone() for name, tensor in load_file(file).items()}  # no map of it
     for length in range(CACHE_LINE):
         save_file(content, file, {"format": "pt", "room": " " * length})
         header = int.from_bytes(file.read_bytes()[:8], "little")

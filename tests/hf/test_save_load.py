@@ -12,7 +12,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from safetensors import SafetensorError, safe_open
 from torch.testing import assert_close
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, initialization
 
 from mor import MoRConfig, MoRForCausalLM
 from tests.strategies import (
@@ -66,6 +66,20 @@ def test_saved_and_loaded_is_the_same_model(
     check_tied(loaded)
     for routing in ("causal", "topk"):
         assert torch.equal(logits(model, routing=routing), logits(loaded, routing=routing))
+
+
+@given(configs(), SEEDS)
+def test_initialising_leaves_loaded_weights_alone(config: MoRConfig, seed: int) -> None:
+    """Some versions of Transformers initialise every module once more after loading."""
+    model = make_model(config, seed)
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor._is_hf_initialized = True  # type: ignore[attr-defined]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with initialization.guard_torch_init_functions():
+        for module in model.modules():
+            model._init_weights(module)
+    after = model.state_dict()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from transformers import initialization
 
 from mor.config import MoRConfig
 from mor.model.layers import RMSNorm
@@ -62,17 +63,18 @@ class Seam(Relaxation):
 
     def reset(self, std: float) -> None:
         """Ones for scalars; each depth takes one stream, mixes none, and adds to all."""
-        with torch.no_grad():
-            if self.inject is not None:
-                nn.init.constant_(self.inject, self.inject_init)
-            if self.scalars is not None:
-                nn.init.ones_(self.scalars)
-            if self.taken is not None:
-                depths, streams = self.taken.shape
-                places = torch.arange(depths, device=self.taken.device)[:, None] % streams
-                self.taken.zero_().scatter_(1, places, 1.0)
-                self.mixed.copy_(torch.eye(streams).expand_as(self.mixed))
-                self.added.fill_(1.0)
+        # By functions that leave loaded weights alone: Transformers resets modules after loading.
+        if self.inject is not None:
+            nn.init.constant_(self.inject, self.inject_init)
+        if self.scalars is not None:
+            nn.init.ones_(self.scalars)
+        if self.taken is not None:
+            depths, streams = self.taken.shape
+            places = torch.arange(depths, device=self.taken.device)[:, None] % streams
+            initialization.copy_(self.taken, torch.zeros_like(self.taken).scatter_(1, places, 1.0))
+            eye = torch.eye(streams, device=self.mixed.device)
+            initialization.copy_(self.mixed, eye.expand_as(self.mixed))
+            nn.init.ones_(self.added)
 
     def widen(self, hidden: Tensor) -> Tensor:
         """The stream [..., D] as it is carried between passes, [..., n D]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import initialization
 
 from mor.config import MoRConfig
 from mor.ops import native, pointwise
@@ -48,8 +49,9 @@ class RouterNet(nn.Module):
             nn.init.normal_(self.up, 0.0, std)
         nn.init.normal_(self.weight, 0.0, std)
         if self.bias is not None and self.init_bias is not None:
-            nn.init.zeros_(self.bias)
-            self.bias[:, -1] = self.init_bias
+            start = torch.zeros_like(self.bias)
+            start[:, -1] = self.init_bias
+            initialization.copy_(self.bias, start)  # which leaves loaded weights alone
 
     def forward(self, hidden: Tensor, index: int | Tensor) -> Tensor:
         """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
