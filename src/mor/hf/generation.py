@@ -22,18 +22,16 @@ class DepthGeneration(GenerationMixin):
 
     # With the signature of the original: generate() reads off it what a model takes.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
-    def prepare_inputs_for_generation(  # type: ignore[override]
-        self, *args: Any, **kwargs: Any
-    ) -> dict[str, Any]:
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """As in every model, with the cache by both names: PEFT's prompts look for the old one."""
-        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        prepare: Any = super().prepare_inputs_for_generation
         inputs: dict[str, Any] = prepare(*args, **kwargs)
         found = inputs.get(CACHE_NAME)
         return inputs if found is None else inputs | {"past_key_values": found}
 
     # With the signature of the original: PEFT and pipelines read it.
     @functools.wraps(GenerationMixin.generate)
-    def generate(self, *args: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in every model, with a :class:`MoRCache` unless one is given or none is wanted.
 
         Raises:
@@ -54,5 +52,5 @@ class DepthGeneration(GenerationMixin):
             cache = MoRCache(self.config)
         if cache is not None:
             kwargs[CACHE_NAME] = cache
-        generate: Any = super().generate  # type: ignore[misc]
+        generate: Any = super().generate
         return generate(*args, **kwargs)
