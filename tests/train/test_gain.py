@@ -125,6 +125,33 @@ def test_a_router_that_cannot_learn_gains_is_refused(
         train(stage(trunk, data, tmp_path, fields))
 
 
+@pytest.mark.parametrize(
+    ("section", "name", "value", "message"),
+    [
+        ("train", "dtype", "bfloat16", "dtype='bfloat16' does not go with uptrain.gain"),
+        ("train", "depth_schedule", "random", "does not go with uptrain.gain"),
+        ("data", "packing", "best_fit", "context='routed' sends single tokens"),
+        ("data", "document_mask", True, "context='routed' sends single tokens"),
+    ],
+)
+def test_what_gains_do_not_know_is_refused(
+    section: str, name: str, value: Any, message: str, data: Path, trunk: Path, tmp_path: Path
+) -> None:
+    recipe = stage(trunk, data, tmp_path, {"router": "threshold"}, context="routed")
+    setattr(getattr(recipe, section), name, value)
+    with pytest.raises(MorError, match=message):
+        train(recipe)
+    assert not recipe.run_dir.exists()
+
+
+def test_several_processes_are_refused(
+    data: Path, trunk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mor.train.uptrain.gain.world_size", lambda: 2)
+    with pytest.raises(MorError, match="runs in one process, not 2"):
+        train(stage(trunk, data, tmp_path, {"router": "threshold"}))
+
+
 def test_gain_and_distill_exclude_each_other(data: Path, tmp_path: Path) -> None:
     fields = tiny_fields(data, tmp_path, "fixed")
     fields["uptrain"] = {"start": "x", "gain": {}, "distill": {"teacher": "y"}}

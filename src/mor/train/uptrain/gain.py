@@ -25,9 +25,38 @@ from mor.model.routers.base import Router
 from mor.model.routers.boundary import BoundaryRouter
 from mor.model.routers.forced import forced_depths
 from mor.ops.cross_entropy import IGNORE
+from mor.ops.ranks import world_size
 from mor.train.network import find_network, find_router
 from mor.train.objective import LossParts
+from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.uptrain import GainSection
+
+
+def check_gain(recipe: Recipe, section: GainSection) -> None:
+    """Refuse ways of training under which gains would be wrong, or not what the recipe says.
+
+    Raises:
+        MorError: several processes, a depth schedule, bfloat16, or padding and documents where
+            single tokens are sent to a depth.
+    """
+    train, data = recipe.train, recipe.data
+    if world_size() > 1:
+        raise MorError(
+            f"uptrain.gain runs in one process, not {world_size()}: DDP would not see the router's "
+            "gradients; the stage is short, start it without torchrun"
+        )
+    if train.depth_schedule is not None:
+        raise MorError(
+            f"train.depth_schedule={train.depth_schedule!r} does not go with uptrain.gain, "
+            "which runs every token at full depth; leave depth_schedule out"
+        )
+    if train.dtype != "float32":
+        raise MorError(f"train.dtype={train.dtype!r} does not go with uptrain.gain; use float32")
+    if section.context == "routed" and (data.packing != "concat" or data.document_mask):
+        raise MorError(
+            "uptrain.gain.context='routed' sends single tokens of whole rows to a depth; it needs "
+            "data.packing='concat' and no document_mask, or context='full'"
+        )
 
 
 def prepare_router(model: MoRForCausalLM, section: GainSection) -> None:

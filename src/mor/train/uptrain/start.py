@@ -31,7 +31,7 @@ from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 from mor.train.recipe.uptrain import UptrainSection
 from mor.train.state import checkpoints
-from mor.train.uptrain.gain import prepare_router
+from mor.train.uptrain.gain import check_gain, prepare_router
 from mor.train.uptrain.groups import freeze
 from mor.train.uptrain.layer_states import numbers_at
 from mor.train.uptrain.teacher import Teacher, weights_digest
@@ -226,17 +226,8 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
     if index.tokenizer_dir.is_dir():
         check_tokenizer(section, index)
     check_bos(recipe, index)
-    if section.gain is not None and recipe.train.depth_schedule is not None:
-        raise MorError(
-            f"train.depth_schedule={recipe.train.depth_schedule!r} does not go with uptrain.gain, "
-            "which runs every token at full depth; leave depth_schedule out"
-        )
-    routed = section.gain is not None and section.gain.context == "routed"
-    if routed and (recipe.data.packing != "concat" or recipe.data.document_mask):
-        raise MorError(
-            "uptrain.gain.context='routed' sends single tokens of whole rows to a depth; it needs "
-            "data.packing='concat' and no document_mask, or context='full'"
-        )
+    if section.gain is not None:
+        check_gain(recipe, section.gain)
     if section.distill is None:
         return {}
     if section.distill.cache is not None and recipe.data.packing != "concat":
