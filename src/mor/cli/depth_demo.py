@@ -39,7 +39,8 @@ def show_depth_at_work(out: Path, console: Console) -> None:
     shown = ", ".join(f"{level}: {share:.0%}" for level, share in score["by_level"].items())
     console.print(
         f"dense twin (one pass, {sum(p.numel() for p in dense.parameters()):,} weights, as many "
-        f"tokens as the recursive trunk): {score['exact_match']:.1%} of answers right; by hops {shown}\n"
+        f"tokens as the recursive trunk): {score['exact_match']:.1%} of answers right; "
+        f"by hops {shown}\n"
     )
     tokens, depths = read_document(model, dataset)
     console.print("A document, each token coloured by its passes; s3^5 asks where 5 steps lead:\n")
