@@ -18,6 +18,7 @@ from mor.data import DataIndex, PackedDataset
 from mor.disk import check_new
 from mor.eval import calibrate as calibrate_model
 from mor.eval import evaluate as evaluate_model
+from mor.eval.answers import list_scores
 from mor.eval.levels import calibrate_levels
 from mor.hf.bos import record_bos, save_tokenizer
 from mor.hf.convert.files import new_folder
@@ -162,10 +163,7 @@ def answer_table(answers: dict[str, Any]) -> Table:
     levels = list(answers["causal"]["by_level"])
     headings = ["all", *(str(level) for level in levels), "depth", "fixed", "broke"]
     table = Table("exact match, %", *headings, title="answers by difficulty", pad_edge=False)
-    rows = [(f"depth at most {cap['max_depth']}", cap) for cap in answers["depth_cap"]]
-    if answers["random_routes"] is not None:
-        rows.append(("routes by chance", answers["random_routes"]))
-    for name, score in rows:
+    for name, score in list_scores(answers):
         mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
         shares = (f"{100 * score['by_level'][level]:.0f}" for level in levels)
         depth = f"{score['mean_depth']:.2f}"

@@ -43,8 +43,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     Raises:
         MorError: `vocab_size` is below 258.
     """
-    from transformers import PreTrainedTokenizerFast
-
     check_vocab_size(vocab_size)
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -56,8 +54,15 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         show_progress=False,
     )
     bpe.train_from_iterator(texts, trainer)
+    return wrap_rules(bpe)
+
+
+def wrap_rules(rules: Tokenizer) -> PreTrainedTokenizerFast:
+    """Hugging Face's tokenizer over rules that know `<|endoftext|>` and `<|pad|>`."""
+    from transformers import PreTrainedTokenizerFast
+
     return PreTrainedTokenizerFast(
-        tokenizer_object=bpe,
+        tokenizer_object=rules,
         bos_token=END_OF_TEXT,
         eos_token=END_OF_TEXT,
         pad_token=PAD,

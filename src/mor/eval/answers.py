@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mor.data import PackedDataset
 from mor.errors import MorError
+from mor.eval.exits import count_changes
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers.forced import forced_depths
 
@@ -99,9 +100,7 @@ def score_answers(
     for cap, answers in enumerate(caps, 1):
         row = {"max_depth": cap, **answers.score()}
         if cap > 1:
-            before = caps[cap - 2].hits
-            row["fixed"] = int((answers.hits & ~before).sum())
-            row["broke"] = int((before & ~answers.hits).sum())
+            row |= count_changes(caps[cap - 2].hits, answers.hits)
         rows.append(row)
     return {
         "task": dict(dataset.index.task.settings),
@@ -110,6 +109,13 @@ def score_answers(
         "depth_cap": rows,
         "random_routes": by_chance,
     }
+
+
+def list_scores(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The rows that a table of :func:`score_answers` has, each with its name."""
+    rows = [(f"depth at most {cap['max_depth']}", cap) for cap in result["depth_cap"]]
+    chance = result["random_routes"]
+    return rows if chance is None else [*rows, ("routes by chance", chance)]
 
 
 @dataclass

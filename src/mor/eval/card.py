@@ -17,6 +17,7 @@ import mor
 from mor.data import DataIndex, PackedDataset
 from mor.disk import write_whole
 from mor.errors import MorError
+from mor.eval.answers import list_scores
 from mor.eval.evaluate import evaluate
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
@@ -151,9 +152,6 @@ def _answers(answers: dict[str, Any] | None) -> str:
     """Exact match of a task by difficulty; nothing for text, whose NLL above is the measure."""
     if answers is None:
         return ""
-    rows = [(f"depth at most {cap['max_depth']}", cap) for cap in answers["depth_cap"]]
-    if answers["random_routes"] is not None:
-        rows.append(("routes by chance", answers["random_routes"]))
     levels = list(answers["causal"]["by_level"])
     cells = [
         (
@@ -162,7 +160,7 @@ def _answers(answers: dict[str, Any] | None) -> str:
             *(f"{score['by_level'][level]:.1%}" for level in levels),
             f"{score['mean_depth']:.2f}",
         )
-        for name, score in rows
+        for name, score in list_scores(answers)
     ]
     head = ("exact match of answers", "all", *(f"{level}" for level in levels), "mean depth")
     return (

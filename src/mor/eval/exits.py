@@ -24,8 +24,11 @@ def score_passes(capped: Sequence[PassResult]) -> list[dict[str, Any]]:
         hits = result.hits
         row = {"max_depth": cap, "nll": result.nll, "accuracy": float(hits.double().mean())}
         if cap > 1:
-            before = capped[cap - 2].hits
-            row["fixed"] = int((hits & ~before).sum())
-            row["broke"] = int((before & ~hits).sum())
+            row |= count_changes(capped[cap - 2].hits, hits)
         rows.append(row)
     return rows
+
+
+def count_changes(before: Any, hits: Any) -> dict[str, int]:
+    """How many of [N] answers a pass ``fixed`` and ``broke``; bool tensors or arrays."""
+    return {"fixed": int((hits & ~before).sum()), "broke": int((before & ~hits).sum())}

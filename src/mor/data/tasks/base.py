@@ -8,8 +8,10 @@ from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mor.data.documents import Document
+from mor.data.tokenizer import END_OF_TEXT, PAD, wrap_rules
 from mor.errors import MorError
 
 if TYPE_CHECKING:  # it takes seconds to import
@@ -105,23 +107,11 @@ def parse_task(text: str, tasks: Mapping[str, type[Task]]) -> Task:
 
 def task_tokenizer(task: Task) -> PreTrainedTokenizerFast:
     """A tokenizer with a token per word; the end-of-text token and padding come first."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    from mor.data.tokenizer import END_OF_TEXT, PAD
-
     vocabulary = {word: number for number, word in enumerate((END_OF_TEXT, PAD, *task.words()))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     words.decoder = decoders.WordPiece(prefix="", cleanup=False)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=words,
-        bos_token=END_OF_TEXT,
-        eos_token=END_OF_TEXT,
-        pad_token=PAD,
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
-    )
+    return wrap_rules(words)
 
 
 class TaskSource:
