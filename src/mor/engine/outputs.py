@@ -48,6 +48,7 @@ class Completion:
         stop_reason: the stop id or stop text that ended it.
         logprobs: one per token, where asked for.
         timings: how long it took.
+        cached_tokens: tokens of the prompt that were not computed for it: others had been there.
     """
 
     index: int
@@ -59,6 +60,7 @@ class Completion:
     stop_reason: int | str | None
     logprobs: tuple[TokenLogprobs, ...] | None
     timings: Timings
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)
