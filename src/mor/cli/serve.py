@@ -51,6 +51,12 @@ def serve(
     quantization: Annotated[
         str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
+    prefix_caching: Annotated[
+        bool, typer.Option(help="share pages between requests that begin alike")
+    ] = True,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="of the engine after failures, within a minute")
+    ] = 3,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
         float, typer.Option(min=0.0, help="time to finish after SIGTERM")
@@ -86,6 +92,7 @@ def serve(
         max_model_len=max_model_len,
         max_depth=max_depth,
         quantization=cast("Any", quantization),  # the engine checks it
+        prefix_caching=prefix_caching,
     )
     application = create_app(
         engine,
@@ -93,6 +100,7 @@ def serve(
         api_keys=api_key or (),
         max_waiting=max_waiting,
         max_body=max_body_bytes,
+        max_restarts=max_restarts,
         chat_template=template,
         levels=load_levels(model),
         with_playground=playground,

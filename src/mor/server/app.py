@@ -30,6 +30,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     max_waiting: int = 128,
     max_body: int = MAX_BODY,
+    max_restarts: int = 3,
     chat_template: str | None = None,
     levels: Levels | None = None,
     with_playground: bool = True,
@@ -42,6 +43,8 @@ def create_app(
         api_keys: one of which every path below ``/v1`` needs; none: open to all.
         max_waiting: completions that may wait beside those with pages; more are answered 429.
         max_body: most bytes of a request's body.
+        max_restarts: how often within a minute the engine may be started again after a failed tick;
+            then the server stays down.
         chat_template: Jinja text in place of the tokenizer's own.
         levels: calibrated capacities that a request may choose from.
         with_playground: serve the page at ``/``.
@@ -51,7 +54,8 @@ def create_app(
     """
     if engine.tokenizer is None:
         raise MorError("engine has no tokenizer; a server needs one: Engine(model, tokenizer)")
-    for name, value in (("max_waiting", max_waiting), ("max_body", max_body)):
+    bounds = {"max_waiting": max_waiting, "max_body": max_body, "max_restarts": max_restarts}
+    for name, value in bounds.items():
         if value < 0:
             raise MorError(f"{name}={value} must be at least 0")
     if any(not key for key in api_keys):
@@ -59,7 +63,7 @@ def create_app(
     if levels and len(levels.levels[0].boundaries) != engine.config.num_recursions:
         raise MorError("levels belong to another model: the number of recursions differs")
     metrics = ServerMetrics(model)
-    loop = EngineLoop(engine, max_waiting, metrics)
+    loop = EngineLoop(engine, max_waiting, metrics, max_restarts)
     tokens = Tokens(engine.tokenizer, engine.config, chat_template)
 
     @asynccontextmanager

@@ -33,11 +33,17 @@ class Update:
 
 @dataclass
 class Cursor:
-    """How much of a completion has been sent to the client."""
+    """How much of a completion has been sent to the client.
+
+    Attributes:
+        tokens, chars, done: what it has.
+        cached: tokens of its prompt that came from the cache.
+    """
 
     tokens: int = 0
     chars: int = 0
     done: bool = False
+    cached: int = 0
 
 
 @dataclass(eq=False)
@@ -64,6 +70,13 @@ class Job:
         """Begin with nothing sent."""
         self.left = len(self.prompts) * self.params.n
         self.cursors = [Cursor() for _ in range(self.left)]
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of all prompts that no completion had to compute."""
+        n = self.params.n
+        firsts = range(0, len(self.cursors), n)
+        return sum(min(cursor.cached for cursor in self.cursors[i : i + n]) for i in firsts)
 
     async def accepted(self) -> None:
         """Wait until the engine has taken it.

@@ -51,6 +51,7 @@ class _Engine(Collector):
             "num_preemptions": ("Requests put back for want of pages", "preemptions"),
             "generation_tokens": ("New tokens", "sampled"),
             "ticks": ("Passes of the block", "ticks"),
+            "prefix_cache_hits": ("Tokens that were cached and not computed", "reused_tokens"),
         }
         for name, (text, key) in totals.items():
             counter = CounterMetricFamily(f"mor:{name}", text, labels=list(self.labels))
@@ -97,6 +98,7 @@ class ServerMetrics:
         self.success = counter("request_success", "Completions that ended", "finished_reason")
         self.aborted = counter("request_aborted", "Completions given up")
         self.rejected = counter("request_rejected", "Requests refused for the load (429)")
+        self.restarts = counter("engine_restarts", "Starts of the engine after a failed tick")
         self.responses = counter("http_responses", "Answers by status", "status")
         self.queue = histogram("request_queue_time_seconds", "Arrival to admission", SLOW)
         self.first = histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)
