@@ -51,6 +51,9 @@ def serve(
     quantization: Annotated[
         str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
+    kv_cache_dtype: Annotated[
+        str, typer.Option(help="of keys and values: auto, bfloat16 or int8; docs/engine.md")
+    ] = "auto",
     prefix_caching: Annotated[
         bool, typer.Option(help="share pages between requests that begin alike")
     ] = True,
@@ -93,6 +96,7 @@ def serve(
         max_depth=max_depth,
         quantization=cast("Any", quantization),  # the engine checks it
         prefix_caching=prefix_caching,
+        kv_cache_dtype=cast("Any", kv_cache_dtype),
     )
     application = create_app(
         engine,

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from mor.engine.attend import PagedAttention
+from mor.engine.entries import KVCacheType
 from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
 from mor.engine.options import resolve_sizes
@@ -52,9 +53,10 @@ class Engine:
             ``full_depth`` (every token runs all recursions, whatever the router says).
         quantization: ``int8`` for weights of 8 bits on the CPU; see
             :func:`mor.model.packed.serving_view`.
+        kv_cache_dtype: of keys and values: ``auto`` (the model's), ``bfloat16`` or ``int8``.
         attention: form of paged attention; default by device.
-        prefix_caching: keep the pages of texts, and share them between requests that begin alike.
-            After the model's weights have been changed in place, call :meth:`forget_prefixes`.
+        prefix_caching: share pages between requests that begin alike. After the weights have been
+            changed in place, call :meth:`forget_prefixes`.
 
     Raises:
         MorError: naming the argument, its value and what would be right.
@@ -78,6 +80,7 @@ class Engine:
         quantization: Quantization | None = None,
         attention: PagedAttention | None = None,
         prefix_caching: bool = True,
+        kv_cache_dtype: KVCacheType = "auto",
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
@@ -95,7 +98,7 @@ class Engine:
         self._plan = make_plan(
             model, tokenizer, sizes, num_pages=num_pages, memory_fraction=memory_fraction,
             policy=policy, quantization=quantization, attention=attention,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching, kv_cache_dtype=kv_cache_dtype,
         )  # fmt: skip
         self.stats = EngineStats(config.num_recursions)
         self._put_together()
@@ -221,7 +224,7 @@ class Engine:
         return self.store.nbytes()
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start, their quotients, and the state of this moment, by name."""
+        """Counters since the start, their quotients, and what is now, by name."""
         now = {
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
@@ -248,7 +251,7 @@ class Engine:
         """
         self.stats.aborted += sum(not r.finished for group in self._groups.values() for r in group)
         self._groups.clear()
-        # Before the new pages are there, the old ones are gone.
+        # The old pages go before the new ones come.
         del self.store, self.intake, self.lanes, self.runner, self.scheduler
         self._put_together()
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mor.config import MoRConfig
+from mor.engine.entries import entry_bytes
 from mor.errors import MorError
 
 
@@ -60,7 +61,7 @@ def pages_that_fit(
     if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
         raise MorError(f"memory_fraction={fraction!r} must lie between 0 and 1")
     wanted = pages_for(config, tokens, depth, page_size)
-    page_bytes = 2 * page_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    page_bytes = page_size * entry_bytes(config.num_key_value_heads, config.head_dim, dtype)
     free = free_memory(device)
     if free is None:
         return wanted

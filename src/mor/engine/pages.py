@@ -17,12 +17,15 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from mor.engine.entries import entry_bytes, pack, unpack
+
 
 class PagePool:
     """Keys and values of all requests, allocated once.
 
     Attributes:
         keys, values: [num_pages * page_size, Hkv, head_dim]; slot = page * page_size + place.
+        scales: of both where they are bytes, [num_pages * page_size, Hkv] each; else None.
         readers: rows that read each page.
         keepers: how often each page is kept for texts to come.
         evict: called with a number of pages when so many more have to be let go by their keepers.
@@ -41,6 +44,10 @@ class PagePool:
         shape = (num_pages * page_size, kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.scales: tuple[Tensor, Tensor] | None = None
+        if dtype == torch.int8:
+            scales = torch.zeros((2, *shape[:2]), device=device)
+            self.scales = (scales[0], scales[1])
         # Taken from the end: the page given back last is used first, while it is in the caches.
         self._free = list(range(num_pages - 1, -1, -1))
         self.readers, self.keepers = [0] * num_pages, [0] * num_pages
@@ -113,7 +120,7 @@ class PagePool:
     def copy(self, pages: Sequence[int], to: Sequence[int]) -> None:
         """Copy all entries of ``pages`` into the pages ``to``."""
         shape = (self.num_pages, self.page_size)
-        for store in (self.keys, self.values):
+        for store in (self.keys, self.values, *(self.scales or ())):
             paged = store.unflatten(0, shape)
             paged[list(to)] = paged[list(pages)]
 
@@ -123,11 +130,27 @@ class PagePool:
 
     def entry_bytes(self) -> int:
         """Bytes of key and value of one token in one layer."""
-        return 2 * self.keys[0].numel() * self.keys.element_size()
+        return entry_bytes(self.keys.shape[1], self.keys.shape[2], self.keys.dtype)
 
     def nbytes(self) -> int:
         """Bytes of all keys and values of the pool."""
-        return self.keys.nbytes + self.values.nbytes
+        return len(self.keys) * self.entry_bytes()
+
+    def write(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keep key, value [..., Hkv, d] at ``slots`` [...]."""
+        for place, (store, fresh) in enumerate(((self.keys, key), (self.values, value))):
+            store[slots], scales = pack(fresh, store.dtype)
+            if self.scales is not None and scales is not None:
+                self.scales[place][slots] = scales
+
+    def read(self, slots: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Keys and values [..., Hkv, d] at ``slots`` [...], in ``dtype``."""
+        scales = [None, None] if self.scales is None else [own[slots] for own in self.scales]
+        key, value = (
+            unpack(store[slots], own, dtype)
+            for store, own in zip((self.keys, self.values), scales, strict=True)
+        )
+        return key, value
 
 
 class PageTables:

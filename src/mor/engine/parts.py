@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from mor.checks import check_choice, check_flag, check_whole
 from mor.engine.attend import PagedAttention, best_attention
+from mor.engine.entries import KVCacheType, entry_type
 from mor.engine.intake import Intake, end_ids
 from mor.engine.lanes import Lanes
 from mor.engine.memory import pages_that_fit
@@ -33,6 +36,7 @@ class Plan:
         policy: of the scheduler, or ``full_depth``.
         attention: form of paged attention.
         prefix_caching: whether requests share the pages of equal beginnings.
+        entries: type of keys and values in memory.
     """
 
     network: MoRModel
@@ -43,6 +47,7 @@ class Plan:
     policy: Policy
     attention: PagedAttention
     prefix_caching: bool
+    entries: torch.dtype
 
 
 def make_plan(
@@ -56,6 +61,7 @@ def make_plan(
     quantization: Quantization | None,
     attention: PagedAttention | None,
     prefix_caching: bool,
+    kv_cache_dtype: KVCacheType,
 ) -> Plan:
     """The plan for a model; None stands for a default.
 
@@ -64,19 +70,22 @@ def make_plan(
     """
     check_choice("policy", policy, Policy)
     check_flag("prefix_caching", prefix_caching)
+    check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
+    entries = entry_type(kv_cache_dtype, model.dtype)
     config, device = model.config, model.device
     # Its packed weights first: pages take a share of the memory that is left.
     network = serving_view(model.model, quantization)
     if num_pages is None:
         tokens = sizes.max_residents * sizes.max_model_len
         num_pages = pages_that_fit(
-            config, sizes.max_depth, sizes.page_size, tokens, memory_fraction, model.dtype, device
+            config, sizes.max_depth, sizes.page_size, tokens, memory_fraction, entries, device
         )
     check_whole("num_pages", num_pages, 1)
     attention = attention or best_attention(device, config.head_dim)
     return Plan(
-        network, tokenizer, end_ids(model), sizes, num_pages, policy, attention, prefix_caching
-    )
+        network, tokenizer, end_ids(model), sizes, num_pages, policy, attention, prefix_caching,
+        entries,
+    )  # fmt: skip
 
 
 class Parts:
@@ -93,7 +102,7 @@ class Parts:
         dtype, device = weight.dtype, weight.device
         self.store = KVStore(
             config, plan.num_pages, sizes.page_size, sizes.max_residents, sizes.max_model_len,
-            sizes.max_depth, dtype, device,
+            sizes.max_depth, plan.entries, device,
         )  # fmt: skip
         self.intake = Intake(
             config, self.store, plan.tokenizer, plan.ends, sizes.max_model_len, sizes.max_depth
