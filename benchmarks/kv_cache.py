@@ -1,10 +1,10 @@
-"""What smaller entries of the cache cost: bytes per token, and the negative log-likelihood of a text.
+"""What smaller entries of the cache cost: bytes per token, and the log-likelihood of a text.
 
 Each token's log-probability is the engine's, given all tokens before, read from pages of that type:
 
     python benchmarks/kv_cache.py MODEL [--text FILE] [--tokens 512] [--window 128]
 
-Without a text the model writes one itself, greedily.
+Without a text the model writes one itself, by drawing (temperature 1).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mor.engine.entries import KVCacheType
 
 
 def likelihoods(engine: Engine, ids: list[int]) -> list[float]:
-    """Log-probability (nats) of each token of ``ids`` but the first; the others' pages are shared."""
+    """Log-probability (nats) of each token of ``ids`` but the first."""
     found = []
     for place in range(1, len(ids)):
         forced = SamplingParams(
