@@ -97,6 +97,7 @@ def serve(
         quantization=cast("Any", quantization),  # the engine checks it
         prefix_caching=prefix_caching,
         kv_cache_dtype=cast("Any", kv_cache_dtype),
+        release_weights=True,
     )
     application = create_app(
         engine,

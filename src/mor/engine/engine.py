@@ -17,6 +17,7 @@ from mor.engine.attend import PagedAttention
 from mor.engine.entries import KVCacheType
 from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
+from mor.engine.memory import resident_memory
 from mor.engine.options import resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
@@ -54,6 +55,8 @@ class Engine:
         quantization: ``int8`` for weights of 8 bits on the CPU; see
             :func:`mor.model.packed.serving_view`.
         kv_cache_dtype: of keys and values: ``auto`` (the model's), ``bfloat16`` or ``int8``.
+        release_weights: free the plain weights where they are packed too; ``model`` cannot run
+            afterwards. Those of a folder always are.
         attention: form of paged attention; default by device.
         prefix_caching: share pages between requests that begin alike. After the weights have been
             changed in place, call :meth:`forget_prefixes`.
@@ -81,10 +84,11 @@ class Engine:
         attention: PagedAttention | None = None,
         prefix_caching: bool = True,
         kv_cache_dtype: KVCacheType = "auto",
+        release_weights: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
-            model = load_model(model)
+            model, release_weights = load_model(model), True
         if model.training:
             raise MorError("model is in training mode; call model.eval() before serving it")
         config = self.config = model.config
@@ -99,13 +103,12 @@ class Engine:
             model, tokenizer, sizes, num_pages=num_pages, memory_fraction=memory_fraction,
             policy=policy, quantization=quantization, attention=attention,
             prefix_caching=prefix_caching, kv_cache_dtype=kv_cache_dtype,
+            release_weights=release_weights,
         )  # fmt: skip
         self.stats = EngineStats(config.num_recursions)
         self._put_together()
         self._groups: dict[str, list[Request]] = {}
         self._numbers = itertools.count()
-
-    # For servers ---------------------------------------------------------------------------------
 
     def add_request(
         self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
@@ -175,8 +178,6 @@ class Engine:
         """Completions that are waiting or running."""
         return len(self.scheduler.waiting) + len(self.scheduler.running)
 
-    # For batches ---------------------------------------------------------------------------------
-
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -209,8 +210,6 @@ class Engine:
                 self.abort(name)
         return [done[name] for name in names]
 
-    # Looking in ----------------------------------------------------------------------------------
-
     def check_integrity(self) -> None:
         """Free and owned pages are all pages, none twice; lengths, rows and lanes fit.
 
@@ -232,6 +231,7 @@ class Engine:
             "pages_used": self.store.pool.used,
             "pages_kept": self.store.pool.kept,
             "kv_bytes": self.kv_bytes(),
+            "resident_bytes": resident_memory(),
         }
         return self.stats.numbers() | now
 
@@ -254,8 +254,6 @@ class Engine:
         # The old pages go before the new ones come.
         del self.store, self.intake, self.lanes, self.runner, self.scheduler
         self._put_together()
-
-    # Within --------------------------------------------------------------------------------------
 
     def _put_together(self) -> None:
         parts = Parts(self._plan, self.stats)

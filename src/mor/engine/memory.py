@@ -44,6 +44,12 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+def resident_memory() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say."""
+    sizes = Path("/proc/self/statm")
+    return int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if sizes.is_file() else 0
+
+
 def pages_that_fit(
     config: MoRConfig,
     depth: int,

@@ -20,7 +20,7 @@ from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.model import MoRModel
-from mor.model.packed import Quantization, serving_view
+from mor.model.packed import PackedModel, Quantization, serving_view
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ def make_plan(
     attention: PagedAttention | None,
     prefix_caching: bool,
     kv_cache_dtype: KVCacheType,
+    release_weights: bool,
 ) -> Plan:
     """The plan for a model; None stands for a default.
 
@@ -70,11 +71,14 @@ def make_plan(
     """
     check_choice("policy", policy, Policy)
     check_flag("prefix_caching", prefix_caching)
+    check_flag("release_weights", release_weights)
     check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
     entries = entry_type(kv_cache_dtype, model.dtype)
     config, device = model.config, model.device
     # Its packed weights first: pages take a share of the memory that is left.
     network = serving_view(model.model, quantization)
+    if release_weights and isinstance(network, PackedModel):
+        network.release_plain()
     if num_pages is None:
         tokens = sizes.max_residents * sizes.max_model_len
         num_pages = pages_that_fit(

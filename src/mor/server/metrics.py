@@ -40,6 +40,10 @@ class _Engine(Collector):
                 now.get("pages_used", 0.0) / pages if pages else 0.0,
             ),
             "kv_cache_bytes": ("Bytes of cached keys and values", now.get("kv_bytes", 0.0)),
+            "resident_memory_bytes": (
+                "Memory of the process, weights and touched pages included",
+                now.get("resident_bytes", 0.0),
+            ),
             "mean_depth": ("Mean recursions per token", now.get("mean_depth", 0.0)),
             "tokens_per_tick": ("Mean tokens per block pass", now.get("tokens_per_tick", 0.0)),
         }
