@@ -1,6 +1,6 @@
 """Kernels in C++ for the CPU: packed products, layer halves, paged attention.
 
-They are compiled from the sources beside this file at first use (two seconds) and kept in the
+They are compiled from the sources beside this file at first use (a few seconds) and kept in the
 user's cache. Where no compiler is found, or ``MOR_NATIVE=0`` says so, :func:`library` is None and
 the plain PyTorch forms run, which the kernels are held equal to.
 """
