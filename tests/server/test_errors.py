@@ -107,8 +107,8 @@ def test_a_wrong_field_is_named(
         ),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs=true"),
         ({"max_tokens": 2, "max_completion_tokens": 3}, "max_tokens", "differ"),
-        ({"tools": []}, "tools", "Unknown"),
-        ({"response_format": {"type": "json_object"}}, "response_format.type", "text"),
+        ({"tool": []}, "tool", "Unknown"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "text"),
         ({"messages": [{"role": "user", "content": "x" * 999}]}, "messages", "at most 128"),
     ],
 )

@@ -56,6 +56,10 @@ def serve(
         float, typer.Option(min=0.0, help="time to finish after SIGTERM")
     ] = 30.0,
     playground: Annotated[bool, typer.Option(help="the page at /")] = True,
+    cors_origin: Annotated[
+        list[str] | None,
+        typer.Option(help="pages of this origin may ask; * for all; may be given repeatedly"),
+    ] = None,
     log_level: Annotated[str, typer.Option(help="of uvicorn")] = "info",
 ) -> None:
     """Serve MODEL over HTTP: /v1/completions, /v1/chat/completions, /metrics, a page at /."""
@@ -96,6 +100,7 @@ def serve(
         chat_template=template,
         levels=load_levels(model),
         with_playground=playground,
+        cors_origins=cors_origin or (),
     )
     make_server(application, host, port, drain_seconds=drain_seconds, log_level=log_level).run()
 

@@ -130,6 +130,7 @@ class Intake:
                 draw=random.Random(seed + index),
                 text=self._make_text(params),
                 arrival=arrival,
+                constraint=None if params.grammar is None else params.grammar.begin(),
             )
             for index in range(params.n)
         ]
@@ -137,7 +138,12 @@ class Intake:
     def _make_text(self, params: SamplingParams) -> GrowingText | None:
         if self.tokenizer is None:
             return None
-        return GrowingText(self.tokenizer, tuple(params.stop))
+        return GrowingText(
+            self.tokenizer,
+            tuple(params.stop),
+            skip_special=params.skip_special_tokens,
+            include_stop=params.include_stop,
+        )
 
     def _check_boundaries(self, params: SamplingParams) -> None:
         if params.boundaries is None:

@@ -38,13 +38,14 @@ class Completion:
     Attributes:
         index: which of the n completions.
         token_ids: new tokens, an ending token included.
-        text: their text without special tokens, cut before a stop text; None without a tokenizer.
+        text: their text without special tokens, cut before a stop text, and without a stop id's
+            (``SamplingParams`` can ask for all of them); None without a tokenizer.
             While the completion goes on, what may still become part of a character or of a stop
             text is held back, so that the text only ever grows.
         depths: recursions that ran at the position each token was sampled from.
         prompt_depths: the same for each token of the prompt, known once it is read.
-        finish_reason: ``stop`` (end of text, stop id or stop text), ``length``, ``abort``; None
-            while it goes on.
+        finish_reason: ``stop`` (end of text, stop id, stop text, end of the grammar), ``length``,
+            ``abort``, ``error`` (its grammar cannot go on); None while it goes on.
         stop_reason: the stop id or stop text that ended it.
         logprobs: one per token, where asked for.
         timings: how long it took.

@@ -56,6 +56,12 @@ class SamplingParams:
         boundaries: what a token's score must exceed to run each depth (logits, R of them), in place
             of the checkpoint's; only for routers that store boundaries. They set this request's
             capacity: see :mod:`mor.eval.levels`.
+        min_tokens: nothing ends a completion before so many new tokens, but its grammar.
+        bad_words: sequences of token ids that are not completed in the output.
+        skip_special_tokens: leave special tokens out of the text.
+        include_stop: the stop text, or the text of the stop id, that ended it is part of the text.
+        grammar: what the output must look like (:class:`mor.engine.constraint.Grammar`); it is
+            over where the grammar is.
 
     Raises:
         MorError: naming the first wrong field, its value and what would be right.
@@ -78,6 +84,11 @@ class SamplingParams:
     n: int = 1
     max_depth: int | None = None
     boundaries: Sequence[float] | None = None
+    min_tokens: int = 0
+    bad_words: Sequence[Sequence[int]] = ()
+    skip_special_tokens: bool = True
+    include_stop: bool = False
+    grammar: Any = None
 
     def __post_init__(self) -> None:
         """Check every field; texts and ids become tuples."""
@@ -111,6 +122,24 @@ class SamplingParams:
             for place, boundary in enumerate(self.boundaries):
                 check_real(f"boundaries[{place}]", boundary, -math.inf, math.inf)
             object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        check_flag("skip_special_tokens", self.skip_special_tokens)
+        check_flag("include_stop", self.include_stop)
+        self._check_restrictions()
+
+    def _check_restrictions(self) -> None:
+        check_whole("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise MorError(
+                f"min_tokens={self.min_tokens} must be at most max_tokens={self.max_tokens}"
+            )
+        if not isinstance(self.bad_words, (list, tuple)):
+            raise MorError(f"bad_words={self.bad_words!r} must be a list of lists of token ids")
+        words = tuple(_ids("bad_words", word) for word in self.bad_words)
+        if () in words:
+            raise MorError("bad_words holds an empty list; give at least one token id in each")
+        object.__setattr__(self, "bad_words", words)
+        if self.grammar is not None and not callable(getattr(self.grammar, "begin", None)):
+            raise MorError(f"grammar={self.grammar!r} must have a method begin(); see the protocol")
 
     @property
     def greedy(self) -> bool:
@@ -132,7 +161,9 @@ class SamplingParams:
         Raises:
             MorError: naming the field.
         """
-        for name, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+        named = [("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)]
+        named += [("bad_words", word) for word in self.bad_words]
+        for name, ids in named:
             for token in ids:
                 if token >= vocab_size:
                     raise MorError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
@@ -81,6 +82,7 @@ class Request:
         stop_ids: token ids that end it.
         draw: source of its random numbers.
         text: turns tokens into text; None without a tokenizer.
+        constraint: its way through a grammar, where it has one.
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
@@ -96,6 +98,7 @@ class Request:
     draw: random.Random
     text: GrowingText | None
     arrival: float
+    constraint: Any = None  # a `mor.engine.constraint.Constraint`
     tokens: list[int] = field(default_factory=list)
     token_depths: list[int] = field(default_factory=list)
     position_depths: list[int] = field(default_factory=list)
@@ -119,6 +122,11 @@ class Request:
     def new_tokens(self) -> list[int]:
         """Ids of the tokens sampled so far."""
         return self.tokens[len(self.prompt) :]
+
+    @property
+    def made(self) -> int:
+        """How many tokens were sampled so far."""
+        return len(self.tokens) - len(self.prompt)
 
     @property
     def finished(self) -> bool:
@@ -146,20 +154,27 @@ class Request:
         return depth
 
     def end_reason(self) -> str | None:
-        """Why the token taken last ends the completion: ``stop`` or ``length``; None to go on.
+        """Why the token taken last ends the completion; None to go on.
 
-        To be asked once per token: the text grows by it, and ``stop_reason`` is noted.
+        ``stop``, ``length``, or ``error`` where its grammar cannot go on. To be asked once per
+        token: the text grows by it, and ``stop_reason`` is noted.
         """
-        token = self.tokens[-1]
-        stopped = self.text is not None and self.text.push(token)
-        if token in self.stop_ids:
+        token, text = self.tokens[-1], self.text
+        if self.constraint is not None:
+            self.constraint.take(token)
+            if self.constraint.failed:
+                return "error"
+        ends = token in self.stop_ids and self.made >= self.params.min_tokens
+        shown = text is not None and (not ends or self.params.include_stop)
+        if text is not None and shown and text.push(token, self.made >= self.params.min_tokens):
+            self.stop_reason = text.stopped_by
+            return "stop"
+        if ends:
             self.stop_reason = token
             return "stop"
-        if stopped:
-            assert self.text is not None
-            self.stop_reason = self.text.stopped_by
+        if self.constraint is not None and self.constraint.finished:
             return "stop"
-        return "length" if len(self.tokens) - len(self.prompt) >= self.max_new else None
+        return "length" if self.made >= self.max_new else None
 
     def timings(self) -> Timings:
         """The timings of the request, as far as they are known."""

@@ -16,10 +16,20 @@ class GrowingText:
     Args:
         tokenizer: any with ``decode(ids, skip_special_tokens=...)``.
         stops: texts that end the completion.
+        skip_special: leave special tokens out.
+        include_stop: the text ends behind the stop text, not before it.
     """
 
-    def __init__(self, tokenizer: Any, stops: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        stops: tuple[str, ...],
+        *,
+        skip_special: bool = True,
+        include_stop: bool = False,
+    ) -> None:
         self.tokenizer, self.stops = tokenizer, stops
+        self.skip_special, self.include_stop = skip_special, include_stop
         self._ids: list[int] = []
         self._prefix = self._read = 0
         self._text = ""
@@ -27,10 +37,10 @@ class GrowingText:
         self.stopped_by: str | None = None
 
     def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
+        return self.tokenizer.decode(ids, skip_special_tokens=self.skip_special)
 
-    def push(self, token: int) -> bool:
-        """Add a token; whether a stop text is complete now."""
+    def push(self, token: int, may_stop: bool = True) -> bool:
+        """Add a token; whether a stop text is complete now, where one may end the text already."""
         self._ids.append(token)
         before = self._decode(self._ids[self._prefix : self._read])
         after = self._decode(self._ids[self._prefix :])
@@ -42,10 +52,10 @@ class GrowingText:
         self._text += fresh
         found = [(self._text.find(stop, searched), stop) for stop in self.stops]
         found = [(place, stop) for place, stop in found if place >= 0]
-        if not found:
+        if not found or not may_stop:
             return False
         place, self.stopped_by = min(found)
-        self._text = self._text[:place]
+        self._text = self._text[: place + len(self.stopped_by) * self.include_stop]
         return True
 
     def text(self, finished: bool) -> str:

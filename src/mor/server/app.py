@@ -7,17 +7,20 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
+from starlette.middleware.cors import CORSMiddleware
 
 import mor
 from mor.engine import Engine
 from mor.errors import MorError
 from mor.eval.levels import Levels
-from mor.server import playground, routes
+from mor.server import playground, routes, tokenizing
+from mor.server.crossing import CORS, Head, check_origins
 from mor.server.errors import add_handlers
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
 from mor.server.middleware import Guard
 from mor.server.state import State
+from mor.server.structure.grammars import Grammars
 from mor.server.tokens import Tokens
 
 MAX_BODY = 4 << 20
@@ -33,6 +36,7 @@ def create_app(
     chat_template: str | None = None,
     levels: Levels | None = None,
     with_playground: bool = True,
+    cors_origins: Sequence[str] = (),
 ) -> FastAPI:
     """An ASGI application around an engine, which from now on belongs to it.
 
@@ -45,6 +49,7 @@ def create_app(
         chat_template: Jinja text in place of the tokenizer's own.
         levels: calibrated capacities that a request may choose from.
         with_playground: serve the page at ``/``.
+        cors_origins: origins whose pages may ask from a browser; ``*`` for all.
 
     Raises:
         MorError: the engine has no tokenizer, or a bound is out of range.
@@ -58,9 +63,11 @@ def create_app(
         raise MorError("api_keys holds an empty key; leave it out or give a secret")
     if levels and len(levels.levels[0].boundaries) != engine.config.num_recursions:
         raise MorError("levels belong to another model: the number of recursions differs")
+    check_origins(cors_origins)
     metrics = ServerMetrics(model)
     loop = EngineLoop(engine, max_waiting, metrics)
     tokens = Tokens(engine.tokenizer, engine.config, chat_template)
+    grammars = Grammars(tokens.tokenizer, engine.intake.ends, engine.config.vocab_size)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
@@ -68,16 +75,21 @@ def create_app(
         yield
         loop.stop()
         tokens.close()
+        grammars.close()
 
     app = FastAPI(
         title="mor", version=mor.__version__, lifespan=life, docs_url=None, redoc_url=None
     )
-    app.state.mor = State(model, loop, tokens, metrics, levels)
+    app.state.mor = State(model, loop, tokens, grammars, metrics, levels)
     app.include_router(routes.router)
+    app.include_router(tokenizing.router)
     if with_playground:
         app.include_router(playground.router)
     add_handlers(app)
     app.add_middleware(Guard, keys=api_keys, max_body=max_body, metrics=metrics)
+    app.add_middleware(Head)
+    if cors_origins:  # outermost: a browser must be let see refusals too
+        app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), **CORS)
     _document(app, model)
     return app
 

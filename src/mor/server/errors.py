@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mor.errors import MorError
+from mor.server.schema.basics import MISSING, UNSUPPORTED, WRONG
 
 _TYPES = {
     401: "authentication_error",
@@ -22,6 +23,12 @@ _TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
+_CODES = {
+    UNSUPPORTED: "unsupported_parameter",
+    MISSING: "missing_field",
+    WRONG: "invalid_value",
+}
+_FORMS = {"TokenizeText", "TokenizeChat"}  # of a body, which are no fields
 _UNION_TAGS = {"str", "int", "float", "bool", "none"}
 # What the engine calls it, and what the API does.
 _FIELDS = {"max_depth": "depth_cap"}
@@ -88,9 +95,24 @@ def explain_refusal(error: MorError) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
+def explain_shutdown(headers: Mapping[str, str] | None = None) -> ApiError:
+    """What is asked of, or under way in, a server that ends."""
+    return ApiError(503, "The server is shutting down", code="shutting_down", headers=headers)
+
+
+def explain_grammar() -> ApiError:
+    """A grammar that compiled, and is too much work to follow with this answer."""
+    return ApiError(
+        400, "The grammar of the answer is too much work to follow", code="grammar_too_complex"
+    )
+
+
 def explain_unreadable(error: RequestValidationError) -> ApiError:
     """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()
+    ours = [problem for problem in problems if problem["type"] in _CODES]
+    if ours:
+        return _explain_ours(ours[0])
     first = problems[0]
     kind, place = first["type"], first["loc"]
     if kind == "json_invalid":
@@ -118,10 +140,18 @@ def explain_unreadable(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{param}: {right} (found {value})", param=param, code="invalid_value")
 
 
+def _explain_ours(problem: Mapping[str, Any]) -> ApiError:
+    """What a validator of ours refused, with the field that it names."""
+    code, field = _CODES[problem["type"]], problem["ctx"]["field"]
+    param = _path((*problem["loc"], *((field,) if field else ())))
+    start = f"Missing field: {param}; " if problem["type"] == MISSING else f"{param}: "
+    return ApiError(400, start + problem["ctx"]["message"], param=param, code=code)
+
+
 def _path(place: tuple[Any, ...]) -> str | None:
     """``("body", "messages", 0, "role")`` -> ``messages[0].role``, without names of union forms."""
     path = ""
-    for part in place[1:]:
+    for part in place[2 if place[1:2] and place[1] in _FORMS else 1 :]:
         if isinstance(part, int):
             path += f"[{part}]"
         elif part in _UNION_TAGS or not part.isidentifier():

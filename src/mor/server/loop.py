@@ -14,18 +14,13 @@ from typing import Any
 
 from mor.engine import Completion, Engine, RequestOutput, SamplingParams
 from mor.errors import MorError
-from mor.server.errors import ApiError, explain_refusal
+from mor.server.errors import ApiError, explain_grammar, explain_refusal, explain_shutdown
 from mor.server.jobs import Job, Update
 from mor.server.metrics import ServerMetrics
 
 log = logging.getLogger("mor.server")
 
-
 _Command = Callable[[], None]
-
-
-def _shutting_down(headers: dict[str, str] | None = None) -> ApiError:
-    return ApiError(503, "The server is shutting down", code="shutting_down", headers=headers)
 
 
 class EngineLoop:
@@ -66,7 +61,7 @@ class EngineLoop:
         """Abort what is under way and end the thread. Any thread may call it."""
 
         def last() -> None:
-            self._drop_all(_shutting_down())
+            self._drop_all(explain_shutdown())
             self._stopped = True
 
         self._commands.put(last)
@@ -115,7 +110,7 @@ class EngineLoop:
         if self.failure is not None:
             raise ApiError(503, f"The engine failed: {self.failure}", code="engine_failed")
         if not self.ready:
-            raise _shutting_down({"Retry-After": "5"})
+            raise explain_shutdown({"Retry-After": "5"})
         with self._lock:
             if self._under_way + count > self.most:
                 self.metrics.rejected.inc()
@@ -164,7 +159,7 @@ class EngineLoop:
         end = time.monotonic() + seconds
         while self._under_way and time.monotonic() < end and self.failure is None:
             await asyncio.sleep(0.02)
-        await self.call(lambda engine: self._drop_all(_shutting_down()))
+        await self.call(lambda engine: self._drop_all(explain_shutdown()))
 
     # In the engine's thread ----------------------------------------------------------------------
 
@@ -199,7 +194,12 @@ class EngineLoop:
     def _tick(self) -> None:
         updates: list[tuple[Job, Update | ApiError | None]] = []
         for output in self.engine.step():
+            if output.request_id not in self._jobs:
+                continue  # of a job that was dropped just now
             job, first = self._jobs[output.request_id]
+            if any(done.finish_reason == "error" for done in output.completions):
+                self._drop(job, explain_grammar())
+                continue
             updates += [(job, update) for update in self._updates(job, first, output)]
             if output.finished:
                 del self._jobs[output.request_id]
@@ -211,8 +211,7 @@ class EngineLoop:
         """What is new in an output of the engine."""
         fresh = []
         for done in output.completions:
-            cursor = job.cursors[first + done.index]
-            over = done.finish_reason is not None
+            cursor, over = job.cursors[first + done.index], done.finish_reason is not None
             if cursor.done or not (over or job.every_token):
                 continue
             text = done.text or ""
@@ -230,10 +229,10 @@ class EngineLoop:
                 )
             cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over
             if over:
-                self._finished(job, output, done)
+                self._finished(job, done)
         return fresh
 
-    def _finished(self, job: Job, output: RequestOutput, done: Completion) -> None:
+    def _finished(self, job: Job, done: Completion) -> None:
         job.left -= 1
         with self._lock:
             self._under_way -= 1
@@ -242,9 +241,8 @@ class EngineLoop:
     def _add(self, job: Job) -> None:
         if self.failure is not None or self._stopped:
             self._release(job.left)
-            self._hand_over(
-                [(job, ApiError(503, "The server takes no requests", code="not_ready"))]
-            )
+            refusal = ApiError(503, "The server takes no requests", code="not_ready")
+            self._hand_over([(job, refusal)])
             return
         self._running[job] = None
         try:

@@ -9,6 +9,8 @@ from typing import Any
 from mor.engine import TokenLogprobs
 from mor.server.jobs import Job, Update
 from mor.server.schema.requests import ChatRequest, CompletionRequest
+from mor.server.structure.messages import next_delta, whole_message
+from mor.server.structure.reader import CallReader
 from mor.server.tokens import Tokens
 
 LOWEST = -9999.0  # JSON has no minus infinity
@@ -69,6 +71,7 @@ class Renderer:
         model: the name that answers carry.
         tokens: for names of tokens.
         created: Unix seconds.
+        readers: one per completion where it may hold calls of functions, else None.
     """
 
     body: CompletionRequest | ChatRequest
@@ -76,6 +79,7 @@ class Renderer:
     model: str
     tokens: Tokens
     created: int
+    readers: Sequence[CallReader | None]
 
     def __post_init__(self) -> None:
         """Look up once what every chunk needs."""
@@ -105,7 +109,9 @@ class Renderer:
             choice = self._choice(parts)
             new += len(choice["depths"])
             if self.chat:
-                choice["message"] = {"role": "assistant", "content": text}
+                message = whole_message(text, self.readers[index])
+                choice["message"] = {"role": "assistant"} | message
+                self._name_calls(choice)
             else:
                 choice["text"] = text
             choices.append(choice)
@@ -131,6 +137,12 @@ class Renderer:
         if self.body.return_token_ids:
             choice["token_ids"] = ids
         return choice
+
+    def _name_calls(self, choice: dict[str, Any]) -> None:
+        """A completion that came to its end with calls did so for these."""
+        reader = self.readers[choice["index"]]
+        if reader is not None and reader.calls and choice["finish_reason"] == "stop":
+            choice["finish_reason"] = "tool_calls"
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -160,6 +172,8 @@ class Renderer:
         options = self.body.stream_options
         with_usage = bool(options and options.include_usage)
         more: dict[str, Any] = {"usage": None} if with_usage else {}
+        if with_usage and options and options.continuous_usage_stats:
+            more = {"usage": self._usage(0)}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
         for index, text in enumerate(self._echo):
             opening: dict[str, Any] = {
@@ -180,9 +194,13 @@ class Renderer:
             choice = self._choice([update])
             new += len(update.token_ids)
             if self.chat:
-                choice["delta"] = {"content": update.text}
+                over = update.finish_reason is not None
+                choice["delta"] = next_delta(update.text, self.readers[update.index], over)
+                self._name_calls(choice)
             else:
                 choice["text"] = update.text
+            if with_usage and options and options.continuous_usage_stats:
+                more = {"usage": self._usage(new)}
             yield self._frame(kind, [choice]) | more
         if with_usage:
             yield self._frame(kind, []) | {"usage": self._usage(new)}

@@ -23,6 +23,7 @@ from mor.server.schema.responses import (
     Model,
     ModelList,
 )
+from mor.server.shaping import encode_turns, make_reader, shape_params
 from mor.server.state import State, get_state
 
 router = APIRouter()
@@ -39,20 +40,21 @@ _REASONS = {
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the schema tells of errors with these statuses."""
     return {s: {"model": ErrorResponse, "description": _REASONS[s]} for s in statuses}
 
 
-_CALLS = _errors(400, 401, 404, 413, 429, 500, 503)
+_CALLS = describe_errors(400, 401, 404, 413, 429, 500, 503)
 
 
-@router.get("/v1/models", responses=_errors(401))
+@router.get("/v1/models", responses=describe_errors(401))
 async def models(request: Request) -> ModelList:
     """The models of this server: one."""
     return ModelList(object="list", data=[Model(**get_state(request).card())])
 
 
-@router.get("/v1/models/{model:path}", responses=_errors(401, 404))
+@router.get("/v1/models/{model:path}", responses=describe_errors(401, 404))
 async def model_card(request: Request, model: str) -> Model:
     """The card of the model that is served."""
     state = get_state(request)
@@ -90,9 +92,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat, by the model's chat template."""
     state = get_state(request)
     state.check_model(body.model)
-    messages = [message.plain() for message in body.messages]
-    begin = body.add_generation_prompt is not False
-    ids = await state.tokens.encode_chat(messages, begin)
+    ids = await encode_turns(body, state)
     return await _answer(request, state, body, [ids], "chatcmpl")
 
 
@@ -104,11 +104,13 @@ async def _answer(
     kind: str,
 ) -> Response:
     params = sampling_params(body, prompts, state.engine, state.levels)
+    params = await shape_params(params, body, state)
     name, created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
     job = state.loop.submit(name, prompts, params, every_token=bool(body.stream))
     streaming = False
     try:
-        renderer = Renderer(body, job, state.model, state.tokens, created)
+        readers = [make_reader(body, state) for _ in job.cursors]
+        renderer = Renderer(body, job, state.model, state.tokens, created, readers)
         await while_connected(request, job.accepted())
         if body.stream:
             streaming = True
@@ -121,7 +123,7 @@ async def _answer(
             state.loop.abort(job)
 
 
-@router.get("/health", responses=_errors(503))
+@router.get("/health", responses=describe_errors(503))
 async def health(request: Request) -> Health:
     """Whether the process works at all."""
     failure = get_state(request).loop.failure
@@ -130,7 +132,7 @@ async def health(request: Request) -> Health:
     return Health(status="ok")
 
 
-@router.get("/ready", responses=_errors(503))
+@router.get("/ready", responses=describe_errors(503))
 async def ready(request: Request) -> Health:
     """Whether it takes requests: not while it shuts down, and not after a failure."""
     loop = get_state(request).loop

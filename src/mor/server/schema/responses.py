@@ -28,7 +28,7 @@ class Choice(BaseModel):
     """What choices of all kinds have. ``depths`` is ours: recursions that each token cost."""
 
     index: int
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: int | str | None = Field(description="the stop id or stop text, as in vLLM")
     depths: list[int] = Field(
         description="one per new token: recursions at the position it was sampled from"
@@ -74,11 +74,27 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+class CalledFunction(BaseModel):
+    """A function that the model calls; ``arguments`` is JSON as text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the model wrote."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
-    """The message that the model wrote."""
+    """The message that the model wrote; ``content`` is null where there are only calls."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Choice):
@@ -131,3 +147,24 @@ class Health(BaseModel):
     """``GET /health`` and ``GET /ready``."""
 
     status: str
+
+
+class Version(BaseModel):
+    """``GET /version``."""
+
+    version: str
+
+
+class TokenizeResponse(BaseModel):
+    """``POST /tokenize``, as in vLLM."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeResponse(BaseModel):
+    """``POST /detokenize``."""
+
+    prompt: str
