@@ -17,5 +17,5 @@ def live() -> Iterator[Live]:
 @pytest.fixture(scope="session")
 def caller() -> Iterator[Live]:
     """A server whose chat template knows functions."""
-    with serving(make_engine(2048), chat_template=TOOL_TEMPLATE) as running:
+    with serving(make_engine(512), chat_template=TOOL_TEMPLATE) as running:
         yield running
