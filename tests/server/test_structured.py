@@ -118,7 +118,7 @@ def test_batch_mates_change_nothing(caller: Live) -> None:
         *(fields for fields, _ in FORMS[:4]),
         {"max_tokens": 9},
         {"max_tokens": 9, "temperature": 1, "seed": 3},
-        {"response_format": as_format(SCHEMA), "temperature": 1, "seed": 5, "n": 2},
+        {"guided_json": {"enum": [*range(90)]}, "temperature": 2, "seed": 5, "n": 2},
         {"response_format": {"type": "json_object"}, "max_tokens": 9},
     ]
 
@@ -214,3 +214,18 @@ def test_without_the_library_the_message_says_what_to_install(
     with pytest.raises(openai.BadRequestError, match=r"\[grammar\]") as refused:
         chat(live, guided_choice=["only here"])
     assert (refused.value.param, refused.value.code) == ("guided_choice", "unsupported_parameter")
+
+
+def test_a_grammar_that_cannot_go_on_ends_its_request_alone(
+    caller: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = grammars.MatcherConstraint.failed
+    assert isinstance(plain, property)
+    fails = property(lambda self: True)
+    with monkeypatch.context() as patched:
+        patched.setattr(grammars.MatcherConstraint, "failed", fails)
+        with pytest.raises(openai.BadRequestError) as refused:
+            chat(caller, guided_choice=["broken"], n=2)
+    assert refused.value.code == "grammar_too_complex"
+    assert chat(caller, guided_choice=["ok"]).message.content == "ok"
+    caller.wait_idle()

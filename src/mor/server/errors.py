@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
 from mor.errors import MorError
-from mor.server.schema.basics import MISSING, UNSUPPORTED, WRONG
+from mor.server.schema.basics import MISSING, Refusal
 
 _TYPES = {
     401: "authentication_error",
@@ -22,11 +22,6 @@ _TYPES = {
     429: "rate_limit_error",
     500: "server_error",
     503: "service_unavailable_error",
-}
-_CODES = {
-    UNSUPPORTED: "unsupported_parameter",
-    MISSING: "missing_field",
-    WRONG: "invalid_value",
 }
 _FORMS = {"TokenizeText", "TokenizeChat"}  # of a body, which are no fields
 _UNION_TAGS = {"str", "int", "float", "bool", "none"}
@@ -110,9 +105,10 @@ def explain_grammar() -> ApiError:
 def explain_unreadable(error: RequestValidationError) -> ApiError:
     """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()
-    ours = [problem for problem in problems if problem["type"] in _CODES]
-    if ours:
-        return _explain_ours(ours[0])
+    for problem in problems:
+        ours = problem.get("ctx", {}).get("error")
+        if isinstance(ours, Refusal):
+            return _explain_ours(problem["loc"], ours)
     first = problems[0]
     kind, place = first["type"], first["loc"]
     if kind == "json_invalid":
@@ -140,12 +136,11 @@ def explain_unreadable(error: RequestValidationError) -> ApiError:
     return ApiError(400, f"{param}: {right} (found {value})", param=param, code="invalid_value")
 
 
-def _explain_ours(problem: Mapping[str, Any]) -> ApiError:
+def _explain_ours(place: tuple[Any, ...], found: Refusal) -> ApiError:
     """What a validator of ours refused, with the field that it names."""
-    code, field = _CODES[problem["type"]], problem["ctx"]["field"]
-    param = _path((*problem["loc"], *((field,) if field else ())))
-    start = f"Missing field: {param}; " if problem["type"] == MISSING else f"{param}: "
-    return ApiError(400, start + problem["ctx"]["message"], param=param, code=code)
+    param = _path((*place, *((found.field,) if found.field else ())))
+    start = f"Missing field: {param}; " if found.code == MISSING else f"{param}: "
+    return ApiError(400, start + found.message, param=param, code=found.code)
 
 
 def _path(place: tuple[Any, ...]) -> str | None:

@@ -5,21 +5,24 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
-from pydantic_core import PydanticCustomError
 
 LARGE = 2**31 - 1
-UNSUPPORTED, MISSING, WRONG = "mor_unsupported", "mor_missing", "mor_wrong"
+# Codes of answers that refuse a field.
+UNSUPPORTED, MISSING, WRONG = "unsupported_parameter", "missing_field", "invalid_value"
 
 
-def refuse(kind: str, field: str | None, message: str) -> PydanticCustomError:
-    """The error that a validator raises.
+class Refusal(ValueError):
+    """What a validator raises.
 
     Args:
-        kind: ``UNSUPPORTED``, ``MISSING`` or ``WRONG``.
+        code: ``UNSUPPORTED``, ``MISSING`` or ``WRONG``.
         field: which field of the object that is checked; None where the validator is the field's.
         message: what is wrong and what would be right.
     """
-    return PydanticCustomError(kind, "{message}", {"message": message, "field": field})
+
+    def __init__(self, code: str, field: str | None, message: str) -> None:
+        super().__init__(message)
+        self.code, self.field, self.message = code, field, message
 
 
 def check_characters(text: str) -> str:
@@ -55,6 +58,6 @@ def neutral_only(hint: str, *neutral: Any) -> Any:
     def check(value: Any) -> Any:
         if value is None or value in ("", [], {}) or value in neutral:
             return value
-        raise refuse(UNSUPPORTED, None, f"is not supported by this server; {hint}")
+        raise Refusal(UNSUPPORTED, None, f"is not supported by this server; {hint}")
 
     return Annotated[Any, AfterValidator(check)]

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mor.server.schema.basics import WRONG, Strict, refuse
+from mor.server.schema.basics import WRONG, Refusal, Strict
 from mor.server.schema.messages import Message
 from mor.server.schema.tools import Tool, ToolChoice
 
@@ -34,13 +34,13 @@ class Turns(Strict):
         names = [tool.function.name for tool in self.tools or ()]
         for name in names:
             if names.count(name) > 1:
-                raise refuse(WRONG, "tools", f"two functions are called {name!r}; rename one")
+                raise Refusal(WRONG, "tools", f"two functions are called {name!r}; rename one")
         choice = self.tool_choice
         if isinstance(choice, ToolChoice) and choice.function.name not in names:
             wanted = choice.function.name
-            raise refuse(WRONG, "tool_choice", f"no function of tools is called {wanted!r}")
+            raise Refusal(WRONG, "tool_choice", f"no function of tools is called {wanted!r}")
         if choice == "required" and not names:
-            raise refuse(WRONG, "tool_choice", "'required' needs tools")
+            raise Refusal(WRONG, "tool_choice", "'required' needs tools")
         return self
 
     @property

@@ -11,10 +11,10 @@ from mor.server.schema.basics import (
     MISSING,
     UNSUPPORTED,
     WRONG,
+    Refusal,
     Strict,
     Text,
     neutral_only,
-    refuse,
 )
 
 _OTHER_PARTS = (
@@ -38,13 +38,13 @@ class Part(Strict):
     def _words_only(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("type") in _OTHER_PARTS:
             kind = value["type"]
-            raise refuse(UNSUPPORTED, None, f"parts of type {kind!r} are not supported; only text")
+            raise Refusal(UNSUPPORTED, None, f"parts of type {kind!r} are not supported; only text")
         return value
 
     @model_validator(mode="after")
     def _filled(self) -> Part:
         if self.words is None:
-            raise refuse(MISSING, self.type, "a part has it")
+            raise Refusal(MISSING, self.type, "a part has it")
         return self
 
     @property
@@ -84,7 +84,7 @@ class CallInHistory(Strict):
     @classmethod
     def _functions_only(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("type") == "custom":
-            raise refuse(UNSUPPORTED, None, "custom tools are not supported; only functions")
+            raise Refusal(UNSUPPORTED, None, "custom tools are not supported; only functions")
         return value
 
     def plain(self) -> dict[str, Any]:
@@ -116,13 +116,13 @@ class Message(Strict):
         if role != "assistant":
             for field in _ASSISTANT_ONLY:
                 if getattr(self, field):
-                    raise refuse(WRONG, field, f"role {role!r} has none; role 'assistant' has it")
+                    raise Refusal(WRONG, field, f"role {role!r} has none; role 'assistant' has it")
             if self.content is None and role != "function":
-                raise refuse(MISSING, "content", f"role {role!r} needs it")
+                raise Refusal(MISSING, "content", f"role {role!r} needs it")
         if role == "tool" and self.tool_call_id is None:
-            raise refuse(MISSING, "tool_call_id", "role 'tool' needs it")
+            raise Refusal(MISSING, "tool_call_id", "role 'tool' needs it")
         if role == "function" and self.name is None:
-            raise refuse(MISSING, "name", "role 'function' needs it")
+            raise Refusal(MISSING, "name", "role 'function' needs it")
         return self
 
     def plain(self) -> dict[str, Any]:

@@ -11,12 +11,12 @@ from mor.server.schema.basics import (
     LARGE,
     UNSUPPORTED,
     Ids,
+    Refusal,
     Strict,
     Text,
     TokenId,
     check_characters,
     neutral_only,
-    refuse,
 )
 from mor.server.schema.chats import Turns
 from mor.server.schema.tools import Choices, ResponseFormat, StructuredOutputs
@@ -120,7 +120,7 @@ class CompletionRequest(Sampling):
 
 def _text_only(modalities: list[str]) -> list[str]:
     if set(modalities) - {"text"}:
-        raise refuse(UNSUPPORTED, None, "only 'text' is supported by this server")
+        raise Refusal(UNSUPPORTED, None, "only 'text' is supported by this server")
     return modalities
 
 

@@ -10,11 +10,11 @@ from mor.server.schema.basics import (
     MISSING,
     UNSUPPORTED,
     WRONG,
+    Refusal,
     Strict,
     Text,
     check_characters,
     neutral_only,
-    refuse,
 )
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,128}$")]
@@ -40,7 +40,7 @@ class Tool(Strict):
     @classmethod
     def _functions_only(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("type") == "custom":
-            raise refuse(UNSUPPORTED, None, "custom tools are not supported; only functions")
+            raise Refusal(UNSUPPORTED, None, "custom tools are not supported; only functions")
         return value
 
     def plain(self) -> dict[str, Any]:
@@ -65,7 +65,7 @@ class ToolChoice(Strict):
     def _functions_only(cls, value: Any) -> Any:
         if isinstance(value, dict) and value.get("type") in ("custom", "allowed_tools"):
             kind = value["type"]
-            raise refuse(UNSUPPORTED, None, f"type {kind!r} is not supported; use 'function'")
+            raise Refusal(UNSUPPORTED, None, f"type {kind!r} is not supported; use 'function'")
         return value
 
 
@@ -88,9 +88,9 @@ class ResponseFormat(Strict):
     def _has_its_schema(self) -> ResponseFormat:
         wanted, given = self.type == "json_schema", self.json_schema is not None
         if wanted and not given:
-            raise refuse(MISSING, "json_schema", "type 'json_schema' needs it")
+            raise Refusal(MISSING, "json_schema", "type 'json_schema' needs it")
         if given and not wanted:
-            raise refuse(WRONG, "json_schema", f"type {self.type!r} has none; leave it out")
+            raise Refusal(WRONG, "json_schema", f"type {self.type!r} has none; leave it out")
         return self
 
 
