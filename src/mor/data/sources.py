@@ -28,7 +28,7 @@ from mor.data.files import documents_of, kind_of, known_kinds
 from mor.data.shakespeare import iter_shakespeare
 from mor.errors import MorError
 
-CORPORA = ("shakespeare", ENGLISH)
+CORPORA = (ENGLISH, "shakespeare")
 HUB_PREFIX = "hf:"
 
 
@@ -89,7 +89,7 @@ class FileSource:
                 )
         else:
             raise MorError(
-                f"source {source} does not exist: expected {' or '.join(CORPORA)}, "
+                f"source {source} does not exist: expected {', '.join(CORPORA)}, "
                 f"a folder, a file ({known_kinds()}), or {HUB_PREFIX}NAME"
             )
 

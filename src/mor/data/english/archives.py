@@ -1,7 +1,7 @@
 """Read members of package archives: Debian's `.deb` and npm's `.tgz`.
 
-A `.deb` is an `ar` archive that holds a tar archive of the files (deb(5)); reading it here means that
-the system needs no `dpkg`.
+A `.deb` is an `ar` archive that holds a tar archive of the files (deb(5)); reading it here
+means that the system needs no `dpkg`.
 """
 
 from __future__ import annotations

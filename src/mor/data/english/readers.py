@@ -56,7 +56,9 @@ def read_brown(archive: Path) -> Iterator[Document]:
 
 def read_essays(archive: Path) -> Iterator[Document]:
     """Yield the chapters of "An Anarchist FAQ"; lists of contents and of links are left out."""
-    wanted = r".*/html/((?:sec[A-J](?:\d+|int)|append\d+|append13int|intro|10years|vol\dintro))\.html"
+    wanted = (
+        r".*/html/((?:sec[A-J](?:\d+|int)|append\d+|append13int|intro|10years|vol\dintro))\.html"
+    )
     pages = {}
     for match, data in read_members(archive, wanted):
         pages[match[1]] = read_html(decode_utf8(data, f"{archive}, member {match[0]}"))
@@ -80,8 +82,8 @@ def read_glosses(archive: Path) -> Iterator[Document]:
             words = fields[4 : 4 + 2 * int(fields[3], 16) : 2]
             # A marker of syntax, such as `(a)`, may follow an adjective.
             names = [re.sub(r"\(\w+\)$", "", word).replace("_", " ") for word in words]
-            subject = subjects.setdefault(f"{match[1]}-{fields[1]}", [])
-            subject.append(f"{', '.join(names)}: {gloss.strip()}")
+            entries = subjects.setdefault(f"{match[1]}-{fields[1]}", [])
+            entries.append(f"{', '.join(names)}: {gloss.strip()}")
     for subject in sorted(subjects):
         entries = subjects[subject]
         for start in range(0, len(entries), _GLOSSES_PER_DOCUMENT):
@@ -110,7 +112,8 @@ class _Paragraphs(HTMLParser):
     """Collects the text of a page; a block element begins a new paragraph."""
 
     BLOCKS = frozenset(
-        "p div blockquote br h1 h2 h3 h4 h5 h6 li ul ol table tr td hr body dd dt dl pre".split()
+        ("p", "div", "blockquote", "br", "h1", "h2", "h3", "h4", "h5", "h6", "li", "ul", "ol")
+        + ("table", "tr", "td", "hr", "body", "dd", "dt", "dl", "pre")
     )
     SILENT = frozenset(("head", "script", "style", "title"))
 
