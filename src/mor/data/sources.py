@@ -28,7 +28,7 @@ from mor.data.files import documents_of, kind_of, known_kinds
 from mor.data.shakespeare import iter_shakespeare
 from mor.errors import MorError
 
-CORPORA = (ENGLISH, "shakespeare")
+CORPORA = ("shakespeare", ENGLISH)
 HUB_PREFIX = "hf:"
 
 
@@ -89,8 +89,8 @@ class FileSource:
                 )
         else:
             raise MorError(
-                f"source {source} does not exist: expected {', '.join(CORPORA)}, "
-                f"a folder, a file ({known_kinds()}), or {HUB_PREFIX}NAME"
+                f"source {source} does not exist: expected shakespeare, a folder, "
+                f"a file ({known_kinds()}), {ENGLISH}, or {HUB_PREFIX}NAME"
             )
 
     def read(self, position: Mapping[str, Any] | None = None) -> FileReading:

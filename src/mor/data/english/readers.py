@@ -111,10 +111,7 @@ def untag(text: str) -> str:
 class _Paragraphs(HTMLParser):
     """Collects the text of a page; a block element begins a new paragraph."""
 
-    BLOCKS = frozenset(
-        ("p", "div", "blockquote", "br", "h1", "h2", "h3", "h4", "h5", "h6", "li", "ul", "ol")
-        + ("table", "tr", "td", "hr", "body", "dd", "dt", "dl", "pre")
-    )
+    BLOCKS = re.compile(r"p|div|blockquote|br|h\d|li|[uod]l|table|t[rd]|hr|body|d[dt]|pre")
     SILENT = frozenset(("head", "script", "style", "title"))
 
     def __init__(self) -> None:
@@ -137,7 +134,7 @@ class _Paragraphs(HTMLParser):
     def _at(self, tag: str, change: int) -> None:
         if tag in self.SILENT:
             self.silent = max(0, self.silent + change)
-        elif tag in self.BLOCKS:
+        elif self.BLOCKS.fullmatch(tag):
             self.paragraphs.append("")
 
 
