@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mor.checks import check_choice, check_whole
+from mor.checks import check_choice
 from mor.engine.attend import PagedAttention, best_attention
 from mor.engine.intake import Intake, Prompt, end_ids, pair_prompts
 from mor.engine.integrity import check_residents
@@ -51,6 +51,7 @@ class Engine:
             ``max_model_len`` can use, within ``memory_fraction``.
         memory_fraction: share of the free memory that the pool may take.
         max_model_len: most tokens of prompt and output together; default the model's maximum.
+            The attribute is less where the pool holds less.
         max_depth: depth cap for all requests.
         policy: ``refill``; or the baselines ``no_refill`` (a token waits for its batch) and
             ``full_depth`` (every token runs all recursions, whatever the router says).
@@ -86,14 +87,12 @@ class Engine:
         if model.training:
             raise MorError("model is in training mode; call model.eval() before serving it")
         config = self.config = model.config
-        sizes = resolve_sizes(
+        sizes = self.sizes = resolve_sizes(
             config, max_num_seqs=max_num_seqs, max_residents=max_residents, min_gather=min_gather,
             prefill_chunk=prefill_chunk, page_size=page_size, max_model_len=max_model_len,
             max_depth=max_depth,
         )  # fmt: skip
         check_choice("policy", policy, Policy)
-        self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
-        self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
         device, dtype = model.device, model.dtype
         # Its packed weights first: pages take a share of the memory that is left.
         network = serving_view(model.model, quantization)
@@ -102,7 +101,9 @@ class Engine:
                 config, sizes.max_depth, page_size, sizes.max_residents * sizes.max_model_len,
                 memory_fraction, dtype, device,
             )  # fmt: skip
-        check_whole("num_pages", num_pages, 1)
+        sizes = sizes.fit(config, num_pages)
+        self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
+        self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
         self.store = KVStore(
             config, num_pages, page_size, sizes.max_residents, sizes.max_model_len,
             sizes.max_depth, dtype, device,

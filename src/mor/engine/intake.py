@@ -18,6 +18,11 @@ from mor.engine.text import GrowingText
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 
+
+class TooLong(MorError):
+    """Prompt and answer together are more tokens than one request may have."""
+
+
 Prompt = str | Sequence[int]
 """A text, or token ids."""
 
@@ -113,7 +118,7 @@ class Intake:
             raise MorError(f"stop={params.stop!r} needs a tokenizer; use stop_token_ids")
         self._check_boundaries(params)
         limit = self._limit(params)
-        max_new = self._room(len(ids), params, limit)
+        max_new = self._room(len(ids), params)
         ends = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             ends |= self.ends
@@ -165,15 +170,15 @@ class Intake:
             )
         return limit
 
-    def _room(self, prompt: int, params: SamplingParams, limit: int) -> int:
+    def _room(self, prompt: int, params: SamplingParams) -> int:
         """Most new tokens: what was asked for, or what fits."""
-        fits = min(self.max_model_len, self.store.longest(limit) + 1)  # the last is never cached
-        wanted = prompt + (params.max_tokens or 1)
-        if wanted > fits:
-            why = f"max_model_len={self.max_model_len}"
-            if fits < self.max_model_len:
-                why = f"the {fits} that num_pages={self.store.pool.num_pages} hold"
-            raise MorError(
+        fits = self.max_model_len
+        if prompt + (params.max_tokens or 1) > fits:
+            # The pool holds so many and no more: see `Sizes.fit`.
+            pool = self.store.pool.num_pages
+            scarce = fits == self.store.longest(self.max_depth) + 1
+            why = f"the {fits} that num_pages={pool} hold" if scarce else f"max_model_len={fits}"
+            raise TooLong(
                 f"prompt of {prompt} tokens and max_tokens={params.max_tokens} are past {why}; "
                 "shorten one of them"
             )
