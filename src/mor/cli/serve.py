@@ -69,7 +69,7 @@ def serve(
     """Serve MODEL over HTTP: /v1/completions, /v1/chat/completions, /metrics, a page at /."""
     try:
         _serve(**locals())
-    except KeyboardInterrupt:  # while it loads; a server that runs drains
+    except KeyboardInterrupt:  # a server that runs drains instead
         typer.echo("stopped before the model was loaded", err=True)
         raise typer.Exit(130) from None
 

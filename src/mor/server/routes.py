@@ -11,6 +11,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
+from mor.server.bodies import JsonRoute
 from mor.server.errors import ApiError, ErrorResponse, explain_refusal
 from mor.server.events import ClientGone, EventResponse, while_connected
 from mor.server.render import Renderer
@@ -25,7 +26,7 @@ from mor.server.schema.responses import (
 )
 from mor.server.state import State, get_state
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _REASONS = {
     400: "a field is wrong",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 from mor.engine import Engine, SamplingParams
@@ -46,13 +47,13 @@ def sampling_params(
             max_tokens=wanted,
             temperature=_or(body.temperature, 1.0),
             top_k=max(0, body.top_k or 0),
-            top_p=_or(body.top_p, 1.0),
+            top_p=max(_or(body.top_p, 1.0), sys.float_info.min),  # 0: the likeliest token alone
             min_p=body.min_p or 0.0,
             repetition_penalty=_or(body.repetition_penalty, 1.0),
             presence_penalty=body.presence_penalty or 0.0,
             frequency_penalty=body.frequency_penalty or 0.0,
             logit_bias={int(token): bias for token, bias in (body.logit_bias or {}).items()},
-            seed=body.seed,
+            seed=_seed(body.seed),
             stop=body.stop or (),
             stop_token_ids=body.stop_token_ids or (),
             ignore_eos=bool(body.ignore_eos),
@@ -80,6 +81,11 @@ def _boundaries(body: Sampling, levels: Levels | None) -> tuple[float, ...] | No
 
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
+
+
+def _seed(seed: int | None) -> int | None:
+    """The engine counts seeds from 0. -1 draws one, as in vLLM and llama.cpp."""
+    return None if seed is None or seed == -1 else seed % 2**64
 
 
 def _max_tokens(body: Sampling) -> int | None:
