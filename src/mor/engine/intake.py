@@ -11,6 +11,7 @@ from typing import Any
 from mor.checks import check_whole
 from mor.config import MoRConfig
 from mor.data import prompt_tokens
+from mor.engine.fitting import is_too_long
 from mor.engine.params import SamplingParams
 from mor.engine.request import Request
 from mor.engine.store import KVStore
@@ -48,20 +49,39 @@ def pair_prompts(
     return list(zip(every, asked, strict=True))
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
+def prompt_ids(
+    prompt: Prompt, tokenizer: Any, config: MoRConfig, most: int | None = None
+) -> tuple[int, ...]:
     """Ids of a prompt; a text is begun as the model's texts are (`mor.data.bos.prompt_tokens`).
 
+    Args:
+        prompt: text or token ids.
+        tokenizer: for a text.
+        config: the model's.
+        most: tokens that fit. A prompt that is much longer is refused before each of its tokens is
+            made or looked at; one a little longer comes back.
+
     Raises:
+        TooLong: it is.
         MorError: no tokenizer for a text, nothing in it, ids that the model does not have.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
             raise MorError("prompt is a text, but the engine has no tokenizer; give token ids")
+        if most is not None and is_too_long(prompt, tokenizer, most):
+            raise TooLong(
+                f"prompt of {len(prompt)} characters has more than the {most} tokens that fit; "
+                "shorten it"
+            )
         ids = prompt_tokens(prompt, tokenizer, config)
     else:
         ids = list(prompt)
     if not ids:
         raise MorError("prompt is empty; give at least one token")
+    if most is not None and len(ids) > most:
+        raise TooLong(f"prompt of {len(ids)} tokens is past max_model_len={most}; shorten it")
+    if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < config.vocab_size:
+        return tuple(ids)  # nearly always, and many times faster than one by one
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int):
             raise MorError(f"prompt holds {token!r}; it must be a text or a list of token ids")
@@ -112,7 +132,7 @@ class Intake:
             MorError: see :meth:`mor.engine.Engine.add_request`.
         """
         arrival = time.perf_counter()
-        ids = prompt_ids(prompt, self.tokenizer, self.config)
+        ids = prompt_ids(prompt, self.tokenizer, self.config, self.max_model_len)
         params.check_vocabulary(self.config.vocab_size)
         if params.stop and self.tokenizer is None:
             raise MorError(f"stop={params.stop!r} needs a tokenizer; use stop_token_ids")

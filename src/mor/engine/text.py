@@ -1,8 +1,10 @@
-"""Text of tokens as they come, and the search for stop texts in it."""
+"""Text of tokens as they come."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from mor.engine.stops import StopSearch
 
 _BROKEN = "\ufffd"  # what a tokenizer writes for part of a character
 
@@ -19,11 +21,11 @@ class GrowingText:
     """
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...]) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
+        self.tokenizer = tokenizer
         self._ids: list[int] = []
         self._prefix = self._read = 0
         self._text = ""
-        self._hold = max((len(stop) for stop in stops), default=1) - 1
+        self._search = StopSearch(stops)
         self.stopped_by: str | None = None
 
     def _decode(self, ids: list[int]) -> str:
@@ -38,14 +40,12 @@ class GrowingText:
             return False
         fresh = after[len(before) :]
         self._prefix, self._read = self._read, len(self._ids)
-        searched = max(0, len(self._text) - self._hold)
-        self._text += fresh
-        found = [(self._text.find(stop, searched), stop) for stop in self.stops]
-        found = [(place, stop) for place, stop in found if place >= 0]
-        if not found:
+        found = self._search.find(fresh)
+        if found is None:
+            self._text += fresh
             return False
-        place, self.stopped_by = min(found)
-        self._text = self._text[:place]
+        place, self.stopped_by = found
+        self._text = (self._text + fresh)[: len(self._text) + place]
         return True
 
     def text(self, finished: bool) -> str:
@@ -55,7 +55,4 @@ class GrowingText:
                 return self._text
             before = self._decode(self._ids[self._prefix : self._read])
             return self._text + self._decode(self._ids[self._prefix :])[len(before) :]
-        for length in range(min(self._hold, len(self._text)), 0, -1):
-            if any(stop.startswith(self._text[-length:]) for stop in self.stops):
-                return self._text[:-length]
-        return self._text
+        return self._text[: len(self._text) - self._search.held]

@@ -41,7 +41,7 @@ def sampling_params(
             code="context_length_exceeded",
         )
     if wanted is None and isinstance(body, CompletionRequest):
-        wanted = min(DEFAULT_MAX_TOKENS, engine.max_model_len - longest)
+        wanted = DEFAULT_MAX_TOKENS  # or what fits: see `is_open`
     try:
         params = SamplingParams(
             max_tokens=wanted,
@@ -66,6 +66,11 @@ def sampling_params(
     except MorError as error:
         raise explain_refusal(error) from None
     return params
+
+
+def is_open(body: Sampling) -> bool:
+    """Whether no number of new tokens is asked for, so that each prompt gets what fits."""
+    return _max_tokens(body) is None
 
 
 def _boundaries(body: Sampling, levels: Levels | None) -> tuple[float, ...] | None:
