@@ -22,6 +22,7 @@ from mor.engine.memory import pages_that_fit
 from mor.engine.options import resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
+from mor.engine.prompts import score_prompts
 from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
 from mor.engine.sampler import sample
@@ -169,8 +170,7 @@ class Engine:
             touched = self._leave(leaving)
         if entering := scheduler.select_entering():
             scheduler.note_entered(entering, runner.enter(entering))
-            stats.entries += 1
-            stats.entry_tokens += sum(map(len, entering))
+            stats.note_entered(sum(map(len, entering)))
         if pieces := scheduler.select_pieces():
             ran, go_on = runner.tick(pieces)
             scheduler.note_ticked(ran, go_on, runner.recursions_per_tick)
@@ -265,26 +265,24 @@ class Engine:
 
     def _leave(self, waves: list[Wave]) -> dict[str, None]:
         """Coda for all of them; head and sampler where a wave was the last of its tokens."""
-        logits, stats = self.runner.leave(waves), self.stats
-        stats.gatherings += 1
-        asking: list[Request] = []
+        logits, hidden = self.runner.leave(waves)
+        score_prompts(waves, hidden, self.runner.model.head)
+        stats = self.stats
+        stats.note_gathered([wave.depths for wave in waves])
+        ending = [wave.request for wave in waves if wave.end == len(wave.request.tokens)]
         for wave in waves:
-            stats.gathered_tokens += len(wave)
-            for depth in wave.depths:
-                stats.depths[depth] += 1
             self.scheduler.note_left(wave)
-            if wave.end == len(wave.request.tokens):
-                asking.append(wave.request)
-        if logits is None:
-            return {}
-        tokens, logprobs = sample(logits, asking)
+        for request in [request for request in ending if not request.max_new]:
+            self._end(request, "length")
+        asking = [request for request in ending if request.max_new]
+        tokens, logprobs = ([], []) if logits is None else sample(logits, asking)
         now = time.perf_counter()
         for request, token, likely in zip(asking, tokens, logprobs, strict=True):
             stats.new_depths[request.take(token, now, likely)] += 1
             stats.sampled += 1
             if (reason := request.end_reason()) is not None:
                 self._end(request, reason)
-        return dict.fromkeys(request.group for request in asking)
+        return dict.fromkeys(request.group for request in ending)
 
     def _end(self, request: Request, reason: str) -> None:
         self.scheduler.drop(request)

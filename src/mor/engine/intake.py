@@ -192,14 +192,15 @@ class Intake:
 
     def _room(self, prompt: int, params: SamplingParams) -> int:
         """Most new tokens: what was asked for, or what fits."""
-        fits = self.max_model_len
-        if prompt + (params.max_tokens or 1) > fits:
+        fits, held = self.max_model_len, self.store.longest(self.max_depth)
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if prompt + wanted > fits or prompt > held:
             # The pool holds so many and no more: see `Sizes.fit`.
             pool = self.store.pool.num_pages
-            scarce = fits == self.store.longest(self.max_depth) + 1
+            scarce = fits == held + 1
             why = f"the {fits} that num_pages={pool} hold" if scarce else f"max_model_len={fits}"
             raise TooLong(
                 f"prompt of {prompt} tokens and max_tokens={params.max_tokens} are past {why}; "
                 "shorten one of them"
             )
-        return params.max_tokens or fits - prompt
+        return fits - prompt if params.max_tokens is None else params.max_tokens

@@ -20,6 +20,7 @@ class Update:
         text: what the text grew by.
         finish_reason: set in the last update of a completion.
         stop_reason: stop id or stop text that ended it.
+        prompt_logprobs: of the prompt, in the first update where they were asked for.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Update:
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: str | None
     stop_reason: int | str | None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
 
 @dataclass
@@ -97,6 +99,7 @@ class Job:
                     (done.logprobs or ())[cursor.tokens :],
                     done.finish_reason,
                     done.stop_reason,
+                    () if cursor.tokens else done.prompt_logprobs or (),
                 )
                 fresh.append((update, done))
             cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over

@@ -32,11 +32,12 @@ def sampling_params(
         )
     longest = max(map(len, prompts))
     wanted = _max_tokens(body)
-    if longest + (wanted or 1) > engine.max_model_len:
+    if longest + (1 if wanted is None else wanted) > engine.max_model_len:
         raise ApiError(
             400,
-            f"The prompt has {longest} tokens and max_tokens is {wanted or 'not set'}; together "
-            f"at most {engine.max_model_len} fit",
+            f"The prompt has {longest} tokens and max_tokens is "
+            f"{'not set' if wanted is None else wanted}; together at most "
+            f"{engine.max_model_len} fit",
             param="prompt" if isinstance(body, CompletionRequest) else "messages",
             code="context_length_exceeded",
         )
@@ -58,6 +59,7 @@ def sampling_params(
             stop_token_ids=body.stop_token_ids or (),
             ignore_eos=bool(body.ignore_eos),
             logprobs=_logprobs(body),
+            prompt_logprobs=_prompt_logprobs(body),
             n=body.n or 1,
             max_depth=body.depth_cap,
             boundaries=_boundaries(body, levels),
@@ -105,3 +107,13 @@ def _logprobs(body: Sampling) -> int | None:
     if isinstance(body, ChatRequest) and body.logprobs:
         return body.top_logprobs or 0
     return None
+
+
+def _prompt_logprobs(body: Sampling) -> int | None:
+    """As many as either field shows; none to show where a prompt is read and nothing is added."""
+    asked = [body.prompt_logprobs]
+    if isinstance(body, CompletionRequest) and body.echo:
+        asked.append(body.logprobs)
+    if body.max_tokens == 0:
+        asked.append(0)
+    return max((count for count in asked if count is not None), default=None)

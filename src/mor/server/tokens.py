@@ -11,7 +11,7 @@ from typing import Any
 
 from mor.config import MoRConfig
 from mor.engine.intake import prompt_ids
-from mor.engine.text import GrowingText
+from mor.engine.text import Decoder
 from mor.errors import MorError
 from mor.server.errors import ApiError, explain_refusal
 
@@ -116,12 +116,12 @@ class Tokens:
             raise problem from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of a prompt, special tokens included."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def begin_text(self) -> GrowingText:
+    def begin_text(self, skip_special_tokens: bool = True) -> Decoder:
         """A text that grows token by token, as the engine makes it."""
-        return GrowingText(self.tokenizer, ())
+        return Decoder(self.tokenizer, skip_special_tokens)
 
     def _piece(self, token: int) -> tuple[str, tuple[int, ...]]:
         """A token's name and bytes; part of a character is called ``bytes:\\xe2``, as by OpenAI."""

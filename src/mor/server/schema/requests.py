@@ -72,7 +72,9 @@ class Sampling(Strict):
     """What completions and chats have in common. ``null`` stands for the default everywhere."""
 
     model: Text = Field(description="a name of /v1/models")
-    max_tokens: int | None = Field(None, ge=1, le=LARGE, description="most new tokens")
+    max_tokens: int | None = Field(
+        None, ge=0, le=LARGE, description="most new tokens; 0 needs echo or prompt_logprobs"
+    )
     temperature: float | None = Field(None, ge=0, le=2, description="default 1; 0 is greedy")
     top_p: float | None = Field(None, ge=0, le=1, description="0: the likeliest token alone")
     n: int | None = Field(None, ge=1, le=MAX_N, description="completions of each prompt")
@@ -94,6 +96,9 @@ class Sampling(Strict):
     repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     stop_token_ids: Annotated[list[TokenId], Field(fail_fast=True, max_length=1024)] | None = None
     ignore_eos: bool | None = None
+    prompt_logprobs: int | None = Field(
+        None, ge=0, le=MAX_LOGPROBS, description="so many likeliest tokens at each prompt token"
+    )
     return_token_ids: bool | None = Field(None, description="add `token_ids` to each choice")
     # Ours.
     depth_cap: int | None = Field(None, ge=1, le=LARGE, description="most recursions per token")
@@ -105,7 +110,18 @@ class Sampling(Strict):
     def _streams(self) -> Sampling:
         if self.stream_options is not None and not self.stream:
             raise ValueError("stream_options needs stream=true")
+        if self.prompt_logprobs is not None and self.stream:
+            raise ValueError("prompt_logprobs are not sent with stream=true")
+        if self.max_tokens == 0 and not self.reads_only:
+            raise ValueError(
+                "max_tokens must be greater than or equal to 1; 0 goes with echo or prompt_logprobs"
+            )
         return self
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether an answer makes sense without a new token."""
+        return self.prompt_logprobs is not None
 
 
 class CompletionRequest(Sampling):
@@ -117,7 +133,9 @@ class CompletionRequest(Sampling):
         | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
         | Annotated[list[Ids], Field(fail_fast=True, min_length=1, max_length=MAX_PROMPTS)]
     ) = Field(description="a text, token ids, or a list of these")
-    echo: bool | None = Field(None, description="begin the text with the prompt")
+    echo: bool | None = Field(
+        None, description="begin the text with the prompt, and `logprobs` with those of its tokens"
+    )
     logprobs: int | None = Field(
         None, ge=0, le=MAX_LOGPROBS, description="so many likeliest tokens beside each token"
     )
@@ -128,9 +146,12 @@ class CompletionRequest(Sampling):
     def _supported(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
             raise ValueError("best_of other than n is not supported")
-        if self.echo and self.logprobs is not None:
-            raise ValueError("echo together with logprobs is not supported")
         return self
+
+    @property
+    def reads_only(self) -> bool:
+        """Whether an answer makes sense without a new token."""
+        return bool(self.echo) or super().reads_only
 
 
 class TextPart(Strict):
