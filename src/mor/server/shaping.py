@@ -59,8 +59,8 @@ async def shape_params(
         raise explain_refusal(error) from None
 
 
-async def encode_turns(body: Turns, state: State) -> tuple[int, ...]:
-    """Token ids of a chat by the chat template.
+async def encode_turns(body: Turns, state: State, most: int) -> tuple[int, ...]:
+    """Token ids of a chat by the chat template; ``most`` of them fit.
 
     Raises:
         ApiError: see :meth:`mor.server.tokens.Tokens.encode_chat`; or it knows no functions.
@@ -73,6 +73,7 @@ async def encode_turns(body: Turns, state: State) -> tuple[int, ...]:
     return await state.tokens.encode_chat(
         [message.plain() for message in body.messages],
         begin,
+        most,
         continue_final_message=bool(body.continue_final_message),
         tools=[tool.plain() for tool in body.usable_tools],
         variables=body.chat_template_kwargs,

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Request
 
 import mor
 from mor.errors import MorError
+from mor.server.bodies import JsonRoute
 from mor.server.errors import ApiError, explain_refusal
 from mor.server.routes import describe_errors
 from mor.server.schema.responses import DetokenizeResponse, TokenizeResponse, Version
@@ -13,7 +14,7 @@ from mor.server.schema.tokenize import DetokenizeRequest, TokenizeRequest, Token
 from mor.server.shaping import encode_turns
 from mor.server.state import State, get_state
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.get("/version")
@@ -31,7 +32,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> TokenizeResponse:
     if isinstance(body, TokenizeText):
         ids = await _encode(body, state)
     else:
-        ids = await encode_turns(body, state)
+        ids = await encode_turns(body, state, _most(state))
     names = [state.tokens.piece(token)[0] for token in ids] if body.return_token_strs else None
     return TokenizeResponse(
         count=len(ids),
@@ -41,13 +42,18 @@ async def tokenize(request: Request, body: TokenizeRequest) -> TokenizeResponse:
     )
 
 
+def _most(state: State) -> int:
+    """Tokens that are counted: a text that does not fit too, but not without a bound."""
+    return max(8 * state.engine.max_model_len, 1 << 16)
+
+
 async def _encode(body: TokenizeText, state: State) -> tuple[int, ...]:
-    if body.add_special_tokens is False:
-        return await state.tokens.encode_plain(body.prompt)
     if not body.prompt:
         return ()  # what a completion would refuse
     try:
-        (ids,) = await state.tokens.encode([body.prompt])
+        if body.add_special_tokens is False:
+            return await state.tokens.encode_plain(body.prompt, _most(state))
+        (ids,) = await state.tokens.encode([body.prompt], _most(state))
     except MorError as error:
         problem = explain_refusal(error)
         problem.param = "prompt"

@@ -10,11 +10,11 @@ from functools import lru_cache
 from typing import Any
 
 from mor.config import MoRConfig
-from mor.data import prompt_tokens
-from mor.engine.intake import prompt_ids
-from mor.engine.text import GrowingText
+from mor.engine.fitting import is_too_long
+from mor.engine.intake import TooLong, prompt_ids
+from mor.engine.text import Decoder
 from mor.errors import MorError
-from mor.server.errors import ApiError
+from mor.server.errors import ApiError, explain_refusal
 from mor.server.structure.forms import find_form
 
 
@@ -46,17 +46,34 @@ class Tokens:
         """End the thread that makes tokens."""
         self._thread.shutdown(wait=False)
 
-    async def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
+    async def encode(
+        self, prompts: Sequence[str | Sequence[int]], most: int | None = None
+    ) -> list[tuple[int, ...]]:
         """Token ids of prompts.
 
+        Texts go through the thread one by one, so that the prompts of others come in between;
+        token ids do not wait for any of them.
+
+        Args:
+            prompts: texts or ids.
+            most: tokens that fit; a longer prompt is refused without making all its tokens.
+
         Raises:
+            TooLong: a prompt does not fit.
             MorError: a prompt without tokens, or ids that the model does not have.
         """
+        return [
+            await self._encode_text(prompt, most)
+            if isinstance(prompt, str)
+            else prompt_ids(prompt, self.tokenizer, self.config, most)
+            for prompt in prompts
+        ]
 
-        def work() -> list[tuple[int, ...]]:
-            return [prompt_ids(prompt, self.tokenizer, self.config) for prompt in prompts]
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _encode_text(self, text: str, most: int | None) -> tuple[int, ...]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._thread, prompt_ids, text, self.tokenizer, self.config, most
+        )
 
     async def encode_words(self, words: Sequence[str]) -> list[tuple[int, ...]]:
         """Token ids of words as they stand within a text: at its beginning, and after a blank."""
@@ -70,10 +87,16 @@ class Tokens:
             return []
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def encode_plain(self, text: str) -> tuple[int, ...]:
-        """Token ids of a text alone, without any special tokens around it."""
+    async def encode_plain(self, text: str, most: int) -> tuple[int, ...]:
+        """Token ids of a text alone, without any special tokens around it.
+
+        Raises:
+            TooLong: it has more than ``most`` tokens by far.
+        """
 
         def work() -> tuple[int, ...]:
+            if is_too_long(text, self.tokenizer, most):
+                raise TooLong(f"prompt of {len(text)} characters has more than {most} tokens")
             return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
 
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
@@ -82,6 +105,7 @@ class Tokens:
         self,
         messages: list[dict[str, Any]],
         add_generation_prompt: bool,
+        most: int | None = None,
         *,
         continue_final_message: bool = False,
         tools: list[dict[str, Any]] | None = None,
@@ -95,13 +119,14 @@ class Tokens:
         Args:
             messages: as templates know them.
             add_generation_prompt: end with the beginning of an answer.
+            most: tokens that fit.
             continue_final_message: end within the last message, which the answer goes on with.
             tools: functions that the model may call.
             variables: further ones of the template.
 
         Raises:
-            ApiError: there is no template, or it refuses these messages, or a variable is one that
-                the server sets.
+            ApiError: there is no template, it refuses these messages, a variable is one that the
+                server sets, or the tokens are more than ``most`` by far.
         """
         if self.template is None:
             raise ApiError(
@@ -137,29 +162,26 @@ class Tokens:
                 raise ApiError(
                     400, f"The chat template refuses the messages: {why}", param="messages"
                 ) from None
-            ids = prompt_tokens(text, self.tokenizer, self.config) if text else []
-            return prompt_ids(ids, self.tokenizer, self.config)
+            return prompt_ids(text or [], self.tokenizer, self.config, most)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except MorError as error:
-            raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+            problem = explain_refusal(error)
+            problem.param = "messages"
+            raise problem from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of a prompt, special tokens included."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
     async def show(self, ids: Sequence[int]) -> str:
-        """Text with special tokens, made in the thread."""
+        """The same for many tokens, made in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self.decode, ids)
 
-        def work() -> str:
-            return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
-
-    def begin_text(self) -> GrowingText:
+    def begin_text(self, skip_special_tokens: bool = True) -> Decoder:
         """A text that grows token by token, as the engine makes it."""
-        return GrowingText(self.tokenizer, ())
+        return Decoder(self.tokenizer, skip_special_tokens)
 
     def _piece(self, token: int) -> tuple[str, tuple[int, ...]]:
         """A token's name and bytes; part of a character is called ``bytes:\\xe2``, as by OpenAI."""
@@ -193,11 +215,11 @@ _RESERVED = frozenset(
 
 def _templates(tokenizer: Any, given: str | None) -> tuple[str | None, str | None]:
     """The template of chats, and that of chats with functions; some tokenizers have two."""
-    found = given or getattr(tokenizer, "chat_template", None)
-    if isinstance(found, dict):
-        plain = found.get("default") or next(iter(found.values()), None)
-        return plain, found.get("tool_use") or plain
-    return found, found
+    own = getattr(tokenizer, "chat_template", None)
+    if not isinstance(own, dict):
+        return given or own, given or own
+    plain = given or own.get("default") or next(iter(own.values()), None)
+    return plain, own.get("tool_use", plain) if plain in own.values() else plain
 
 
 def _byte_alphabet() -> dict[str, int]:

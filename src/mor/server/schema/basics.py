@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 LARGE = 2**31 - 1
 # Codes of answers that refuse a field.
@@ -36,13 +37,25 @@ def check_characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(check_characters)]
 TokenId = Annotated[int, Field(ge=0, le=LARGE)]
-Ids = Annotated[list[TokenId], Field(min_length=1)]
+# `fail_fast`: of a million wrong entries the first one is told, and the others are not looked at.
+Ids = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 
 
 class Strict(BaseModel):
     """No unknown field, no text for a number, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_unknown(cls, fields: Any) -> Any:
+        """Of many unknown fields the first is told."""
+        if not isinstance(fields, dict) or len(fields) <= len(cls.model_fields):
+            return fields
+        names = [field.alias or name for name, field in cls.model_fields.items()]
+        known = {name: fields[name] for name in names if name in fields}
+        unknown = (name for name in fields if name not in known)
+        return known | {name: fields[name] for name in islice(unknown, 1)}
 
 
 def neutral_only(hint: str, *neutral: Any) -> Any:

@@ -14,8 +14,8 @@ from mor.server.schema.tools import Tool, ToolChoice
 class Turns(Strict):
     """What the chat template is given."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = Field(
         None, description="default auto"
     )

@@ -97,10 +97,10 @@ class Message(Strict):
     """One turn of a chat; an answer may be sent back as ``message.model_dump()`` gives it."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
-    content: Text | list[Part] | None = None
+    content: Text | Annotated[list[Part], Field(fail_fast=True)] | None = None
     name: Text | None = None
     tool_call_id: Text | None = None
-    tool_calls: Annotated[list[CallInHistory], Field(max_length=1024)] | None = None
+    tool_calls: Annotated[list[CallInHistory], Field(fail_fast=True, max_length=1024)] | None = None
     function_call: CalledFunction | None = Field(None, description="deprecated: tool_calls")
     refusal: Text | None = None
     annotations: list[dict[str, Any]] | None = Field(None, description="not used")

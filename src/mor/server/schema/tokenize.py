@@ -30,7 +30,7 @@ class DetokenizeRequest(Strict):
     """``POST /detokenize``."""
 
     model: Text | None = Field(None, description="a name of /v1/models")
-    tokens: Annotated[list[TokenId], Field(max_length=1 << 20)]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True, max_length=1 << 20)]
 
 
 def _form(body: Any) -> str:
