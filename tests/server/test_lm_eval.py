@@ -53,8 +53,13 @@ def test_the_same_numbers_as_hf(live: Live, hf: Any, saved: Path, tokenized: boo
     from lm_eval.models.openai_completions import LocalCompletionsAPI
 
     served = LocalCompletionsAPI(
-        model=NAME, base_url=f"{live.url}/v1/completions", tokenizer=str(saved),
-        tokenized_requests=tokenized, max_length=102, batch_size=2, max_retries=1,
+        model=NAME,
+        base_url=f"{live.url}/v1/completions",
+        tokenizer=str(saved),
+        tokenized_requests=tokenized,
+        max_length=102,
+        batch_size=2,
+        max_retries=1,
     )  # fmt: skip  (it keeps two tokens of `max_length` free, and `hf` none)
     # Multiple choice is this for each of the choices.
     asked = instances("loglikelihood", [(c, one) for c, many in CHOICES for one in many])
