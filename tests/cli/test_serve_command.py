@@ -16,7 +16,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from mor.cli.app import app
+from mor.cli.app import app, main
 from mor.cli.serve import choose_model_name
 from mor.data.tokenizer import train_tokenizer
 from mor.errors import MorError
@@ -170,6 +170,18 @@ def test_ctrl_c_while_it_loads_is_quiet(folder: Path, monkeypatch: pytest.Monkey
     done = CliRunner().invoke(app, ["serve", str(folder), "--port", "0"])
     assert done.exit_code == 130
     assert done.stderr == "stopped before the model was loaded\n"
+
+
+def test_ctrl_c_in_any_command_is_quiet(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules["mor.cli.app"], "app", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "interrupted\n")
 
 
 def test_names() -> None:
