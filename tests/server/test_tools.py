@@ -247,10 +247,11 @@ def test_a_wrong_schema_of_a_function_is_named(caller: Live) -> None:
 @pytest.mark.parametrize("form", ["llama", "mistral", "special"])
 def test_other_forms_and_marks_that_are_special_tokens(form: str) -> None:
     pytest.importorskip("llguidance")
+    start = "{{ messages[0].content }}{% if tools %}y{% endif %}"
     templates = {
-        "llama": '{% if tools %}y{% endif %}{"name": ..., "parameters": ...}',
-        "mistral": "{% if tools %}y{% endif %}[TOOL_CALLS]",
-        "special": "{% if tools %}y{% endif %}<tool_call>",
+        "llama": '{"name": ..., "parameters": ...}',
+        "mistral": "[TOOL_CALLS]",
+        "special": "<tool_call>",
     }
     engine = make_engine(512)
     if form == "special":
@@ -276,7 +277,7 @@ def test_other_forms_and_marks_that_are_special_tokens(form: str) -> None:
         )  # fmt: skip
         object.__setattr__(engine.intake, "tokenizer", engine.tokenizer)
     short = [{"type": "function", "function": {"name": "f"}}]
-    with serving(engine, chat_template=templates[form]) as live:
+    with serving(engine, chat_template=start + templates[form]) as live:
         choice = live.openai().chat.completions.create(**forced(tools=short)).choices[0]
     assert calls_of(choice.message.model_dump()) == [("f", "{}")]
     assert (choice.message.content, choice.finish_reason) == (None, "tool_calls")
