@@ -80,7 +80,8 @@ def prompt_ids(
         raise MorError("prompt is empty; give at least one token")
     if most is not None and len(ids) > most:
         raise TooLong(
-            f"prompt of {len(ids)} tokens is past max_model_len={most}; at most {most} fit"
+            f"prompt of {len(ids)} tokens is past max_model_len={most}; with the answer at most "
+            f"{most} fit"
         )
     if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < config.vocab_size:
         return tuple(ids)  # nearly always, and many times faster than one by one
