@@ -29,6 +29,16 @@ TEMPLATE = (
     "{% if add_generation_prompt %}assistant: {% endif %}"
 )
 
+TOOL_TEMPLATE = (  # as Qwen's and Hermes', in short
+    "{% if tools %}{% for t in tools %}{{ t.function.name }} {% endfor %}"
+    "go between <tool_call> and </tool_call> {% endif %}"
+    "{% for m in messages %}{{ m.role }}: {{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}"
+    "{{ c.function.arguments | tojson }}</tool_call>{% endfor %}{% endfor %}"
+    "{% if mood %}{{ mood }} {% endif %}"
+    "{% if add_generation_prompt %}assistant: {% endif %}"
+)
+
 
 @cache
 def tokenizer() -> Any:
@@ -36,21 +46,21 @@ def tokenizer() -> Any:
 
 
 @cache
-def model() -> MoRForCausalLM:
+def model(positions: int = 128) -> MoRForCausalLM:
     """Float64, so that answers do not depend on the batch."""
     config = small_config(
         "threshold",
         vocab_size=len(tokenizer()),
         bos_token_id=0,
         eos_token_id=0,
-        max_position_embeddings=128,
+        max_position_embeddings=positions,
     )
     return make_model(config, 3).to(torch.float64)
 
 
-def make_engine(**options: Any) -> Engine:
+def make_engine(positions: int = 128, **options: Any) -> Engine:
     settings: dict[str, Any] = {"max_num_seqs": 4, "page_size": 4, "prefill_chunk": 16}
-    return Engine(model(), tokenizer(), **settings | options)
+    return Engine(model(positions), tokenizer(), **settings | options)
 
 
 @dataclass

@@ -42,6 +42,9 @@ PATHS = {
     "/health": "get",
     "/ready": "get",
     "/metrics": "get",
+    "/version": "get",
+    "/tokenize": "post",
+    "/detokenize": "post",
 }
 
 
@@ -54,7 +57,7 @@ def test_no_path_is_left_out(api: Any) -> None:
 @pytest.mark.parametrize("path", PATHS)
 def test_the_server_keeps_to_its_schema(api: Any, path: str, mode: GenerationMode) -> None:
     operation = api[path][PATHS[path]]
-    if mode is GenerationMode.NEGATIVE and path not in list(PATHS)[:2]:
+    if mode is GenerationMode.NEGATIVE and PATHS[path] != "post":
         return  # there is nothing to get wrong
 
     @given(case=operation.as_strategy(generation_mode=mode))

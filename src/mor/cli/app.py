@@ -70,3 +70,8 @@ def main() -> None:
             raise
         fail(str(error) or type(error).__name__)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        typer.echo("interrupted", err=True)
+        sys.exit(130)

@@ -24,11 +24,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'."""
+    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'.
+
+    ``rank`` is told for tokens of a prompt: 1 where no token is likelier.
+    """
 
     token: int
     logprob: float
     top: dict[int, float]
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,18 @@ class Completion:
     Attributes:
         index: which of the n completions.
         token_ids: new tokens, an ending token included.
-        text: their text without special tokens, cut before a stop text; None without a tokenizer.
+        text: their text without special tokens, cut before a stop text, and without a stop id's
+            (``SamplingParams`` can ask for all of them); None without a tokenizer.
             While the completion goes on, what may still become part of a character or of a stop
             text is held back, so that the text only ever grows.
         depths: recursions that ran at the position each token was sampled from.
         prompt_depths: the same for each token of the prompt, known once it is read.
-        finish_reason: ``stop`` (end of text, stop id or stop text), ``length``, ``abort``; None
-            while it goes on.
+        finish_reason: ``stop`` (end of text, stop id, stop text, end of the grammar), ``length``,
+            ``abort``, ``error`` (its grammar cannot go on); None while it goes on.
         stop_reason: the stop id or stop text that ended it.
         logprobs: one per token, where asked for.
+        prompt_logprobs: one per token of the prompt as far as it is read, where asked for; None
+            for the first, which nothing comes before.
         timings: how long it took.
         cached_tokens: tokens of the prompt that were not computed for it: others had been there.
     """
@@ -59,6 +66,7 @@ class Completion:
     finish_reason: str | None
     stop_reason: int | str | None
     logprobs: tuple[TokenLogprobs, ...] | None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None
     timings: Timings
     cached_tokens: int = 0
 

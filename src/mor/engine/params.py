@@ -51,11 +51,19 @@ class SamplingParams:
         ignore_eos: go on past the model's end of text.
         logprobs: return the log-probability of each token and of the so many likeliest ones; None
             returns nothing. They are the model's, before penalties and temperature.
+        prompt_logprobs: the same for each token of the prompt but the first, each after those
+            before it. ``max_tokens`` may be 0 then: the prompt is read and nothing is added.
         n: completions of the prompt.
         max_depth: depth cap of this request, 1..R.
         boundaries: what a token's score must exceed to run each depth (logits, R of them), in place
             of the checkpoint's; only for routers that store boundaries. They set this request's
             capacity: see :mod:`mor.eval.levels`.
+        min_tokens: nothing ends a completion before so many new tokens, but its grammar.
+        bad_words: sequences of token ids that are not completed in the output.
+        skip_special_tokens: leave special tokens out of the text.
+        include_stop: the stop text, or the text of the stop id, that ended it is part of the text.
+        grammar: what the output must look like (:class:`mor.engine.constraint.Grammar`); it is
+            over where the grammar is.
 
     Raises:
         MorError: naming the first wrong field, its value and what would be right.
@@ -75,14 +83,22 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     max_depth: int | None = None
     boundaries: Sequence[float] | None = None
+    min_tokens: int = 0
+    bad_words: Sequence[Sequence[int]] = ()
+    skip_special_tokens: bool = True
+    include_stop: bool = False
+    grammar: Any = None
 
     def __post_init__(self) -> None:
         """Check every field; texts and ids become tuples."""
+        if self.prompt_logprobs is not None:
+            check_whole("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if self.max_tokens is not None:
-            check_whole("max_tokens", self.max_tokens, 1)
+            check_whole("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0)
         check_real("temperature", self.temperature, 0.0, math.inf)
         check_whole("top_k", self.top_k, 0)
         check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)
@@ -111,6 +127,24 @@ class SamplingParams:
             for place, boundary in enumerate(self.boundaries):
                 check_real(f"boundaries[{place}]", boundary, -math.inf, math.inf)
             object.__setattr__(self, "boundaries", tuple(self.boundaries))
+        check_flag("skip_special_tokens", self.skip_special_tokens)
+        check_flag("include_stop", self.include_stop)
+        self._check_restrictions()
+
+    def _check_restrictions(self) -> None:
+        check_whole("min_tokens", self.min_tokens, 0)
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise MorError(
+                f"min_tokens={self.min_tokens} must be at most max_tokens={self.max_tokens}"
+            )
+        if not isinstance(self.bad_words, (list, tuple)):
+            raise MorError(f"bad_words={self.bad_words!r} must be a list of lists of token ids")
+        words = tuple(_ids("bad_words", word) for word in self.bad_words)
+        if () in words:
+            raise MorError("bad_words holds an empty list; give at least one token id in each")
+        object.__setattr__(self, "bad_words", words)
+        if self.grammar is not None and not callable(getattr(self.grammar, "begin", None)):
+            raise MorError(f"grammar={self.grammar!r} must have a method begin(); see the protocol")
 
     @property
     def greedy(self) -> bool:
@@ -132,7 +166,9 @@ class SamplingParams:
         Raises:
             MorError: naming the field.
         """
-        for name, ids in (("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)):
+        named = [("logit_bias", self.logit_bias), ("stop_token_ids", self.stop_token_ids)]
+        named += [("bad_words", word) for word in self.bad_words]
+        for name, ids in named:
             for token in ids:
                 if token >= vocab_size:
                     raise MorError(

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from mor.checks import check_choice, check_flag, check_whole
+from mor.checks import check_choice, check_flag
 from mor.engine.attend import PagedAttention, best_attention
 from mor.engine.entries import KVCacheType, entry_type
 from mor.engine.intake import Intake, end_ids
@@ -84,7 +84,7 @@ def make_plan(
         num_pages = pages_that_fit(
             config, sizes.max_depth, sizes.page_size, tokens, memory_fraction, entries, device
         )
-    check_whole("num_pages", num_pages, 1)
+    sizes = sizes.fit(config, num_pages)
     attention = attention or best_attention(device, config.head_dim)
     return Plan(
         network, tokenizer, end_ids(model), sizes, num_pages, policy, attention, prefix_caching,

@@ -6,6 +6,7 @@ import random
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Any
 
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
@@ -83,6 +84,7 @@ class Request:
         stop_ids: token ids that end it.
         draw: source of its random numbers.
         text: turns tokens into text; None without a tokenizer.
+        constraint: its way through a grammar, where it has one.
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
@@ -104,10 +106,12 @@ class Request:
     draw: random.Random
     text: GrowingText | None
     arrival: float
+    constraint: Any = None  # a `mor.engine.constraint.Constraint`
     tokens: list[int] = field(default_factory=list)
     token_depths: list[int] = field(default_factory=list)
     position_depths: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     computed: int = 0
@@ -122,6 +126,7 @@ class Request:
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
+    _told: tuple[TokenLogprobs | None, ...] = ()
     _over: Completion | None = None
 
     def __post_init__(self) -> None:
@@ -141,12 +146,30 @@ class Request:
     @property
     def reusable(self) -> int:
         """How many of its first tokens may come from the cache: never one whose logits it needs."""
-        return 0 if self.needs_prompt_logits else len(self.tokens) - 1
+        asked = self.needs_prompt_logits or self.params.prompt_logprobs is not None
+        return 0 if asked else len(self.tokens) - 1
+
+    @property
+    def made(self) -> int:
+        """How many tokens were sampled so far."""
+        return len(self.tokens) - len(self.prompt)
 
     @property
     def finished(self) -> bool:
         """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
+
+    def wants_token(self, wave: Wave) -> bool:
+        """Whether a new token follows the last one of ``wave``."""
+        return self.max_new > 0 and wave.end == len(self.tokens)
+
+    def _prompt(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """Made once, and not for each of the new tokens."""
+        if self.params.prompt_logprobs is None:
+            return None
+        if len(self._told) != len(self.prompt_logprobs):
+            self._told = tuple(self.prompt_logprobs)
+        return self._told
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
         """Append a sampled token.
@@ -169,20 +192,27 @@ class Request:
         return depth
 
     def end_reason(self) -> str | None:
-        """Why the token taken last ends the completion: ``stop`` or ``length``; None to go on.
+        """Why the token taken last ends the completion; None to go on.
 
-        To be asked once per token: the text grows by it, and ``stop_reason`` is noted.
+        ``stop``, ``length``, or ``error`` where its grammar cannot go on. To be asked once per
+        token: the text grows by it, and ``stop_reason`` is noted.
         """
-        token = self.tokens[-1]
-        stopped = self.text is not None and self.text.push(token)
-        if token in self.stop_ids:
+        token, text = self.tokens[-1], self.text
+        if self.constraint is not None:
+            self.constraint.take(token)
+            if self.constraint.failed:
+                return "error"
+        ends = token in self.stop_ids and self.made >= self.params.min_tokens
+        shown = text is not None and (not ends or self.params.include_stop)
+        if text is not None and shown and text.push(token, self.made >= self.params.min_tokens):
+            self.stop_reason = text.stopped_by
+            return "stop"
+        if ends:
             self.stop_reason = token
             return "stop"
-        if stopped:
-            assert self.text is not None
-            self.stop_reason = self.text.stopped_by
+        if self.constraint is not None and self.constraint.finished:
             return "stop"
-        return "length" if len(self.tokens) - len(self.prompt) >= self.max_new else None
+        return "length" if self.made >= self.max_new else None
 
     def timings(self) -> Timings:
         """The timings of the request, as far as they are known."""
@@ -217,6 +247,7 @@ class Request:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=self._prompt(),
             timings=self.timings(),
             cached_tokens=self.cached_tokens,
         )

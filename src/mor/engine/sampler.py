@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mor.engine.constraint import restrict, restricts
 from mor.engine.outputs import TokenLogprobs
 from mor.engine.request import Request
 from mor.ops import native
@@ -15,8 +16,8 @@ from mor.ops import native
 def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[TokenLogprobs]]:
     """Choose one token per row.
 
-    Order as in Transformers: bias, penalties, then greedy, or temperature, top-k, top-p, min-p and
-    a draw from the request's own random numbers.
+    Order as in Transformers: bias, penalties, then what may not come next, then greedy, or
+    temperature, top-k, top-p, min-p and a draw from the request's own random numbers.
 
     Args:
         logits: [N, V] of the model. requests: whose rows they are.
@@ -28,7 +29,7 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
         chosen = (native.argmax(logits) if native.fits(logits) else logits.argmax(-1)).tolist()
         return chosen, [TokenLogprobs(token, 0.0, {}) for token in chosen]
     raw = logits.double()  # a temperature near zero must not overflow
-    scores = _shifted(raw, requests)
+    scores = restrict(_shifted(raw, requests), requests)
     tokens = scores.argmax(-1)
     for filtered in (False, True):
         drawn = [
@@ -48,7 +49,7 @@ def _plainly_greedy(request: Request) -> bool:
     """Whether the largest logit is all that is asked for."""
     params = request.params
     looked_at = params.logprobs is not None or params.logit_bias or params.penalised
-    return params.greedy and not looked_at
+    return params.greedy and not looked_at and not restricts(request)
 
 
 def _filters(request: Request) -> bool:

@@ -70,6 +70,15 @@ class Levels:
         """The largest capacity factor."""
         return self.levels[-1].capacity
 
+    def check_depths(self, recursions: int) -> None:
+        """Refuse levels for another number of recursions.
+
+        Raises:
+            MorError: they belong to another model.
+        """
+        if len(self.levels[0].boundaries) != recursions:
+            raise MorError("levels belong to another model: the number of recursions differs")
+
     def boundaries(self, capacity: float) -> tuple[float, ...]:
         """Boundaries for a factor, linear between the two levels beside it.
 
@@ -111,6 +120,8 @@ def load_levels(folder: Path) -> Levels | None:
                 for one in content
             )
         )
+    except OSError as error:
+        raise MorError(f"{path} cannot be read: {error.strerror or error}") from None
     except (ValueError, KeyError, TypeError) as error:
         raise MorError(f"{path} is damaged: {error}; calibrate again") from None
 

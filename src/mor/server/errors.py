@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,9 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from mor.engine.intake import TooLong
 from mor.errors import MorError
+from mor.server.schema.basics import MISSING, Refusal
 
 _TYPES = {
     401: "authentication_error",
@@ -22,7 +25,10 @@ _TYPES = {
     500: "server_error",
     503: "service_unavailable_error",
 }
+_FORMS = {"TokenizeText", "TokenizeChat"}  # of a body, which are no fields
 _UNION_TAGS = {"str", "int", "float", "bool", "none"}
+_BRIEF = reprlib.Repr()  # it looks at the beginning of a value only, however large that is
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
 # What the engine calls it, and what the API does.
 _FIELDS = {"max_depth": "depth_cap"}
 
@@ -81,6 +87,8 @@ class ApiError(Exception):
 def explain_refusal(error: MorError) -> ApiError:
     """A request that the engine refuses: the client's mistake, in the API's words."""
     message = str(error)
+    if isinstance(error, TooLong):
+        return ApiError(400, message, param="prompt", code="context_length_exceeded")
     found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
     param = found[1] if found else None
     if param in _FIELDS:
@@ -88,14 +96,22 @@ def explain_refusal(error: MorError) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
+def explain_grammar() -> ApiError:
+    """A grammar that compiled, and is too much work to follow with this answer."""
+    return ApiError(
+        400, "The grammar of the answer is too much work to follow", code="grammar_too_complex"
+    )
+
+
 def explain_unreadable(error: RequestValidationError) -> ApiError:
-    """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
+    """A body whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()
+    for problem in problems:
+        ours = problem.get("ctx", {}).get("error")
+        if isinstance(ours, Refusal):
+            return _explain_ours(problem["loc"], ours)
     first = problems[0]
     kind, place = first["type"], first["loc"]
-    if kind == "json_invalid":
-        why = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"The body is not valid JSON: {why}", code="invalid_json")
     if (
         kind == "value_error" and len(place) == 1
     ):  # of our own checks, whose first word is the field
@@ -112,16 +128,23 @@ def explain_unreadable(error: RequestValidationError) -> ApiError:
     reasons = dict.fromkeys(
         p["msg"].removeprefix("Value error, ") for p in problems if p["loc"][:2] == place[:2]
     )
-    value = ascii(first.get("input"))
+    value = _BRIEF.repr(first.get("input")).encode("ascii", "backslashreplace").decode()
     value = value if len(value) <= 80 else value[:77] + "..."
     right = "; or: ".join(list(reasons)[:4])
     return ApiError(400, f"{param}: {right} (found {value})", param=param, code="invalid_value")
 
 
+def _explain_ours(place: tuple[Any, ...], found: Refusal) -> ApiError:
+    """What a validator of ours refused, with the field that it names."""
+    param = _path((*place, *((found.field,) if found.field else ())))
+    start = f"Missing field: {param}; " if found.code == MISSING else f"{param}: "
+    return ApiError(400, start + found.message, param=param, code=found.code)
+
+
 def _path(place: tuple[Any, ...]) -> str | None:
     """``("body", "messages", 0, "role")`` -> ``messages[0].role``, without names of union forms."""
     path = ""
-    for part in place[1:]:
+    for part in place[2 if place[1:2] and place[1] in _FORMS else 1 :]:
         if isinstance(part, int):
             path += f"[{part}]"
         elif part in _UNION_TAGS or not part.isidentifier():

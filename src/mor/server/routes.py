@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
+from mor.server.bodies import JsonRoute
 from mor.server.errors import ApiError, ErrorResponse, explain_refusal
 from mor.server.events import ClientGone, EventResponse, while_connected
 from mor.server.failures import engine_failed
+from mor.server.jobs import Job
 from mor.server.render import Renderer
-from mor.server.sampling import sampling_params
+from mor.server.sampling import is_open, sampling_params
 from mor.server.schema.requests import ChatRequest, CompletionRequest
 from mor.server.schema.responses import (
     ChatResponse,
@@ -24,9 +26,10 @@ from mor.server.schema.responses import (
     Model,
     ModelList,
 )
+from mor.server.shaping import encode_turns, make_reader, shape_params
 from mor.server.state import State, get_state
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _REASONS = {
     400: "a field is wrong",
@@ -40,20 +43,21 @@ _REASONS = {
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What the schema tells of errors with these statuses."""
     return {s: {"model": ErrorResponse, "description": _REASONS[s]} for s in statuses}
 
 
-_CALLS = _errors(400, 401, 404, 413, 429, 500, 503)
+_CALLS = describe_errors(400, 401, 404, 413, 429, 500, 503)
 
 
-@router.get("/v1/models", responses=_errors(401))
+@router.get("/v1/models", responses=describe_errors(401))
 async def models(request: Request) -> ModelList:
     """The models of this server: one."""
     return ModelList(object="list", data=[Model(**get_state(request).card())])
 
 
-@router.get("/v1/models/{model:path}", responses=_errors(401, 404))
+@router.get("/v1/models/{model:path}", responses=describe_errors(401, 404))
 async def model_card(request: Request, model: str) -> Model:
     """The card of the model that is served."""
     state = get_state(request)
@@ -73,13 +77,16 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     prompt = body.prompt
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     prompts: Sequence[Any] = prompt if several else [prompt]
-    try:
-        ids = await state.tokens.encode(prompts)
-    except MorError as error:
-        problem = explain_refusal(error)
-        problem.param = "prompt"
-        raise problem from None
-    return await _answer(request, state, body, ids, "cmpl")
+
+    async def encode() -> Sequence[Sequence[int]]:
+        try:
+            return await state.tokens.encode(prompts, state.engine.max_model_len)
+        except MorError as error:
+            problem = explain_refusal(error)
+            problem.param = "prompt"
+            raise problem from None
+
+    return await _answer(request, state, body, len(prompts), encode(), "cmpl")
 
 
 @router.post(
@@ -91,38 +98,69 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat, by the model's chat template."""
     state = get_state(request)
     state.check_model(body.model)
-    messages = [message.plain() for message in body.messages]
-    begin = body.add_generation_prompt is not False
-    ids = await state.tokens.encode_chat(messages, begin)
-    return await _answer(request, state, body, [ids], "chatcmpl")
+
+    async def encode() -> Sequence[Sequence[int]]:
+        return [await encode_turns(body, state, state.engine.max_model_len)]
+
+    return await _answer(request, state, body, 1, encode(), "chatcmpl")
 
 
 async def _answer(
     request: Request,
     state: State,
     body: CompletionRequest | ChatRequest,
-    prompts: Sequence[Sequence[int]],
+    prompts: int,
+    encoding: Coroutine[Any, Any, Sequence[Sequence[int]]],
     kind: str,
 ) -> Response:
-    params = sampling_params(body, prompts, state.engine, state.levels)
-    name, created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
-    job = state.loop.submit(name, prompts, params, every_token=bool(body.stream))
+    try:
+        job = await _begin(request, state, body, prompts, encoding, kind)
+    except ClientGone:
+        return Response(status_code=499)  # nobody reads it
     streaming = False
     try:
-        renderer = Renderer(body, job, state.model, state.tokens, created)
+        readers = [make_reader(body, state) for _ in job.cursors]
+        renderer = Renderer(body, job, state.model, state.tokens, int(time.time()), readers)
         await while_connected(request, job.accepted())
         if body.stream:
             streaming = True
             return EventResponse(renderer.chunks(), lambda: state.loop.abort(job))
         return JSONResponse(await while_connected(request, renderer.whole()))
     except ClientGone:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)
     finally:
         if not streaming:
             state.loop.abort(job)
 
 
-@router.get("/health", responses=_errors(503))
+async def _begin(
+    request: Request,
+    state: State,
+    body: CompletionRequest | ChatRequest,
+    prompts: int,
+    encoding: Coroutine[Any, Any, Sequence[Sequence[int]]],
+    kind: str,
+) -> Job:
+    """Places first, then tokens: what finds no place costs nothing."""
+    try:
+        places = state.loop.reserve(prompts, body.n or 1)
+    except ApiError:
+        encoding.close()
+        raise
+    try:
+        ids = await while_connected(request, encoding)
+        params = sampling_params(body, ids, state.engine, state.levels)
+        params = await while_connected(request, shape_params(params, body, state))
+        fits = state.engine.max_model_len if is_open(body) else None
+        job = Job(f"{kind}-{uuid.uuid4().hex}", ids, params, bool(body.stream), fits)
+    except BaseException:
+        state.loop.release(places)
+        raise
+    state.loop.submit(job)
+    return job
+
+
+@router.get("/health", responses=describe_errors(503))
 async def health(request: Request) -> Health:
     """Whether the process works at all."""
     failure = get_state(request).loop.failure
@@ -131,7 +169,7 @@ async def health(request: Request) -> Health:
     return Health(status="ok")
 
 
-@router.get("/ready", responses=_errors(503))
+@router.get("/ready", responses=describe_errors(503))
 async def ready(request: Request) -> Health:
     """Whether it takes requests: not while it shuts down, and not after a failure."""
     loop = get_state(request).loop

@@ -13,6 +13,7 @@ from mor.eval.levels import Levels
 from mor.server.errors import ApiError
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
+from mor.server.structure.grammars import Grammars
 from mor.server.tokens import Tokens
 
 
@@ -24,6 +25,7 @@ class State:
         model: the name that clients use.
         loop: the engine's thread.
         tokens: texts to ids.
+        grammars: compiled forms of answers.
         metrics: counters.
         levels: capacities that a request may choose; None where none are calibrated.
         created: when it started, Unix seconds.
@@ -32,6 +34,7 @@ class State:
     model: str
     loop: EngineLoop
     tokens: Tokens
+    grammars: Grammars
     metrics: ServerMetrics
     levels: Levels | None
     created: int = field(default_factory=lambda: int(time.time()))

@@ -26,16 +26,28 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities (nats) of a completion's tokens."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None] = Field(description="null for the first of a prompt")
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class PromptLogprob(BaseModel):
+    """A token that is, or might have been, in a prompt, as in vLLM."""
+
+    logprob: float
+    rank: int = Field(description="1: the likeliest")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, one entry per token of the prompt; null for the first."""
 
 
 class Choice(BaseModel):
     """What choices of all kinds have. ``depths`` is ours: recursions that each token cost."""
 
     index: int
-    finish_reason: Literal["stop", "length"] | None
+    finish_reason: Literal["stop", "length", "tool_calls"] | None
     stop_reason: int | str | None = Field(description="the stop id or stop text, as in vLLM")
     depths: list[int] = Field(
         description="one per new token: recursions at the position it was sampled from"
@@ -48,6 +60,7 @@ class CompletionChoice(Choice):
 
     text: str
     logprobs: CompletionLogprobs | None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionResponse(BaseModel):
@@ -81,11 +94,27 @@ class ChatLogprobs(BaseModel):
     content: list[TokenLogprob]
 
 
+class CalledFunction(BaseModel):
+    """A function that the model calls; ``arguments`` is JSON as text, as the model wrote it."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(BaseModel):
+    """A call that the model wrote."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class AnswerMessage(BaseModel):
-    """The message that the model wrote."""
+    """The message that the model wrote; ``content`` is null where there are only calls."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
+    tool_calls: list[ToolCall] | None = None
 
 
 class ChatChoice(Choice):
@@ -104,6 +133,7 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Capacities(BaseModel):
@@ -138,3 +168,24 @@ class Health(BaseModel):
     """``GET /health`` and ``GET /ready``."""
 
     status: str
+
+
+class Version(BaseModel):
+    """``GET /version``."""
+
+    version: str
+
+
+class TokenizeResponse(BaseModel):
+    """``POST /tokenize``, as in vLLM."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class DetokenizeResponse(BaseModel):
+    """``POST /detokenize``."""
+
+    prompt: str

@@ -1,0 +1,147 @@
+"""The turns of a chat, as clients write them and as chat templates know them."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from mor.server.schema.basics import (
+    MISSING,
+    UNSUPPORTED,
+    WRONG,
+    Refusal,
+    Strict,
+    Text,
+    neutral_only,
+)
+
+_OTHER_PARTS = (
+    "audio_url", "document", "file", "image", "image_url", "input_audio", "input_image",
+    "video", "video_url",
+)  # fmt: skip
+_ASSISTANT_ONLY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
+
+
+class Part(Strict):
+    """A piece of a message's content."""
+
+    type: Literal["text", "refusal"]
+    text: Text | None = None
+    refusal: Text | None = None
+    cache_control: dict[str, Any] | None = Field(None, description="not used")
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description="not used")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _words_only(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") in _OTHER_PARTS:
+            kind = value["type"]
+            raise Refusal(UNSUPPORTED, None, f"parts of type {kind!r} are not supported; only text")
+        return value
+
+    @model_validator(mode="after")
+    def _filled(self) -> Part:
+        if self.words is None:
+            raise Refusal(MISSING, self.type, "a part has it")
+        return self
+
+    @property
+    def words(self) -> str | None:
+        """What it says."""
+        return self.text if self.type == "text" else self.refusal
+
+
+class CalledFunction(Strict):
+    """Which function an assistant called, and with what."""
+
+    name: Text
+    arguments: Text = Field(description="JSON, as text")
+    parsed_arguments: Any = Field(None, description="not used; the client's parse() adds it")
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates know it: arguments that are a JSON object are one."""
+        arguments: Any = self.arguments
+        try:
+            found = json.loads(self.arguments or "{}")
+        except (ValueError, RecursionError):
+            found = None
+        if isinstance(found, dict):
+            arguments = found
+        return {"name": self.name, "arguments": arguments}
+
+
+class CallInHistory(Strict):
+    """A call that an assistant made earlier."""
+
+    id: Text | None = None
+    type: Literal["function"] = "function"
+    function: CalledFunction
+    index: int | None = Field(None, description="not used; chunks of a stream have it")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_only(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") == "custom":
+            raise Refusal(UNSUPPORTED, None, "custom tools are not supported; only functions")
+        return value
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates know it."""
+        call = {"type": "function", "function": self.function.plain()}
+        return call if self.id is None else {"id": self.id} | call
+
+
+class Message(Strict):
+    """One turn of a chat; an answer may be sent back as ``message.model_dump()`` gives it."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: Text | Annotated[list[Part], Field(fail_fast=True)] | None = None
+    name: Text | None = None
+    tool_call_id: Text | None = None
+    tool_calls: Annotated[list[CallInHistory], Field(fail_fast=True, max_length=1024)] | None = None
+    function_call: CalledFunction | None = Field(None, description="deprecated: tool_calls")
+    refusal: Text | None = None
+    annotations: list[dict[str, Any]] | None = Field(None, description="not used")
+    audio: neutral_only("only text is") = None  # type: ignore[valid-type]
+    reasoning: Text | None = Field(None, description="not used")
+    reasoning_content: Text | None = Field(None, description="not used")
+    parsed: Any = Field(None, description="not used; the client's parse() adds it")
+    cache_control: dict[str, Any] | None = Field(None, description="not used")
+
+    @model_validator(mode="after")
+    def _fits_the_role(self) -> Message:
+        role = self.role
+        if role != "assistant":
+            for field in _ASSISTANT_ONLY:
+                if getattr(self, field):
+                    raise Refusal(WRONG, field, f"role {role!r} has none; role 'assistant' has it")
+            if self.content is None and role != "function":
+                raise Refusal(MISSING, "content", f"role {role!r} needs it")
+        if role == "tool" and self.tool_call_id is None:
+            raise Refusal(MISSING, "tool_call_id", "role 'tool' needs it")
+        if role == "function" and self.name is None:
+            raise Refusal(MISSING, "name", "role 'function' needs it")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates know it."""
+        content = self.content
+        if isinstance(content, list):
+            content = "".join(part.words or "" for part in content)
+        names = {"developer": "system", "function": "tool"}
+        plain: dict[str, Any] = {
+            "role": names.get(self.role, self.role),
+            "content": content or self.refusal or "",
+        }
+        if self.name:
+            plain["name"] = self.name
+        calls = [call.plain() for call in self.tool_calls or ()]
+        if self.function_call is not None and not calls:
+            calls = [{"type": "function", "function": self.function_call.plain()}]
+        if calls:
+            plain["tool_calls"] = calls
+        if self.tool_call_id is not None:
+            plain["tool_call_id"] = self.tool_call_id
+        return plain
