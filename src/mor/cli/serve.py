@@ -8,7 +8,7 @@ from typing import Annotated, Any, cast
 import typer
 
 from mor.cli.common import open_model
-from mor.errors import MorError
+from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
 from mor.hf.load import load_tokenizer
 from mor.run_files import MODEL
@@ -62,10 +62,7 @@ def serve(
     try:
         from mor.server import create_app, make_server
     except ModuleNotFoundError as error:
-        raise MorError(
-            f"mor serve needs the package {error.name!r}; install the extra: "
-            "pip install 'mixture-of-recursions[serve]'"
-        ) from None
+        raise missing_package("mor serve needs", str(error.name), "serve") from None
     levels = ("critical", "error", "warning", "info", "debug", "trace")
     if log_level not in levels:
         raise MorError(f"log_level={log_level!r} is not known; use one of: {', '.join(levels)}")

@@ -247,8 +247,8 @@ text = model.generate(ids, max_new_tokens=50, do_sample=True)
 print(tokenizer.decode(text[0]))
 ```
 
-`pip install mixture-of-recursions` brings `mor`. Generation follows the causal rule; `max_depth=1`
-caps the recursions of each token."""
+`pip install .` in a checkout of `mixture-of-recursions` brings `mor`. Generation follows the causal
+rule; `max_depth=1` caps the recursions of each token."""
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
