@@ -44,6 +44,7 @@ fi
 "${PYTHON:-python3}" -m venv empty
 empty/bin/python -m pip install --disable-pip-version-check -q "$wheel[serve]"
 empty/bin/python -m pip check
+empty/bin/python -m pip freeze | grep -iE "^(torch|transformers|numpy|safetensors|fastapi)=="
 empty/bin/mor --version
 try "$folder/empty/bin/python"
 if [ -n "$source" ]; then

@@ -25,7 +25,7 @@ class ConfigError(MorError, ValueError):
 def install_hint(extra: str) -> str:
     """What to type to get the packages of an extra of ours, in any shell.
 
-    The one place that says it: no package index has ``mor`` yet, so it is installed from a checkout.
+    The one place that says it. No package index has ``mor`` yet: it comes from a checkout.
     The quotes are for shells that take ``[...]`` for a pattern, zsh among them.
     """
     return f"pip install -e '.[{extra}]' in a checkout of mor"

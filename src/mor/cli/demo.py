@@ -23,6 +23,7 @@ from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
+from mor.report.style import require_matplotlib
 from mor.run_files import EVAL, RECIPE, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
 
@@ -46,6 +47,7 @@ def demo(
 
     Safe to run again: what is there and was made by the same recipe is kept.
     """
+    require_matplotlib()  # before minutes of training, not after them
     step("1/5 depth at work: a small model that ships")
     show_depth_at_work(out, console)
     step(f"2/5 data: {source}")
