@@ -125,7 +125,7 @@ def test_cards_of_models_that_no_run_trained(runs: Path, data: Path, tmp_path: P
     (folded / "README.md").write_text("# My own words\n")
     assert "nothing is overwritten" in fault("card", folded)
     assert "ships with mor" in fault("card", "hops")
-    assert "nor is it that of a finished run" in fault("card", runs / "corpus")
+    assert "no model folder" in fault("card", runs / "corpus")
 
 
 def test_the_demo_looks_for_its_packages_first(

@@ -12,7 +12,7 @@ from mor.cli.common import open_model
 from mor.errors import MorError
 from mor.eval import write_card, write_folder_card
 from mor.eval.keep import run_of
-from mor.run_files import CONFIG, beside_model
+from mor.run_files import CONFIG, find_folder
 
 
 def card(
@@ -28,7 +28,7 @@ def card(
     ] = None,
 ) -> None:
     """Evaluate the model of RUN on a sample and write its model card (model/README.md)."""
-    if run_of(run) is None and beside_model(run, CONFIG) is not None:
+    if run_of(run) is None and (find_folder(run) / CONFIG).is_file():
         more = {} if max_sequences is None else {"max_sequences": max_sequences}
         out = write_folder_card(run, model=open_model(run), data=data, **more)
     else:

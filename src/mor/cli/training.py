@@ -32,6 +32,10 @@ def train(
     measure: Annotated[
         bool, typer.Option(help="with --dry-run: time a few steps on this machine")
     ] = False,
+    data_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="with --dry-run, before the data is there: its training tokens"),
+    ] = None,
 ) -> None:
     """Train what RECIPE says; leaves a run folder with model, model card, log and summary."""
     branch = [] if branch_from is None else [f"train.branch_from={json.dumps(branch_from)}"]
@@ -39,10 +43,12 @@ def train(
     parts = with_branches(loaded)
     if dry_run:
         for part in parts:
-            show_plan(part, measure=measure)
+            show_plan(part, measure=measure, data_tokens=data_tokens)
         return
     if measure:
         raise MorError("--measure belongs to --dry-run; a run measures its speed by itself")
+    if data_tokens is not None:
+        raise MorError("--data-tokens belongs to --dry-run; a run counts the tokens of its data")
     run_training(loaded, resume=resume, overwrite=overwrite, resume_from=resume_from)
     for part in parts:
         card_after_training(part.run_dir)
