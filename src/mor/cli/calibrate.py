@@ -54,7 +54,7 @@ def calibrate(
         save_tokenizer(tokenizer, loaded.config, folder)
         if more is not None:
             more.save(folder)
-    shown = ", ".join(f"{b:.4f}" for b in boundaries)
+    shown = ", ".join(f"{b:z.4f}" for b in boundaries)
     typer.echo(f"boundaries (logits, by depth): {shown}; written: {out}")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mor.cli.common import open_model
+from mor.cli.ranks import first_rank
 from mor.errors import MorError
 from mor.eval import write_card, write_folder_card
 from mor.eval.keep import run_of
@@ -38,7 +38,7 @@ def card(
 
 def card_after_training(run: Path) -> None:
     """Write the card on the first rank. A card that cannot be written never fails the training."""
-    if os.environ.get("RANK", "0") != "0":
+    if not first_rank():
         return
     try:
         write_card(run, model=open_model(run))

@@ -131,7 +131,7 @@ def evaluate_twin(run: Path, data: Path) -> None:
     seq_len = sequence_length(run, model.config, None)
     result = run_evaluation(model, tokenizer, data, "validation", seq_len, 256, 16)
     write_json(result_path, result)
-    console.print(f"{run.name}: causal NLL {result['causal']['nll']:.4f}")
+    console.print(f"{run.name}: causal NLL {result['causal']['nll']:z.4f}")
 
 
 def write_passage(run: Path, length: int = 160) -> Sample:

@@ -125,25 +125,25 @@ def score_table(result: dict[str, Any]) -> Table:
     if result["leaky"] is not None:
         rows.append(("leaky top-k (looks ahead, not causal)", result["leaky"]))
     if few := result.get("quantized"):
-        rows.append((f"causal, {few['quantization']} weights ({few['loss']:+.4f})", few))
+        rows.append((f"causal, {few['quantization']} weights ({few['loss']:+z.4f})", few))
     for name, score in rows:
         table.add_row(
             name,
-            f"{score['nll']:.4f}",
-            f"{score['perplexity']:.2f}",
-            f"{score['bits_per_byte']:.4f}",
-            f"{score['mean_depth']:.3f}",
+            f"{score['nll']:z.4f}",
+            f"{score['perplexity']:z.2f}",
+            f"{score['bits_per_byte']:z.4f}",
+            f"{score['mean_depth']:z.3f}",
         )
     for cap in result["depth_cap"][:-1]:
         table.add_row(
             f"causal, at most {cap['max_depth']} recursion{'s' if cap['max_depth'] > 1 else ''}",
-            f"{cap['nll']:.4f}",
+            f"{cap['nll']:z.4f}",
             "",
             "",
-            f"{cap['mean_depth']:.3f}",
+            f"{cap['mean_depth']:z.3f}",
         )
     if result["gap"] is not None:
-        table.caption = f"causal minus leaky: {result['gap']:+.4f} nats/token"
+        table.caption = f"causal minus leaky: {result['gap']:+z.4f} nats/token"
     return table
 
 
@@ -153,7 +153,7 @@ def pass_table(result: dict[str, Any]) -> Table:
     for row in result["passes"]:
         changed = [f"{row[name]:,}" if name in row else "" for name in ("fixed", "broke")]
         table.add_row(
-            str(row["max_depth"]), f"{row['nll']:.4f}", f"{row['accuracy']:.2%}", *changed
+            str(row["max_depth"]), f"{row['nll']:z.4f}", f"{row['accuracy']:z.2%}", *changed
         )
     table.caption = f"causal, of {result['tokens']:,} tokens; right: the most likely token is it"
     return table
@@ -166,14 +166,16 @@ def answer_table(answers: dict[str, Any]) -> Table:
     table = Table("exact match, %", *headings, title="answers by difficulty", pad_edge=False)
     for name, score in list_scores(answers):
         mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
-        shares = (f"{100 * score['by_level'][level]:.0f}" for level in levels)
-        depth = f"{score['mean_depth']:.2f}"
-        table.add_row(name, f"{100 * score['exact_match']:.1f}", *shares, depth, *mended)
+        shares = (f"{100 * score['by_level'][level]:z.0f}" for level in levels)
+        depth = f"{score['mean_depth']:z.2f}"
+        table.add_row(name, f"{100 * score['exact_match']:z.1f}", *shares, depth, *mended)
     causal = answers["causal"]
-    depths = (f"{causal['depth_by_level'][level]:.1f}" for level in levels)
-    table.add_row("depth of queries", f"{causal['query_depth']:.2f}", *depths)
+    depths = (f"{causal['depth_by_level'][level]:z.1f}" for level in levels)
+    table.add_row("depth of queries", f"{causal['query_depth']:z.2f}", *depths)
     if causal["rank_correlation"] is not None:
-        table.caption = f"rank correlation of depth and difficulty {causal['rank_correlation']:.3f}"
+        table.caption = (
+            f"rank correlation of depth and difficulty {causal['rank_correlation']:z.3f}"
+        )
     return table
 
 
@@ -182,10 +184,10 @@ def router_table(result: dict[str, Any]) -> Table:
     router, active = result["router"], result["causal"]["active_fraction"]
     table = Table("depth", "tokens active", "causal rule agrees with training's selection")
     for depth, share in enumerate(active):
-        accuracy = f"{router['accuracy'][depth]:.1%}" if router["accuracy"] else "-"
-        table.add_row(str(depth), f"{share:.1%}", accuracy)
+        accuracy = f"{router['accuracy'][depth]:z.1%}" if router["accuracy"] else "-"
+        table.add_row(str(depth), f"{share:z.1%}", accuracy)
     table.caption = (
-        f"dead positions {router['dead_tokens']:.1%} · MaxVio {router['max_vio']:.3f} · "
-        f"entropy of depths {router['entropy']:.3f} nats"
+        f"dead positions {router['dead_tokens']:z.1%} · MaxVio {router['max_vio']:z.3f} · "
+        f"entropy of depths {router['entropy']:z.3f} nats"
     )
     return table

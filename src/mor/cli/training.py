@@ -9,6 +9,7 @@ import typer
 
 from mor.cli.card import card_after_training
 from mor.cli.plan import show_plan
+from mor.cli.ranks import first_rank, say
 from mor.errors import MorError
 from mor.train import load_recipe
 from mor.train import train as run_training
@@ -42,7 +43,7 @@ def train(
     loaded = load_recipe(recipe, [*(set_ or []), *branch])
     parts = with_branches(loaded)
     if dry_run:
-        for part in parts:
+        for part in parts if first_rank() else ():
             show_plan(part, measure=measure, data_tokens=data_tokens)
         return
     if measure:
@@ -52,4 +53,4 @@ def train(
     run_training(loaded, resume=resume, overwrite=overwrite, resume_from=resume_from)
     for part in parts:
         card_after_training(part.run_dir)
-        typer.echo(f"trained: {part.run_dir}")
+        say(f"trained: {part.run_dir}")

@@ -110,11 +110,11 @@ def _training(summary: dict[str, Any]) -> list[tuple[str, str]]:
     forms = {
         "tokens": ("tokens", "{:,}"),
         "steps": ("steps", "{:,}"),
-        "train_flops": ("training FLOPs, as planned", "{:.4g}"),
-        "eval_nll": ("last validation NLL while training", "{:.4f}"),
-        "wall_s": ("seconds", "{:,.0f}"),
-        "tokens_per_s": ("tokens/s", "{:,.0f}"),
-        "mfu": ("model FLOPs utilisation", "{:.1%}"),
+        "train_flops": ("training FLOPs, as planned", "{:z.4g}"),
+        "eval_nll": ("last validation NLL while training", "{:z.4f}"),
+        "wall_s": ("seconds", "{:z,.0f}"),
+        "tokens_per_s": ("tokens/s", "{:z,.0f}"),
+        "mfu": ("model FLOPs utilisation", "{:z.1%}"),
         "peak_memory_bytes": ("peak memory (bytes)", "{:,}"),
         "dtype": ("dtype", "{}"),
         "seed": ("seed", "{}"),
@@ -133,7 +133,7 @@ def _training(summary: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _data(recipe: Recipe, index: DataIndex) -> list[tuple[str, str]]:
     section = recipe.data
-    mixed = [f"{weight:g} x `{path}`" for path, weight in section.folders]
+    mixed = [f"{weight:zg} x `{path}`" for path, weight in section.folders]
     rows = [("folders, by weight", ", ".join(mixed))] if section.mixture else []
     rows += [("scored on folder" if section.mixture else "folder", f"`{index.directory}`")]
     rows += [("source", f"`{index.source}`")]

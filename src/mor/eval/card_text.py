@@ -41,16 +41,16 @@ def score_section(scores: dict[str, Any]) -> str:
     cells = [
         (
             rule,
-            f"{score['nll']:.4f}",
-            f"{score['perplexity']:.2f}",
-            f"{score['bits_per_byte']:.4f}",
-            f"{score['mean_depth']:.2f}",
+            f"{score['nll']:z.4f}",
+            f"{score['perplexity']:z.2f}",
+            f"{score['bits_per_byte']:z.4f}",
+            f"{score['mean_depth']:z.2f}",
         )
         for rule, score in rows
     ]
     for cap in scores["depth_cap"] if len(scores["depth_cap"]) > 1 else ():
         name = f"causal rule, at most {cap['max_depth']} of {len(scores['depth_cap'])} recursions"
-        cells.append((name, f"{cap['nll']:.4f}", "", "", f"{cap['mean_depth']:.2f}"))
+        cells.append((name, f"{cap['nll']:z.4f}", "", "", f"{cap['mean_depth']:z.2f}"))
     head = ("rule", "NLL (nats/token)", "perplexity", "bits/byte", "mean depth")
     return (
         f"The first {scores['sequences']:,} sequences of {scores['seq_len']:,} tokens of split "
@@ -67,9 +67,9 @@ def _answers(answers: dict[str, Any] | None) -> str:
     cells = [
         (
             name,
-            f"{score['exact_match']:.1%}",
-            *(f"{score['by_level'][level]:.1%}" for level in levels),
-            f"{score['mean_depth']:.2f}",
+            f"{score['exact_match']:z.1%}",
+            *(f"{score['by_level'][level]:z.1%}" for level in levels),
+            f"{score['mean_depth']:z.2f}",
         )
         for name, score in list_scores(answers)
     ]
@@ -103,7 +103,7 @@ def model_rows(config: MoRConfig, total: int, inner: int) -> list[tuple[str, str
         ("longest sequence", f"{config.max_position_embeddings:,}"),
     ]
     if config.is_routed:
-        shares = ", ".join(f"{share:.3g}" for share in config.router_capacities)
+        shares = ", ".join(f"{share:z.3g}" for share in config.router_capacities)
         rows += [("capacities", shares), ("update rule", config.update_rule)]
         rows += [("key-value sharing", config.kv_sharing)]
     return rows

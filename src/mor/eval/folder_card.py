@@ -145,9 +145,9 @@ def _levels(folder: Path) -> list[str]:
         return []
     rows = [
         (
-            f"{level.capacity:g}",
-            ", ".join(f"{share:.3g}" for share in level.capacities),
-            ", ".join(f"{boundary:.4g}" for boundary in level.boundaries),
+            f"{level.capacity:zg}",
+            ", ".join(f"{share:z.3g}" for share in level.capacities),
+            ", ".join(f"{boundary:z.4g}" for boundary in level.boundaries),
         )
         for level in levels.levels
     ]

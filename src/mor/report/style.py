@@ -215,4 +215,4 @@ def legend_line(
 
 def percent_axis(axis: Any) -> None:
     """Print the ticks of ``axis``, fractions of 1, in per cent."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
+    axis.set_major_formatter(lambda value, _: f"{100 * value:z.4g}%")
