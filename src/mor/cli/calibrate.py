@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from mor.cli.common import open_model, tokenizer_for
+from mor.cli.common import open_model, show_progress, tokenizer_for
 from mor.cli.evaluate import BatchSize, Data, Model, SeqLen, sequence_length
 from mor.data import PackedDataset
 from mor.disk import check_new
 from mor.eval import calibrate as calibrate_model
-from mor.eval.levels import calibrate_levels
+from mor.eval.calibrate import count_ticks
+from mor.eval.levels import FACTORS, calibrate_levels
 from mor.hf.bos import record_bos, save_tokenizer
 from mor.hf.convert.files import new_folder
 
@@ -38,16 +39,15 @@ def calibrate(
     loaded = open_model(model)
     dataset = PackedDataset(data, split, sequence_length(model, loaded.config, seq_len))
     tokenizer = tokenizer_for(model, dataset.index)
-    boundaries = calibrate_model(
-        loaded,
-        dataset,
-        max_sequences=max_sequences,
-        batch_size=batch_size,
-        capacities=capacities,
-    )
+    sample: dict[str, Any] = {"max_sequences": max_sequences, "batch_size": batch_size}
+    count = min(max_sequences, len(dataset))
+    shares = capacities or loaded.config.router_capacities or ()
+    total = count_ticks(shares, count, batch_size) * (1 + levels * len(FACTORS))
     more = None
-    if levels:
-        more = calibrate_levels(loaded, dataset, max_sequences=max_sequences, batch_size=batch_size)
+    with show_progress("calibrating", total) as tick:
+        boundaries = calibrate_model(loaded, dataset, capacities=capacities, tick=tick, **sample)
+        if levels:
+            more = calibrate_levels(loaded, dataset, tick=tick, **sample)
     with new_folder(out) as folder:
         record_bos(loaded, tokenizer)
         loaded.save_pretrained(folder)
