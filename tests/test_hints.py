@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -52,3 +54,20 @@ def test_nothing_is_said_to_come_from_an_index_before_there_is_a_release(folder:
     own = re.compile(r"pip install -e '")
     if folder == "src":
         assert [path.name for path, text in texts.items() if own.search(text)] == ["errors.py"]
+
+
+def test_git_ignores_what_the_commands_of_the_pages_write() -> None:
+    git = shutil.which("git")
+    if git is None or not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    pages = [ROOT / "README.md", *(p for p in (ROOT / "docs").rglob("*.md") if p.name != "LOG.md")]
+    written = re.compile(r"(?:--out|--local-dir|output[=:]) *([a-z][\w./-]*)")
+    named = {found for page in pages for found in written.findall(page.read_text("utf-8"))}
+    named |= {"source/model.safetensors", "report/index.html", "models/x/config.json"}
+    assert {"report", "runs", "models/folded", "data/mine"} <= named
+    # With something in it: a folder's rule says nothing about a name that is not there yet.
+    paths = [f"{name}/x" for name in sorted(named)]
+    done = subprocess.run(
+        [git, "-C", str(ROOT), "check-ignore", *paths], capture_output=True, text=True, check=False
+    )
+    assert set(paths) == set(done.stdout.split())

@@ -11,8 +11,8 @@
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
 
 ``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
-which the picture is drawn unless told otherwise. A line holds the answers of one finished run (:mod:`mor.eval.answers`), its size, its training FLOPs
-and where it came from.
+which the picture is drawn unless told otherwise. A line holds the answers of one finished run
+(:mod:`mor.eval.answers`), its size, its training FLOPs and where it came from.
 """
 
 from __future__ import annotations

@@ -157,7 +157,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=0.5, help="of 256 tokens in the mean")
     parser.add_argument("--minutes", type=float, default=9.5, help="of all steps, about")
-    parser.add_argument("--out", type=Path, help=f"JSON lines; default runs/bench/{OUT.name}, on a GPU only")
+    parser.add_argument(
+        "--out", type=Path, help=f"JSON lines; default runs/bench/{OUT.name}, on a GPU only"
+    )
     parser.add_argument("--checks-only", action="store_true")
     args = parser.parse_args()
     try:

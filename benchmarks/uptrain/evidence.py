@@ -6,9 +6,9 @@
 
 Runs :data:`runs.RUNS` in order, each a run folder below FOLDER/runs, and appends to
 ``FOLDER/uptrain.jsonl`` (``--out`` names another file, such as the tracked
-``benchmarks/results/uptrain.jsonl``): a line per evaluation (NLL of the Brown corpus in sequences as
-long as those trained on, against tokens, seconds and processor seconds) and a line per finished run
-(the same text in sequences of 512, as in the log's table of foldings). What is finished is left
+``benchmarks/results/uptrain.jsonl``): a line per evaluation (NLL of the Brown corpus in sequences
+as long as those trained on, against tokens, seconds and processor seconds) and a line per finished
+run (the same text in sequences of 512, as in the log's table of foldings). What is finished is left
 out, what was interrupted goes on: start it again at any time. ``--only NAME ...`` picks runs.
 ``--tokens`` is the length of the run ``window``; all others keep their proportion to it.
 """
