@@ -22,7 +22,8 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="'shakespeare', a file or folder (.txt, .md, .jsonl, .parquet), or hf:NAME"
+            help="'shakespeare', 'english', a file or folder (.txt, .md, .jsonl, .parquet), "
+            "task:NAME or hf:NAME"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder to write")],

@@ -30,6 +30,10 @@ COMMANDS = {
         "mor.cli.fold:table",
         "NLL before any training of every way of folding, the source first.",
     ),
+    "compress": (
+        "mor.cli.compress:compress",
+        "Make SOURCE smaller or faster: choose layers, uptrain with SOURCE as teacher, report.",
+    ),
     "eval": (
         "mor.cli.evaluate:evaluate",
         "NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.",

