@@ -10,7 +10,7 @@ import torch
 from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
-from mor.eval.answers import score_answers
+from mor.eval.answers import Collector, score_answers
 from mor.eval.exits import score_passes
 from mor.eval.passes import check_sample, run_pass, token_nll
 from mor.hf.load import serving_copy
@@ -83,10 +83,17 @@ def evaluate(
     model.eval()
     try:
         bytes_per_token = dataset.bytes_per_token
-        capped = [
-            run_pass(model, dataset, count, batch_size, "causal", cap, tick, keep_hits=True)
-            for cap in range(1, config.num_recursions + 1)
-        ]
+        capped, answers = [], []
+        for cap in range(1, config.num_recursions + 1):
+            # A task's answers are read off the same pass.
+            task = None if dataset.index.task is None else Collector(dataset)
+            more: dict[str, Any] = {} if task is None else {"look": task.look}
+            capped.append(
+                run_pass(
+                    model, dataset, count, batch_size, "causal", cap, tick, keep_hits=True, **more
+                )
+            )
+            answers += [] if task is None else [task.answers()]
         caps, causal = [], capped[-1]
         for cap, result_at in enumerate(capped, 1):
             score = result_at.score(bytes_per_token)
@@ -121,7 +128,7 @@ def evaluate(
             result["quantized"] = {"quantization": quantization, "loss": few.nll - causal.nll}
             result["quantized"] |= few.score(bytes_per_token)
         if dataset.index.task is not None:
-            result["answers"] = score_answers(model, dataset, max_sequences=count)
+            result["answers"] = score_answers(model, dataset, max_sequences=count, caps=answers)
         if tokenizer is not None:
             result["sample"] = passage(model, dataset, tokenizer, sample_tokens)
         return result
