@@ -46,6 +46,7 @@ def test_no_table_shows_a_negative_zero() -> None:
         "causal": score | {"active_fraction": [1.0, TINY]},
         "leaky": score,
         "gap": TINY,
+        "random_routes_nll": 0.0,
         "quantized": score | {"quantization": "int8", "loss": TINY},
         "depth_cap": caps,
         "passes": [{"max_depth": 1, "nll": TINY, "accuracy": TINY}],

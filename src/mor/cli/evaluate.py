@@ -134,6 +134,15 @@ def score_table(result: dict[str, Any]) -> Table:
             f"{score['bits_per_byte']:z.4f}",
             f"{score['mean_depth']:z.3f}",
         )
+    if (chance := result.get("random_routes_nll")) is not None:
+        lost = chance - result["causal"]["nll"]
+        table.add_row(
+            f"the same depths, dealt out by chance ({lost:+z.4f})",
+            f"{chance:z.4f}",
+            "",
+            "",
+            f"{result['causal']['mean_depth']:z.3f}",
+        )
     for cap in result["depth_cap"][:-1]:
         table.add_row(
             f"causal, at most {cap['max_depth']} recursion{'s' if cap['max_depth'] > 1 else ''}",

@@ -48,6 +48,9 @@ def score_section(scores: dict[str, Any]) -> str:
         )
         for rule, score in rows
     ]
+    if (chance := scores.get("random_routes_nll")) is not None:
+        depth = f"{scores['causal']['mean_depth']:z.2f}"
+        cells.append(("the same depths, dealt out by chance", f"{chance:z.4f}", "", "", depth))
     for cap in scores["depth_cap"] if len(scores["depth_cap"]) > 1 else ():
         name = f"causal rule, at most {cap['max_depth']} of {len(scores['depth_cap'])} recursions"
         cells.append((name, f"{cap['nll']:z.4f}", "", "", f"{cap['mean_depth']:z.2f}"))
