@@ -39,7 +39,7 @@ COMMANDS = {
         "NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.",
     ),
     "calibrate": (
-        "mor.cli.evaluate:calibrate",
+        "mor.cli.calibrate:calibrate",
         "Set the router's stored boundaries from a sample, at the same or at new capacities.",
     ),
     "generate": (

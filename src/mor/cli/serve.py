@@ -11,7 +11,7 @@ import typer
 from mor.checks import check_choice
 from mor.cli.common import open_model
 from mor.engine.options import check_options
-from mor.errors import MorError
+from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
 from mor.hf.load import load_config, load_tokenizer
 from mor.run_files import MODEL
@@ -113,10 +113,7 @@ def _serve(
         from mor.server.sockets import open_sockets, refusal
         from mor.server.templates import check_template
     except ModuleNotFoundError as error:
-        raise MorError(
-            f"mor serve needs the package {error.name!r}; install the extra: "
-            "pip install 'mixture-of-recursions[serve]'"
-        ) from None
+        raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
     keys = choose_keys(api_key, os.environ)
     check_origins(cors_origin or ())
