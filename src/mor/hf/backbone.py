@@ -79,6 +79,7 @@ class Backbone:
         cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
         return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> BaseModelOutput | tuple:
         """Hidden states [B, T, D] for ids [B, T] or embeddings [B, T, D]; never a cache.
@@ -88,6 +89,8 @@ class Backbone:
             position_ids: [B, T].
             cu_seq_lens_q, seq_idx: see :func:`packed_documents`.
             return_dict: False for a tuple.
+            logits_to_keep: nothing: there are no logits here, and callers cut hidden states
+                themselves, as with every model of Transformers.
             kwargs: what :func:`mor.hf.arguments.take_known` lets through, ``use_cache=False`` too.
 
         Raises:
@@ -110,7 +113,7 @@ class Backbone:
 
 _PARAMETERS = tuple(inspect.signature(Backbone.__call__).parameters)[1:-1]
 _ELSEWHERE = dict.fromkeys(
-    ("labels", "logits_to_keep", "num_items_in_batch", "output_hidden_states", "use_cache"),
+    ("labels", "num_items_in_batch", "output_hidden_states", "use_cache"),
     "call the whole model for that",
 ) | dict.fromkeys(CACHE_NAMES, "call the whole model for that")
 
