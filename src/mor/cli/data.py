@@ -22,7 +22,7 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="'shakespeare', a file or folder (.txt, .md, .jsonl, .parquet), or hf:NAME"
+            help="'shakespeare', a file or folder (.txt, .md, .jsonl, .json, .parquet), or hf:NAME"
         ),
     ],
     out: Annotated[Path, typer.Option(help="folder to write")],

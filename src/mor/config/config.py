@@ -152,7 +152,10 @@ class MoRConfig(Fields, PretrainedConfig):
         self.num_recursion_layers = self._block_size(unrolled, self.num_recursion_layers)
         given: list[float] | None = self.router_capacities
         capacities = default_capacities(self.num_recursions) if given is None else given
-        self.router_capacities = [float(c) for c in capacities]
+        # Anything but a list is left for check() to refuse.
+        if isinstance(capacities, (list, tuple)):
+            capacities = [float(c) if isinstance(c, int) else c for c in capacities]
+        self.router_capacities = capacities
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:

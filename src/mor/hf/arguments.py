@@ -159,12 +159,15 @@ def one_cache(past_key_values: Any, cache: Any, config: MoRConfig) -> MoRCache |
 def check_ids(input_ids: Tensor | None, vocab_size: int) -> None:
     """Refuse token ids outside the vocabulary, on the CPU.
 
-    A wrong id on a GPU kills the process long after; there the check would cost a sync.
+    A wrong id on a GPU kills the process long after; there the check would cost a sync. A traced
+    graph (``torch.export``) cannot branch on numbers: there it is left out.
 
     Raises:
         ValueError: naming the id.
     """
-    if input_ids is None or input_ids.device.type != "cpu" or not input_ids.numel():
+    if torch.compiler.is_compiling() or input_ids is None or input_ids.device.type != "cpu":
+        return
+    if not input_ids.numel():
         return
     low, high = int(input_ids.min()), int(input_ids.max())
     if low < 0 or high >= vocab_size:
@@ -182,6 +185,8 @@ def check_length(
     Raises:
         ValueError: naming the length.
     """
+    if torch.compiler.is_compiling():  # as for ids
+        return
     width = 0 if inputs is None else inputs.shape[1]
     if width + (0 if cache is None else cache.columns) <= limit:
         return

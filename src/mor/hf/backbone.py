@@ -146,6 +146,8 @@ def packed_documents(
         return torch.bucketize(places, cu_seq_lens_q[1:-1], right=True)[None]
     if position_ids is None or attention_mask is not None or position_ids.shape[-1] < 2:
         return None
+    if torch.compiler.is_exporting():  # a traced graph cannot branch on them: one document a row
+        return None
     begins = torch.zeros_like(position_ids, dtype=torch.bool)
     begins[..., 1:] = position_ids[..., 1:] <= position_ids[..., :-1]
     return begins.cumsum(-1) if bool(begins.any()) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
@@ -63,7 +64,7 @@ def call_network(
         alone = positions if cache is None else None
         documents = packed_documents(alone, mask, lengths, inputs.get("seq_idx"))
     if use_cache is None:
-        use_cache = by_default and documents is None
+        use_cache = by_default and documents is None and not torch.compiler.is_exporting()
     if cache is None and use_cache:
         cache = MoRCache(config)
     check_length(given, mask, cache, config.max_position_embeddings)

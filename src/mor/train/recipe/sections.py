@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -22,11 +22,33 @@ class RecipeError(MorError, ValueError):
     """A recipe cannot be run; the message names the field and says what would be right."""
 
 
+def _is_list(annotation: Any) -> bool:
+    """Whether a field takes a list and, but for None, nothing else."""
+    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
+    return get_origin(annotation) is list or (len(kinds) == 1 and get_origin(kinds[0]) is list)
+
+
 class Section(BaseModel):
-    """Base of all sections: unknown fields and lax types are refused."""
+    """Base of all sections: unknown fields and lax types are refused.
+
+    A list of one may be written without its brackets: ``report_to: wandb``.
+    """
 
     # Strict: `batch_size: true` is a slip, not 1. Numbers are read by `mor.train.recipe.file`.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        single = {
+            name: [raw[name]]
+            for name, field in cls.model_fields.items()
+            if _is_list(field.annotation)
+            and not isinstance(raw.get(name), (list, tuple, type(None)))
+        }
+        return raw | single
 
 
 Folder = Annotated[Path, Field(strict=False)]
@@ -205,12 +227,16 @@ class TrainSection(Section):
         description="per second and device, for MFU; None: known by name, or measured",
     )
     report_to: list[str] | None = decides(
-        "nothing", None, description="wandb, mlflow, trackio, ...; None: tensorboard if installed"
+        "nothing",
+        None,
+        description="wandb, mlflow, ..., one or a list; None: tensorboard if installed",
     )
 
     @field_validator("report_to")
     @classmethod
     def _reporters(cls, names: list[str] | None) -> list[str] | None:
+        if names == ["none"]:  # Transformers' word for it
+            return []
         known = known_reporters()
         for name in names or ():
             if name not in known:
