@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mor.errors import MorError, nearest
-from mor.train.recipe.fields import decides
+from mor.train.recipe.fields import decides, lists_of_one
 from mor.train.recipe.reporters import known_reporters
 
 
@@ -20,12 +20,6 @@ def suggest(word: str, known: list[str]) -> str:
 
 class RecipeError(MorError, ValueError):
     """A recipe cannot be run; the message names the field and says what would be right."""
-
-
-def _is_list(annotation: Any) -> bool:
-    """Whether a field takes a list and, but for None, nothing else."""
-    kinds = [kind for kind in (get_args(annotation) or (annotation,)) if kind is not type(None)]
-    return get_origin(annotation) is list or (len(kinds) == 1 and get_origin(kinds[0]) is list)
 
 
 class Section(BaseModel):
@@ -40,15 +34,7 @@ class Section(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_is_a_list(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        single = {
-            name: [raw[name]]
-            for name, field in cls.model_fields.items()
-            if _is_list(field.annotation)
-            and not isinstance(raw.get(name), (list, tuple, type(None)))
-        }
-        return raw | single
+        return lists_of_one(cls, raw)
 
 
 Folder = Annotated[Path, Field(strict=False)]
