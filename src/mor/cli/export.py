@@ -9,7 +9,7 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-app = typer.Typer(help="Write models for other programs.", no_args_is_help=True)
+app = typer.Typer(help="Write models for other programs: Transformers without mor, Llama, GGUF.", no_args_is_help=True)
 
 Model = Annotated[Path, typer.Argument(help="model folder or run folder")]
 Depth = Annotated[
@@ -20,7 +20,7 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @app.callback()
 def quiet() -> None:
-    """Write models for other programs."""
+    """Write models for other programs: Transformers without mor, Llama, GGUF."""
     disable_progress_bar()
 
 
