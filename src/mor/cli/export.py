@@ -9,7 +9,10 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
-app = typer.Typer(help="Write models for other programs: Transformers without mor, Llama, GGUF.", no_args_is_help=True)
+app = typer.Typer(
+    help="Write models for other programs: Transformers without mor, Llama, GGUF.",
+    no_args_is_help=True,
+)
 
 Model = Annotated[Path, typer.Argument(help="model folder or run folder")]
 Depth = Annotated[
