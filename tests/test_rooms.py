@@ -25,6 +25,7 @@ LONG = {
 # What Transformers asks a model class to define: its guides name these, private as they look.
 HOOKS = {
     "_init_weights",
+    "_keys_to_ignore_on_load_unexpected",
     "_keep_in_fp32_modules_strict",
     "_no_split_modules",
     "_skip_keys_device_placement",

@@ -505,6 +505,7 @@ def test_sampling_follows_the_seed(mor_: Mor, run: Path) -> None:
     assert ids("--seed", 1) != ids("--seed", 2)
     assert ids("--top-k", 1, "--seed", 1) == ids("--greedy")
     assert ids("--temperature", 0.001, "--min-p", 0.5) == ids("--greedy")
+    assert ids("--temperature", 0) == ids("--greedy")
 
 
 def test_max_depth(mor_: Mor, run: Path) -> None:
@@ -548,7 +549,8 @@ def test_a_tokenizer_of_another_model(mor_: Mor, run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "option",
     [
-        ("--temperature", 0),
+        ("--temperature", -1),
+        ("--temperature", 1e-9),
         ("--temperature", "inf"),
         ("--max-new-tokens", 0),
         ("--top-p", 2),

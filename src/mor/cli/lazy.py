@@ -68,6 +68,10 @@ COMMANDS = {
     ),
     "data": ("mor.cli.data:app", "Prepare text for training, look at it, verify it."),
     "convert": ("mor.cli.convert:app", "Read checkpoints of others."),
+    "export": (
+        "mor.cli.export:app",
+        "Write models for other programs: Transformers without mor, Llama, GGUF.",
+    ),
     "bench": ("mor.cli.bench:app", "Measure speed."),
 }
 
