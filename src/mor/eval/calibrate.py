@@ -111,7 +111,8 @@ def _candidates(
 
     They follow from the boundaries before ``depth``, and are computed once for each set of those.
     """
-    router: BoundaryRouter = model.model.router
+    router = model.model.router
+    assert isinstance(router, BoundaryRouter)
     key = tuple(router.boundary[:depth].tolist())
     if key in known:
         for _ in range(-(-count // batch_size)):
