@@ -1,7 +1,7 @@
 """Questions that need no hub: out of packages, or made from text that a model was not trained on.
 
-Each function gives `{"test": rows}` for `custom_dataset` of a task in `tasks/`. lm-eval hands over its metadata, in which `--model_args`
-(so `pretrained`) and `--metadata` are.
+Each function gives `{"test": rows}` for `custom_dataset` of a task in `tasks/`. lm-eval hands over
+its metadata, in which `--model_args` (so `pretrained`) and `--metadata` are.
 """
 
 from __future__ import annotations
