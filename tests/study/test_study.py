@@ -55,7 +55,7 @@ def tiny_study(data: Path, **changes: Any) -> dict[str, Any]:
 
 def written(folder: Path, content: dict[str, Any]) -> Path:
     path = folder / "tiny.yaml"
-    path.write_text(yaml.safe_dump(content))
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path
 
 
@@ -130,7 +130,7 @@ def test_studies_that_come_along_are_right(name: str, data: Path, tmp_path: Path
 
 def test_main_rows_have_the_parameters_of_the_goal(data: Path, tmp_path: Path) -> None:
     study = load_study("main", [f"base.data.path={data}", "base.data.seq_len=64"])
-    sizes = {cost.row: cost.parameters for cost in plan_study(study, tmp_path, scale=1e-4)}
+    sizes = {cost.row: cost.parameters for cost in plan_study(study, tmp_path)}
     assert sizes["expert-2"] <= 0.55 * sizes["vanilla"]
 
 
@@ -141,9 +141,11 @@ def test_a_study_from_start_to_report(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     settings = settings_of(study)
     jobs = expand(study, out) + more_seeds(study, "expert", {"train.learning_rate": 1e-2}, out)
-    jobs += more_seeds(study, "expert", {"train.learning_rate": 1e-3}, out)
     for job in jobs:
         work(job.recipe, settings)
+    best = min(jobs[1:3], key=runs.final_nll).point
+    if best != jobs[3].point:
+        work(more_seeds(study, "expert", best, out)[0].recipe, settings)
     trunk, branch = with_branches(jobs[0].recipe)
     assert is_trained(trunk)
     assert is_scored(branch, settings)
@@ -168,7 +170,7 @@ def test_a_study_from_start_to_report(study: Study, tmp_path: Path) -> None:
     text = (page.parent / "report.md").read_text()
     assert "| expert | 1 | 2 |" in text  # two seeds at the best point
     assert "## Grid of expert" in text
-    results = [json.loads(line) for line in (page.parent / "results.jsonl").open()]
+    results = (page.parent / "results.jsonl").read_text().splitlines()
     assert len(results) == len(records) == 5
     assert page.read_text().count("<tr>") == 1 + 3 + 1 + 2
 
@@ -297,7 +299,7 @@ def synthetic(phi: float, tokens: tuple[float, ...], noise: float = 0.0) -> list
 
 @pytest.mark.parametrize("phi", [0.0, 0.46, 1.0])
 def test_the_law_finds_a_known_exponent(phi: float) -> None:
-    law = fit_recurrence_law(synthetic(phi, (1e6, 1e7)))
+    law = fit_recurrence_law(synthetic(phi, (1e6, 4e6, 1e7)))
     assert law.phi == pytest.approx(phi, abs=0.02)
     assert law.e == pytest.approx(1.7, abs=0.05)
     assert law.alpha == pytest.approx(0.4, abs=0.02)

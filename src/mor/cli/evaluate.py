@@ -70,7 +70,7 @@ def evaluate(
     """
     check_file(out)
     if tasks is not None:
-        asked = {"engine": engine, "num_fewshot": num_fewshot, "limit": limit}
+        asked: dict[str, Any] = {"engine": engine, "num_fewshot": num_fewshot, "limit": limit}
         if quantization is not None:
             asked |= {"engine": True, "quantization": quantization}
         evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)

@@ -130,9 +130,7 @@ def load_study(source: str | Path, overrides: list[str] | None = None) -> Study:
         path = FILES / f"{source}.yaml"
     if not path.is_file():
         close = nearest(str(source), builtin_studies())
-        hint = (
-            f"; did you mean {close}?" if close else f"; there are {', '.join(builtin_studies())}"
-        )
+        hint = f"did you mean {close}?" if close else f"there are {', '.join(builtin_studies())}"
         raise MorError(f"study {str(source)!r} does not exist; {hint}")
     raw = apply_overrides(read_mapping(path, "title, base, rows"), overrides or [])
     try:

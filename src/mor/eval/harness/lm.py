@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
+from rich.console import Console
+from rich.progress import track
 from torch import Tensor
-from tqdm import tqdm
 
 from mor.checks import check_flag, check_whole
 from mor.engine import Engine, SamplingParams
@@ -145,14 +146,14 @@ class MorLM(TemplateLM):
             asked.setdefault(tuple(row), []).append((number, continuation))
         rows = sorted(asked, key=lambda row: (-len(row), row))
         scores: dict[int, Score] = {}
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="log-likelihoods")
-        for start in range(0, len(rows), self.batch_size):
+        starts = range(0, len(rows), self.batch_size)
+        console = Console(stderr=True)
+        quiet = disable_tqdm or not console.is_terminal
+        for start in track(starts, "log-likelihoods", console=console, disable=quiet):
             batch = rows[start : start + self.batch_size]
-            for row, logprobs in zip(batch, self._logprobs(batch, asked), strict=True):
-                for number, continuation in asked[row]:
+            for tokens, logprobs in zip(batch, self._logprobs(batch, asked), strict=True):
+                for number, continuation in asked[tokens]:
                     scores[number] = _score(logprobs, continuation)
-                    bar.update(1)
-        bar.close()
         return [scores[number] for number in range(len(requests))]
 
     @torch.inference_mode()

@@ -102,7 +102,8 @@ def load_glosses(**metadata: Any) -> dict[str, Any]:
 
 def cut_passages(text: str, least: int = 40) -> list[str]:
     """A paragraph in pieces of whole sentences, each of at least so many words."""
-    pieces, sentences = [], []
+    pieces: list[str] = []
+    sentences: list[str] = []
     for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
         sentences.append(sentence)
         if sum(len(part.split()) for part in sentences) >= least:
