@@ -137,6 +137,7 @@ def test_main_rows_have_the_parameters_of_the_goal(data: Path, tmp_path: Path) -
 # Runs -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_from_start_to_report(study: Study, tmp_path: Path) -> None:
     out = tmp_path / "out"
     settings = settings_of(study)
@@ -183,6 +184,7 @@ def test_a_job_that_was_stopped_goes_on(study: Study, tmp_path: Path) -> None:
     assert is_trained(recipe)
 
 
+@pytest.mark.slow
 def test_a_job_that_fails_leaves_the_others(
     study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

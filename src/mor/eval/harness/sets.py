@@ -179,7 +179,7 @@ def _held_out(metadata: dict[str, Any], prefix: str = "") -> Iterator[list[str]]
     dataset = PackedDataset(index.directory, "validation", 2)
     for name, tokens in dataset.iter_documents():
         if name.startswith(prefix):
-            text = tokenizer.decode(tokens, skip_special_tokens=True)
+            text = str(tokenizer.decode(tokens, skip_special_tokens=True))
             yield [" ".join(block.split()) for block in text.split("\n\n") if block.strip()]
 
 
