@@ -52,7 +52,7 @@ COMMANDS = {
     ),
     "study": (
         "mor.cli.study:study",
-        "Train and evaluate what a study file says; one report with the paper's numbers beside.",
+        "Train and evaluate what a study file says; one report with the paper's numbers beside ours.",
     ),
     "report": (
         "mor.cli.report:report",
