@@ -10,8 +10,10 @@ from __future__ import annotations
 
 def main() -> None:
     """Run ``mor``; see :func:`mor.cli.main`."""
-    from mor.cli import main as run
-
+    try:
+        from mor.cli import main as run
+    except KeyboardInterrupt:  # so early that nothing has begun
+        raise SystemExit(130) from None
     run()
 
 

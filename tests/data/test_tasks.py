@@ -127,6 +127,7 @@ def test_a_jump_without_a_target_is_told() -> None:
         ("task:hops:symbols=many", "is of type int"),
         ("task:hops:symbols", "is no field=value"),
         ("task:hops:symbols=1", "symbols=1, expected 2 to 64"),
+        ("task:hops:skew=-1.0", "skew=-1.0, expected 0 to 8"),
         ("task:hops:graph=tree", "expected 'permutation' or 'cycle'"),
         ("task:phop:length=8", "length=8, expected 64 or more"),
         ("task:chains:documents=0", "documents=0, expected 1 or more"),
@@ -188,3 +189,17 @@ def test_text_has_no_answers(tmp_path: Path) -> None:
 def test_a_task_has_a_vocabulary_of_its_own(tmp_path: Path) -> None:
     with pytest.raises(MorError, match="vocabulary of its own"):
         prepare("task:hops", tmp_path / "data", tokenizer=tmp_path)
+
+
+def test_a_skew_prefers_short_ways() -> None:
+    task = open_task("task:hops:hops=4,skew=1.0")
+    asked = [
+        int(word.split("^")[1])
+        for number in range(500)
+        for word in task.text(number).split()
+        if "^" in word
+    ]
+    shares = [asked.count(k) / len(asked) for k in range(1, 5)]
+    # 1, 1/2, 1/3 and 1/4 over their sum, 25/12; 4,000 draws.
+    for share, weight in zip(shares, (1, 1 / 2, 1 / 3, 1 / 4), strict=True):
+        assert abs(share - weight * 12 / 25) < 0.03

@@ -69,6 +69,29 @@ def test_the_first_of_several_stop_texts_wins() -> None:
     assert (stream.text(True), stream.stopped_by) == ("thou ", "art")
 
 
+def test_bytes_that_are_no_text_cost_no_more_and_more() -> None:
+    letters = tokenizer().convert_tokens_to_ids(["\u00ff", "\u00c2", "\u0142", "k"])
+    assert None not in letters
+
+    class Counting:
+        longest = 0
+
+        def decode(self, ids: list[int], **options: Any) -> Any:
+            self.longest = max(self.longest, len(ids))
+            return tokenizer().decode(ids, **options)
+
+    for pattern in ([0], [0, 1], [0, 2, 2], [0, 0, 0, 3]):
+        ids = [letters[i] for i in pattern] * 60
+        counting = Counting()
+        text, before = GrowingText(counting, ()), ""
+        for token in ids:
+            text.push(token)
+            assert text.text(False).startswith(before)
+            before = text.text(False)
+        assert text.text(True) == tokenizer().decode(ids)
+        assert counting.longest < 50
+
+
 def test_what_may_become_a_stop_text_is_held_back() -> None:
     class Letters:
         def decode(self, ids: list[int], **_: Any) -> str:

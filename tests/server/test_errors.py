@@ -10,7 +10,9 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from mor.server.schema.requests import ChatRequest, CompletionRequest
 from tests.server.live import NAME, Live, serving
 
 
@@ -47,7 +49,7 @@ def refuse(http: httpx.Client, path: str = "/v1/completions", **fields: Any) -> 
         ({"max_tokens": 1.5}, "max_tokens", "invalid_value", "1.5"),
         ({"temperature": -1}, "temperature", "invalid_value", "-1"),
         ({"temperature": "hot"}, "temperature", "invalid_value", "number"),
-        ({"top_p": 0}, "top_p", "invalid_value", "greater than 0"),
+        ({"top_p": -0.1}, "top_p", "invalid_value", "greater than or equal to 0"),
         ({"n": 129}, "n", "invalid_value", "128"),
         ({"n": 128, "prompt": ["the", "king"]}, "n", "invalid_value", "256 completions"),
         ({"stop": ""}, "stop", "invalid_value", "at least 1 character"),
@@ -57,7 +59,12 @@ def refuse(http: httpx.Client, path: str = "/v1/completions", **fields: Any) -> 
         ({"logit_bias": {"5000": 1}}, "logit_bias", "invalid_value", "vocab_size"),
         ({"logprobs": 21}, "logprobs", "invalid_value", "20"),
         ({"logprobs": True}, "logprobs", "invalid_value", "True"),
-        ({"seed": -1}, "seed", "invalid_value", "-1"),
+        ({"seed": -(2**63) - 1}, "seed", "invalid_value", "-9223372036854775809"),
+        ({"seed": 2**63}, "seed", "invalid_value", "9223372036854775808"),
+        ({"logit_bias": {str(i): 1 for i in range(1025)}}, "logit_bias", "invalid_value", "1024"),
+        ({"prompt": [1] * 50_000}, "prompt", "context_length_exceeded", "50000 tokens"),
+        ({"prompt": [[1]] * 5000}, "prompt", "invalid_value", "1024"),
+        ({f"a{i}": 1 for i in range(9999)}, "a0", "unknown_field", "a0"),
         ({"stop_token_ids": [9999]}, "stop_token_ids", "invalid_value", "9999"),
         ({"depth_cap": 4}, "depth_cap", "invalid_value", "1..3"),
         ({"depth_cap": 0}, "depth_cap", "invalid_value", "1"),
@@ -76,7 +83,10 @@ def refuse(http: httpx.Client, path: str = "/v1/completions", **fields: Any) -> 
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_field", "x"),
         ({"best_of": 2}, "best_of", "invalid_value", "n is not"),
         ({"suffix": "end"}, "suffix", "invalid_value", "end"),
-        ({"echo": True, "logprobs": 1}, "echo", "invalid_value", "together"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs", "invalid_value", "20"),
+        ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "invalid_value", "stream"),
+        ({"prompt": [1] * 129, "max_tokens": 0, "echo": True}, "prompt", "context_length_exceeded",
+         "129"),
         ({"messages": []}, "messages", "unknown_field", "messages"),
         ({"top k": 1}, "top k", "unknown_field", "top k"),
         ({"\ud800": 1}, None, None, ""),
@@ -110,6 +120,7 @@ def test_a_wrong_field_is_named(
         ({"tools": []}, "tools", "Unknown"),
         ({"response_format": {"type": "json_object"}}, "response_format.type", "text"),
         ({"messages": [{"role": "user", "content": "x" * 999}]}, "messages", "at most 128"),
+        ({"messages": [{"role": "user", "content": ""}] * 5000}, "messages", "5000 messages"),
     ],
 )
 def test_a_wrong_field_of_a_chat(
@@ -125,22 +136,80 @@ def test_a_wrong_field_of_a_chat(
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"{", b"[]", b"5", b'"text"', b"null", b"\xff\xfe", b"[" * 100_000,
+        b"{", b"\xff\xfe", b"[" * 100_000, b'{"a":' * 100_000, b"[" * 300 + b"]" * 300,
+        b'{"prompt": "\xff"}', b'{"prompt": "\xed\xa0\x80"}', b"{} {}", b"{'a': 1}", b'{"a": 1,}',
         b'{"model": "tiny", "prompt": "the", "temperature": NaN}',
-        b'{"model": "tiny", "prompt": "the", "temperature": 1e999}',
+        b'{"model": "tiny", "prompt": "the", "user": "\\ud800", "temperature": NaN}',
+        b'{"prompt": "\\ud800", "seed": ' + b"9" * 5000 + b"}",
+        b'{"prompt": "\\ud800", "user": ' + b"[" * 300 + b"]" * 300 + b"}",
+        b'{"prompt": "\\ud800", "user": ' + b"[" * 100_000,
         b'{"model": "tiny", "prompt": "the", "seed": ' + b"9" * 5000 + b"}",
+        '{"model": "tiny"'.encode("utf-16"),
     ],
-    ids=str,
+    ids=lambda content: ascii(content[:60]),
 )  # fmt: skip
-def test_a_body_that_is_none(http: httpx.Client, content: bytes) -> None:
+def test_a_body_that_is_no_json(http: httpx.Client, content: bytes) -> None:
+    for headers in ({"Content-Type": "application/json"}, {}):
+        answer = http.post("/v1/completions", content=content, headers=headers)
+        assert problem(answer, 400)["code"] == "invalid_json"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"[]", b"5", b'"text"', b"null", b"[" * 150 + b"]" * 150,
+        b'{"model": "tiny", "prompt": "the", "temperature": 1e999}',
+        b'{"model": "tiny", "prompt": "the", "seed": ' + b"9" * 4000 + b"}",
+    ],
+    ids=lambda content: ascii(content[:60]),
+)  # fmt: skip
+def test_a_body_that_is_json_and_no_request(http: httpx.Client, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
-    problem(http.post("/v1/completions", content=content, headers=headers), 400)
+    answer = http.post("/v1/completions", content=content, headers=headers)
+    assert problem(answer, 400)["code"] in ("invalid_body", "invalid_value")
 
 
 def test_a_body_that_does_not_say_that_it_is_json(http: httpx.Client) -> None:
     body = json.dumps({"model": NAME, "prompt": "the"})
-    headers = {"Content-Type": "text/plain"}
-    problem(http.post("/v1/completions", content=body, headers=headers), 400)
+    for kind in ("text/plain", "application/x-www-form-urlencoded", "application/jsonx"):
+        answer = http.post("/v1/completions", content=body, headers={"Content-Type": kind})
+        told = problem(answer, 400)
+        assert told["code"] == "invalid_content_type"
+        assert kind in told["message"]
+        assert "application/json" in told["message"]
+    # A page of somebody else's cannot do this unseen.
+    told = problem(http.post("/v1/completions", content=body, headers={"Origin": "null"}), 400)
+    assert "Content-Type is missing" in told["message"]
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "application/json", "APPLICATION/JSON; charset=utf-8", "application/x+json"]
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
+def test_json_is_read(http: httpx.Client, kind: str | None, encoding: str) -> None:
+    body = json.dumps({"model": NAME, "prompt": "the", "max_tokens": 1}).encode(encoding)
+    headers = {} if kind is None else {"Content-Type": kind}
+    assert http.post("/v1/completions", content=body, headers=headers).status_code == 200
+
+
+def test_of_many_mistakes_one_is_looked_at(http: httpx.Client) -> None:
+    """A body of a million mistakes must not cost a million reports."""
+    many = 20_000
+    for fields in (
+        {"prompt": [[-1]] * 900 + [[1]]}, {"prompt": [""] * 1025}, {"stop": [""] * many},
+        {"stop_token_ids": [-1] * many}, {"logit_bias": {f"a{i}": 1 for i in range(many)}},
+    ):  # fmt: skip
+        with pytest.raises(ValidationError) as found:
+            CompletionRequest.model_validate({"model": NAME, "prompt": "x"} | fields)
+        assert found.value.error_count() <= 4, fields
+    message: dict[str, Any] = {"role": "user", "content": "x"}
+    for messages in (
+        [{}] * many, [message | {"content": [{}] * many}],
+        [message | {f"a{i}": 1 for i in range(many)}],
+    ):  # fmt: skip
+        with pytest.raises(ValidationError) as found:
+            ChatRequest.model_validate({"model": NAME, "messages": messages})
+        assert found.value.error_count() <= 4
 
 
 def test_paths_and_methods_that_are_not_there(http: httpx.Client) -> None:

@@ -176,6 +176,21 @@ def test_fields_of_ours_and_of_others(live: Live) -> None:
     assert forced.choices[0].token_ids == [70] * 4  # type: ignore[attr-defined]
 
 
+def test_seeds_and_top_p_as_other_servers_take_them(live: Live) -> None:
+    client = live.openai()
+
+    def text(**fields: Any) -> str:
+        answer = client.completions.create(
+            model=NAME, prompt="the king", max_tokens=10, **{"temperature": 1.5} | fields
+        )
+        return answer.choices[0].text
+
+    assert text(top_p=0) == alone("the king", max_tokens=10).text
+    assert text(seed=-7) == text(seed=-7) != text(seed=7)
+    assert text(seed=-(2**63)) == text(seed=-(2**63))
+    assert len({text(seed=-1) for _ in range(6)}) > 1
+
+
 def test_logprobs_of_a_completion(live: Live) -> None:
     answer = live.openai().completions.create(prompt="the", max_tokens=12, logprobs=3, **GREEDY)
     choice, wanted = answer.choices[0], alone("the", max_tokens=12, logprobs=3)

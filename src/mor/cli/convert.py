@@ -9,7 +9,9 @@ import torch
 import typer
 from transformers.utils.logging import disable_progress_bar
 
+from mor.disk import check_new
 from mor.hf.convert.convert import convert_authors, convert_gguf, convert_llama
+from mor.hf.convert.hub import fetch_checkpoint, looks_like_name
 
 app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True)
 
@@ -37,12 +39,17 @@ def authors(
 @app.command()
 def llama(
     folder: Annotated[
-        Path, typer.Argument(help="a Hugging Face folder: Llama, Mistral, Qwen2, Qwen3, SmolLM3")
+        str,
+        typer.Argument(
+            help="a Hugging Face folder or a name on the Hub: Llama, Mistral, Qwen2, Qwen3, SmolLM3"
+        ),
     ],
     out: Out,
 ) -> None:
     """A checkpoint of Llama or a relative of the same layers, as a vanilla model."""
-    typer.echo(f"converted: {convert_llama(folder, out)}")
+    check_new(out)  # before anything is downloaded
+    found = fetch_checkpoint(folder) if looks_like_name(folder) else Path(folder).expanduser()
+    typer.echo(f"converted: {convert_llama(found, out)}")
 
 
 @app.command()

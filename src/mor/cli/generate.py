@@ -88,8 +88,8 @@ def generate(
         return
     printer.end()
     Console(stderr=True, highlight=False).print(
-        f"{len(tokens)} tokens, mean depth {mean:.2f} of {recursions}, "
-        f"{len(tokens) / seconds:.1f} tokens/s",
+        f"{len(tokens)} tokens, mean depth {mean:z.2f} of {recursions}, "
+        f"{len(tokens) / seconds:z.1f} tokens/s",
         style="dim",
     )
 

@@ -30,12 +30,16 @@ COMMANDS = {
         "mor.cli.fold:table",
         "NLL before any training of every way of folding, the source first.",
     ),
+    "compress": (
+        "mor.cli.compress:compress",
+        "Make SOURCE smaller or faster: choose layers, uptrain with SOURCE as teacher, report.",
+    ),
     "eval": (
         "mor.cli.evaluate:evaluate",
         "NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.",
     ),
     "calibrate": (
-        "mor.cli.evaluate:calibrate",
+        "mor.cli.calibrate:calibrate",
         "Set the router's stored boundaries from a sample, at the same or at new capacities.",
     ),
     "generate": (
@@ -52,7 +56,7 @@ COMMANDS = {
     ),
     "study": (
         "mor.cli.study:study",
-        "Train and evaluate what a study file says; one report with the paper's numbers beside ours.",
+        "Train and evaluate what a study file says; one report, the paper's numbers beside ours.",
     ),
     "report": (
         "mor.cli.report:report",

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
+from mor.checks import check_choice
 from mor.cli.common import open_model
-from mor.errors import MorError
+from mor.engine.options import check_options
+from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
-from mor.hf.load import load_tokenizer
+from mor.hf.load import load_config, load_tokenizer
 from mor.run_files import MODEL
+
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def serve(
@@ -20,7 +25,10 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     api_key: Annotated[
         list[str] | None,
-        typer.Option(envvar="MOR_API_KEY", help="clients must send it; may be given repeatedly"),
+        typer.Option(
+            help="clients must send it; may be given repeatedly; without it the one key in the "
+            "variable MOR_API_KEY"
+        ),
     ] = None,
     served_model_name: Annotated[
         str | None, typer.Option(help="the name clients use; default the folder's")
@@ -60,44 +68,73 @@ def serve(
 ) -> None:
     """Serve MODEL over HTTP: /v1/completions, /v1/chat/completions, /metrics, a page at /."""
     try:
+        _serve(**locals())
+    except KeyboardInterrupt:  # a server that runs drains instead
+        typer.echo("stopped before the model was loaded", err=True)
+        raise typer.Exit(130) from None
+
+
+def _serve(
+    model: Path,
+    *,
+    host: str,
+    port: int,
+    api_key: list[str] | None,
+    served_model_name: str | None,
+    chat_template: Path | None,
+    max_waiting: int,
+    max_body_bytes: int,
+    drain_seconds: float,
+    playground: bool,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """All that can be wrong is looked at before the model is loaded, which may take minutes."""
+    try:
         from mor.server import create_app, make_server
+        from mor.server.app import LEAST_TOKENS
+        from mor.server.keys import choose_keys
+        from mor.server.sockets import open_sockets, refusal
+        from mor.server.templates import check_template
     except ModuleNotFoundError as error:
-        raise MorError(
-            f"mor serve needs the package {error.name!r}; install the extra: "
-            "pip install 'mixture-of-recursions[serve]'"
-        ) from None
-    levels = ("critical", "error", "warning", "info", "debug", "trace")
-    if log_level not in levels:
-        raise MorError(f"log_level={log_level!r} is not known; use one of: {', '.join(levels)}")
+        raise missing_package("mor serve needs", str(error.name), "serve") from None
+    check_choice("log_level", log_level, LOG_LEVELS)
+    keys = choose_keys(api_key, os.environ)
+    name = choose_model_name(model) if served_model_name is None else served_model_name
+    if not name.strip():
+        raise MorError("served_model_name is empty; leave it out or give a name")
     template = None if chat_template is None else _read(chat_template)
+    config, levels = load_config(model), load_levels(model)
+    check_options(config, least=LEAST_TOKENS, **options)
+    if levels is not None:
+        levels.check_depths(config.num_recursions)
+    tokenizer = load_tokenizer(model)
+    whose = f"the tokenizer of {model}" if chat_template is None else str(chat_template)
+    template = check_template(tokenizer, template, f"the chat template of {whose}")
+    sockets = open_sockets(host, port)
     from mor.engine import Engine
 
-    tokenizer = load_tokenizer(model)
-    engine = Engine(
-        open_model(model),
-        tokenizer,
-        max_num_seqs=max_num_seqs,
-        max_residents=max_residents,
-        min_gather=min_gather,
-        prefill_chunk=prefill_chunk,
-        page_size=page_size,
-        num_pages=num_pages,
-        memory_fraction=memory_fraction,
-        max_model_len=max_model_len,
-        max_depth=max_depth,
-        quantization=cast("Any", quantization),  # the engine checks it
-    )
-    application = create_app(
-        engine,
-        served_model_name or choose_model_name(model),
-        api_keys=api_key or (),
-        max_waiting=max_waiting,
-        max_body=max_body_bytes,
-        chat_template=template,
-        levels=load_levels(model),
-        with_playground=playground,
-    )
-    make_server(application, host, port, drain_seconds=drain_seconds, log_level=log_level).run()
+    try:
+        application = create_app(
+            Engine(open_model(model), tokenizer, **options),
+            name,
+            api_keys=keys,
+            max_waiting=max_waiting,
+            max_body=max_body_bytes,
+            chat_template=template,
+            levels=levels,
+            with_playground=playground,
+        )
+        server = make_server(
+            application, host, port, drain_seconds=drain_seconds, log_level=log_level
+        )
+        try:
+            server.run(sockets)
+        except OSError as error:  # another that began at the same time was ready first
+            raise refusal(host, port, error) from None
+    finally:
+        for one in sockets:
+            one.close()
 
 
 def choose_model_name(model: Path) -> str:

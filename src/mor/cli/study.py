@@ -44,7 +44,7 @@ def study(
         float | None, typer.Option(help="with --dry-run: model FLOPs per second of one worker")
     ] = None,
 ) -> None:
-    """Train and evaluate what a study file says; one report with the paper's numbers beside ours.
+    """Train and evaluate what a study file says; one report, the paper's numbers beside ours.
 
     Safe to stop at any time: the same command goes on, and keeps what is done. Without SOURCE, the
     studies that come along are listed.

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from mor.checks import check_choice, check_whole
+from mor.checks import check_choice
 from mor.engine.attend import PagedAttention, best_attention
 from mor.engine.intake import Intake, Prompt, end_ids, pair_prompts
 from mor.engine.integrity import check_residents
@@ -22,6 +22,7 @@ from mor.engine.memory import pages_that_fit
 from mor.engine.options import resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
+from mor.engine.prompts import score_prompts
 from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
 from mor.engine.sampler import sample
@@ -51,6 +52,7 @@ class Engine:
             ``max_model_len`` can use, within ``memory_fraction``.
         memory_fraction: share of the free memory that the pool may take.
         max_model_len: most tokens of prompt and output together; default the model's maximum.
+            The attribute is less where the pool holds less.
         max_depth: depth cap for all requests.
         policy: ``refill``; or the baselines ``no_refill`` (a token waits for its batch) and
             ``full_depth`` (every token runs all recursions, whatever the router says).
@@ -86,14 +88,12 @@ class Engine:
         if model.training:
             raise MorError("model is in training mode; call model.eval() before serving it")
         config = self.config = model.config
-        sizes = resolve_sizes(
+        sizes = self.sizes = resolve_sizes(
             config, max_num_seqs=max_num_seqs, max_residents=max_residents, min_gather=min_gather,
             prefill_chunk=prefill_chunk, page_size=page_size, max_model_len=max_model_len,
             max_depth=max_depth,
         )  # fmt: skip
         check_choice("policy", policy, Policy)
-        self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
-        self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
         device, dtype = model.device, model.dtype
         # Its packed weights first: pages take a share of the memory that is left.
         network = serving_view(model.model, quantization)
@@ -102,7 +102,9 @@ class Engine:
                 config, sizes.max_depth, page_size, sizes.max_residents * sizes.max_model_len,
                 memory_fraction, dtype, device,
             )  # fmt: skip
-        check_whole("num_pages", num_pages, 1)
+        sizes = sizes.fit(config, num_pages)
+        self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
+        self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
         self.store = KVStore(
             config, num_pages, page_size, sizes.max_residents, sizes.max_model_len,
             sizes.max_depth, dtype, device,
@@ -168,8 +170,7 @@ class Engine:
             touched = self._leave(leaving)
         if entering := scheduler.select_entering():
             scheduler.note_entered(entering, runner.enter(entering))
-            stats.entries += 1
-            stats.entry_tokens += sum(map(len, entering))
+            stats.note_entered(sum(map(len, entering)))
         if pieces := scheduler.select_pieces():
             ran, go_on = runner.tick(pieces)
             scheduler.note_ticked(ran, go_on, runner.recursions_per_tick)
@@ -264,26 +265,24 @@ class Engine:
 
     def _leave(self, waves: list[Wave]) -> dict[str, None]:
         """Coda for all of them; head and sampler where a wave was the last of its tokens."""
-        logits, stats = self.runner.leave(waves), self.stats
-        stats.gatherings += 1
-        asking: list[Request] = []
+        logits, hidden = self.runner.leave(waves)
+        score_prompts(waves, hidden, self.runner.model.head)
+        stats = self.stats
+        stats.note_gathered([wave.depths for wave in waves])
+        ending = [wave.request for wave in waves if wave.end == len(wave.request.tokens)]
         for wave in waves:
-            stats.gathered_tokens += len(wave)
-            for depth in wave.depths:
-                stats.depths[depth] += 1
             self.scheduler.note_left(wave)
-            if wave.end == len(wave.request.tokens):
-                asking.append(wave.request)
-        if logits is None:
-            return {}
-        tokens, logprobs = sample(logits, asking)
+        for request in [request for request in ending if not request.max_new]:
+            self._end(request, "length")
+        asking = [request for request in ending if request.max_new]
+        tokens, logprobs = ([], []) if logits is None else sample(logits, asking)
         now = time.perf_counter()
         for request, token, likely in zip(asking, tokens, logprobs, strict=True):
             stats.new_depths[request.take(token, now, likely)] += 1
             stats.sampled += 1
             if (reason := request.end_reason()) is not None:
                 self._end(request, reason)
-        return dict.fromkeys(request.group for request in asking)
+        return dict.fromkeys(request.group for request in ending)
 
     def _end(self, request: Request, reason: str) -> None:
         self.scheduler.drop(request)

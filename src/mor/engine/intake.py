@@ -11,12 +11,18 @@ from typing import Any
 from mor.checks import check_whole
 from mor.config import MoRConfig
 from mor.data import prompt_tokens
+from mor.engine.fitting import is_too_long
 from mor.engine.params import SamplingParams
 from mor.engine.request import Request
 from mor.engine.store import KVStore
 from mor.engine.text import GrowingText
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+
+
+class TooLong(MorError):
+    """Prompt and answer together are more tokens than one request may have."""
+
 
 Prompt = str | Sequence[int]
 """A text, or token ids."""
@@ -43,20 +49,42 @@ def pair_prompts(
     return list(zip(every, asked, strict=True))
 
 
-def prompt_ids(prompt: Prompt, tokenizer: Any, config: MoRConfig) -> tuple[int, ...]:
+def prompt_ids(
+    prompt: Prompt, tokenizer: Any, config: MoRConfig, most: int | None = None
+) -> tuple[int, ...]:
     """Ids of a prompt; a text is begun as the model's texts are (`mor.data.bos.prompt_tokens`).
 
+    Args:
+        prompt: text or token ids.
+        tokenizer: for a text.
+        config: the model's.
+        most: tokens that fit. A prompt that is much longer is refused before each of its tokens is
+            made or looked at; one a little longer comes back.
+
     Raises:
+        TooLong: it is.
         MorError: no tokenizer for a text, nothing in it, ids that the model does not have.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
             raise MorError("prompt is a text, but the engine has no tokenizer; give token ids")
+        if most is not None and is_too_long(prompt, tokenizer, most):
+            raise TooLong(
+                f"prompt of {len(prompt)} characters has more than the {most} tokens that fit; "
+                "shorten it"
+            )
         ids = prompt_tokens(prompt, tokenizer, config)
     else:
         ids = list(prompt)
     if not ids:
         raise MorError("prompt is empty; give at least one token")
+    if most is not None and len(ids) > most:
+        raise TooLong(
+            f"prompt of {len(ids)} tokens is past max_model_len={most}; with the answer at most "
+            f"{most} fit"
+        )
+    if set(map(type, ids)) == {int} and min(ids) >= 0 and max(ids) < config.vocab_size:
+        return tuple(ids)  # nearly always, and many times faster than one by one
     for token in ids:
         if isinstance(token, bool) or not isinstance(token, int):
             raise MorError(f"prompt holds {token!r}; it must be a text or a list of token ids")
@@ -107,13 +135,13 @@ class Intake:
             MorError: see :meth:`mor.engine.Engine.add_request`.
         """
         arrival = time.perf_counter()
-        ids = prompt_ids(prompt, self.tokenizer, self.config)
+        ids = prompt_ids(prompt, self.tokenizer, self.config, self.max_model_len)
         params.check_vocabulary(self.config.vocab_size)
         if params.stop and self.tokenizer is None:
             raise MorError(f"stop={params.stop!r} needs a tokenizer; use stop_token_ids")
         self._check_boundaries(params)
         limit = self._limit(params)
-        max_new = self._room(len(ids), params, limit)
+        max_new = self._room(len(ids), params)
         ends = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             ends |= self.ends
@@ -165,16 +193,17 @@ class Intake:
             )
         return limit
 
-    def _room(self, prompt: int, params: SamplingParams, limit: int) -> int:
+    def _room(self, prompt: int, params: SamplingParams) -> int:
         """Most new tokens: what was asked for, or what fits."""
-        fits = min(self.max_model_len, self.store.longest(limit) + 1)  # the last is never cached
-        wanted = prompt + (params.max_tokens or 1)
-        if wanted > fits:
-            why = f"max_model_len={self.max_model_len}"
-            if fits < self.max_model_len:
-                why = f"the {fits} that num_pages={self.store.pool.num_pages} hold"
-            raise MorError(
+        fits, held = self.max_model_len, self.store.longest(self.max_depth)
+        wanted = 1 if params.max_tokens is None else params.max_tokens
+        if prompt + wanted > fits or prompt > held:
+            # The pool holds so many and no more: see `Sizes.fit`.
+            pool = self.store.pool.num_pages
+            scarce = fits == held + 1
+            why = f"the {fits} that num_pages={pool} hold" if scarce else f"max_model_len={fits}"
+            raise TooLong(
                 f"prompt of {prompt} tokens and max_tokens={params.max_tokens} are past {why}; "
                 "shorten one of them"
             )
-        return params.max_tokens or fits - prompt
+        return fits - prompt if params.max_tokens is None else params.max_tokens

@@ -26,6 +26,21 @@ def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int
     return -(-tokens // page_size) * layers
 
 
+def tokens_held(config: MoRConfig, num_pages: int, depth: int, page_size: int) -> int:
+    """Most tokens of one sequence that a pool holds when all of them run ``depth`` recursions."""
+    return num_pages // max(1, pages_for(config, 1, depth, page_size)) * page_size
+
+
+def check_fraction(fraction: float) -> None:
+    """Refuse what is no share of memory.
+
+    Raises:
+        MorError: it does not lie between 0 and 1.
+    """
+    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
+        raise MorError(f"memory_fraction={fraction!r} must lie between 0 and 1")
+
+
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on ``device``; None where the system does not say."""
     if device.type == "cuda":
@@ -57,8 +72,7 @@ def pages_that_fit(
     Raises:
         MorError: ``memory_fraction`` is no share, or leaves room for no token at all.
     """
-    if isinstance(fraction, bool) or not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise MorError(f"memory_fraction={fraction!r} must lie between 0 and 1")
+    check_fraction(fraction)
     wanted = pages_for(config, tokens, depth, page_size)
     page_bytes = 2 * page_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
     free = free_memory(device)

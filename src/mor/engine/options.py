@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mor.checks import check_whole
 from mor.config import MoRConfig
+from mor.engine.memory import check_fraction, pages_for, tokens_held
+from mor.errors import MorError
+from mor.model.packed import check_quantization
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class Sizes:
         min_gather: tokens that wait for the coda before it runs.
         prefill_chunk: tokens of prompts that one pass of the block carries.
         page_size: tokens per page.
-        max_model_len: most tokens of prompt and output together.
+        max_model_len: most tokens of prompt and output together; see :meth:`fit`.
         max_depth: depth cap for all requests.
     """
 
@@ -29,6 +32,30 @@ class Sizes:
     page_size: int
     max_model_len: int
     max_depth: int
+
+    def fit(self, config: MoRConfig, num_pages: int, least: int = 2) -> Sizes:
+        """The same for a pool of ``num_pages``: ``max_model_len`` is what it holds.
+
+        Args:
+            config: the model's.
+            num_pages: pages in the pool.
+            least: tokens of prompt and answer that must fit, or ``max_model_len`` where that is
+                less.
+
+        Raises:
+            MorError: the pool is too small for that.
+        """
+        check_whole("num_pages", num_pages, 1)
+        held = tokens_held(config, num_pages, self.max_depth, self.page_size)
+        longest = held + 1  # the last token of an answer is never read again: it needs no place
+        least = min(least, self.max_model_len)
+        if not held or longest < least:
+            needed = pages_for(config, max(1, least - 1), self.max_depth, self.page_size)
+            raise MorError(
+                f"num_pages={num_pages} with page_size={self.page_size} holds no request of "
+                f"{least} tokens, prompt and answer together; give at least {needed} pages"
+            )
+        return replace(self, max_model_len=min(self.max_model_len, longest))
 
     @property
     def lanes(self) -> int:
@@ -68,3 +95,30 @@ def resolve_sizes(
     check_whole("max_depth", depth, 1, deepest)
     fixed = config.router_fixed_depth if config.router == "fixed" else None
     return Sizes(**numbers, max_model_len=length, max_depth=min(fixed or deepest, depth))
+
+
+def check_options(
+    config: MoRConfig,
+    *,
+    num_pages: int | None,
+    memory_fraction: float,
+    quantization: str | None,
+    least: int,
+    **numbers: int | None,
+) -> None:
+    """Refuse what :class:`~mor.engine.Engine` would refuse, before a model is loaded for it.
+
+    Args:
+        config: the model's.
+        num_pages, memory_fraction, quantization: as the engine's.
+        least: tokens of prompt and answer that ``num_pages`` must hold.
+        numbers: what :func:`resolve_sizes` takes.
+
+    Raises:
+        MorError: naming the argument, its value and what would be right.
+    """
+    sizes = resolve_sizes(config, **numbers)  # type: ignore[arg-type]
+    if num_pages is not None:
+        sizes.fit(config, num_pages, least)
+    check_fraction(memory_fraction)
+    check_quantization(quantization)

@@ -24,11 +24,15 @@ class Timings:
 
 @dataclass(frozen=True)
 class TokenLogprobs:
-    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'."""
+    """Log-probabilities (nats) at one token: its own, and the likeliest tokens'.
+
+    ``rank`` is told for tokens of a prompt: 1 where no token is likelier.
+    """
 
     token: int
     logprob: float
     top: dict[int, float]
+    rank: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,8 @@ class Completion:
             while it goes on.
         stop_reason: the stop id or stop text that ended it.
         logprobs: one per token, where asked for.
+        prompt_logprobs: one per token of the prompt as far as it is read, where asked for; None
+            for the first, which nothing comes before.
         timings: how long it took.
     """
 
@@ -58,6 +64,7 @@ class Completion:
     finish_reason: str | None
     stop_reason: int | str | None
     logprobs: tuple[TokenLogprobs, ...] | None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] | None
     timings: Timings
 
 

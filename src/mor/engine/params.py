@@ -51,6 +51,8 @@ class SamplingParams:
         ignore_eos: go on past the model's end of text.
         logprobs: return the log-probability of each token and of the so many likeliest ones; None
             returns nothing. They are the model's, before penalties and temperature.
+        prompt_logprobs: the same for each token of the prompt but the first, each after those
+            before it. ``max_tokens`` may be 0 then: the prompt is read and nothing is added.
         n: completions of the prompt.
         max_depth: depth cap of this request, 1..R.
         boundaries: what a token's score must exceed to run each depth (logits, R of them), in place
@@ -75,14 +77,17 @@ class SamplingParams:
     stop_token_ids: Sequence[int] = ()
     ignore_eos: bool = False
     logprobs: int | None = None
+    prompt_logprobs: int | None = None
     n: int = 1
     max_depth: int | None = None
     boundaries: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
         """Check every field; texts and ids become tuples."""
+        if self.prompt_logprobs is not None:
+            check_whole("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
         if self.max_tokens is not None:
-            check_whole("max_tokens", self.max_tokens, 1)
+            check_whole("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0)
         check_real("temperature", self.temperature, 0.0, math.inf)
         check_whole("top_k", self.top_k, 0)
         check_real("top_p", self.top_p, 0.0, 1.0, open_low=True)

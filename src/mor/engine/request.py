@@ -100,6 +100,7 @@ class Request:
     token_depths: list[int] = field(default_factory=list)
     position_depths: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    prompt_logprobs: list[TokenLogprobs | None] = field(default_factory=lambda: [None])
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     computed: int = 0
@@ -109,6 +110,7 @@ class Request:
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
+    _told: tuple[TokenLogprobs | None, ...] = ()
     _over: Completion | None = None
 
     def __post_init__(self) -> None:
@@ -124,6 +126,18 @@ class Request:
     def finished(self) -> bool:
         """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
+
+    def wants_token(self, wave: Wave) -> bool:
+        """Whether a new token follows the last one of ``wave``."""
+        return self.max_new > 0 and wave.end == len(self.tokens)
+
+    def _prompt(self) -> tuple[TokenLogprobs | None, ...] | None:
+        """Made once, and not for each of the new tokens."""
+        if self.params.prompt_logprobs is None:
+            return None
+        if len(self._told) != len(self.prompt_logprobs):
+            self._told = tuple(self.prompt_logprobs)
+        return self._told
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
         """Append a sampled token.
@@ -194,5 +208,6 @@ class Request:
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
+            prompt_logprobs=self._prompt(),
             timings=self.timings(),
         )

@@ -87,12 +87,12 @@ class Runner:
         after = batch.depths + self.recursions_per_tick
         return batch.pieces, self._route(batch, self.model.narrow(hidden), after)
 
-    def leave(self, waves: Sequence[Wave]) -> Tensor | None:
+    def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
         """``coda`` of tokens that are through, and ``head`` where a new token is wanted.
 
         Returns:
-            Logits [n, V] after the last token of each wave that ends its request's tokens, in
-            order; None where there is none.
+            Logits [n, V] after the last token of each wave that a new token follows, in order;
+            None where there is none. And what the head reads [N, D] of all tokens.
         """
         batch = private_batch(waves, self.store)
         hidden = self.model.narrow(self.lanes.hidden.index_select(0, batch.lanes)[None])
@@ -100,10 +100,11 @@ class Runner:
         attend = PagedAttend(self.config, batch.view, self.attention, first=first)
         hidden = self.model.coda(hidden, self._rope(batch), attend)
         ends = [end - 1 for end in accumulate(map(len, waves))]
-        last = [e for e, w in zip(ends, waves, strict=True) if w.end == len(w.request.tokens)]
+        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
         if not last:
-            return None
-        return self.model.head(hidden[0].index_select(0, to_int64(last, hidden.device)))
+            return None, hidden[0]
+        asked = hidden[0].index_select(0, to_int64(last, hidden.device))
+        return self.model.head(asked), hidden[0]
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 
@@ -44,6 +45,19 @@ class EngineStats:
         """Make the histograms: one count for each depth 0..R."""
         self.depths = [0] * (self.recursions + 1)
         self.new_depths = [0] * (self.recursions + 1)
+
+    def note_entered(self, tokens: int) -> None:
+        """Count a pass of embedding and prelude."""
+        self.entries += 1
+        self.entry_tokens += tokens
+
+    def note_gathered(self, waves: Iterable[Sequence[int]]) -> None:
+        """Count a pass of the coda: the depths of the tokens of each wave."""
+        self.gatherings += 1
+        for depths in waves:
+            self.gathered_tokens += len(depths)
+            for depth in depths:
+                self.depths[depth] += 1
 
     def reset(self) -> None:
         """Set every counter to zero, in place: others hold this object too."""

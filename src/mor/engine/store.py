@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.engine.memory import block_layers, pages_for
+from mor.engine.memory import block_layers, pages_for, tokens_held
 from mor.engine.pages import PagePool, PageTables
 from mor.engine.request import Request, Wave
 
@@ -144,5 +144,4 @@ class KVStore:
 
     def longest(self, depth: int) -> int:
         """Most tokens that fit into the whole pool in the worst case."""
-        per_column = max(1, self.most_pages(1, depth))
-        return self.pool.num_pages // per_column * self.pool.page_size
+        return tokens_held(self.config, self.pool.num_pages, depth, self.pool.page_size)

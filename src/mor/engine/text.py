@@ -1,17 +1,61 @@
-"""Text of tokens as they come, and the search for stop texts in it."""
+"""Text of tokens as they come."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mor.engine.stops import StopSearch
+
 _BROKEN = "\ufffd"  # what a tokenizer writes for part of a character
+_LONG = 16  # tokens without a whole character; no character has so many
+
+
+class Decoder:
+    """Tokens to text, one by one: each gives the text that it completes.
+
+    A few tokens before the new ones are decoded along, since they decide about spaces and about
+    characters of several tokens (as in text-generation-inference).
+
+    Args:
+        tokenizer: any with ``decode(ids, skip_special_tokens=...)``.
+        skip_special_tokens: leave them out.
+    """
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
+        self.tokenizer, self.skip_special_tokens = tokenizer, skip_special_tokens
+        self._ids: list[int] = []
+        self._prefix = self._read = 0
+
+    def _decode(self, start: int, end: int | None = None) -> str:
+        ids = self._ids[start:end]
+        return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip_special_tokens))
+
+    def push(self, token: int) -> str:
+        """Add a token; what the text grows by, which may be nothing yet."""
+        self._ids.append(token)
+        after = self._decode(self._prefix)
+        if not after.endswith(_BROKEN):
+            return self._take(after, len(self._ids))
+        cut = len(self._ids) - _LONG // 2
+        if cut - self._read < _LONG // 2:
+            return ""
+        # Bytes that are no text at all. What no later token can change is let go: decoding all of
+        # them again with each token would take longer and longer.
+        settled = self._decode(self._prefix, cut)
+        return self._take(settled, cut) if settled + self._decode(cut) == after else ""
+
+    def _take(self, text: str, read: int) -> str:
+        fresh = text[len(self._decode(self._prefix, self._read)) :]
+        self._prefix, self._read = self._read, read
+        return fresh
+
+    def rest(self) -> str:
+        """What the tokens since the last whole character come to, if no more follow."""
+        return self._decode(self._prefix)[len(self._decode(self._prefix, self._read)) :]
 
 
 class GrowingText:
     """The text of one completion, which grows token by token and never changes behind.
-
-    A few tokens before the new ones are decoded along, since they decide about spaces and about
-    characters of several tokens (as in text-generation-inference).
 
     Args:
         tokenizer: any with ``decode(ids, skip_special_tokens=...)``.
@@ -19,43 +63,23 @@ class GrowingText:
     """
 
     def __init__(self, tokenizer: Any, stops: tuple[str, ...]) -> None:
-        self.tokenizer, self.stops = tokenizer, stops
-        self._ids: list[int] = []
-        self._prefix = self._read = 0
+        self._decoder, self._search = Decoder(tokenizer), StopSearch(stops)
         self._text = ""
-        self._hold = max((len(stop) for stop in stops), default=1) - 1
         self.stopped_by: str | None = None
-
-    def _decode(self, ids: list[int]) -> str:
-        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def push(self, token: int) -> bool:
         """Add a token; whether a stop text is complete now."""
-        self._ids.append(token)
-        before = self._decode(self._ids[self._prefix : self._read])
-        after = self._decode(self._ids[self._prefix :])
-        if after.endswith(_BROKEN):
+        fresh = self._decoder.push(token)
+        found = self._search.find(fresh)
+        if found is None:
+            self._text += fresh
             return False
-        fresh = after[len(before) :]
-        self._prefix, self._read = self._read, len(self._ids)
-        searched = max(0, len(self._text) - self._hold)
-        self._text += fresh
-        found = [(self._text.find(stop, searched), stop) for stop in self.stops]
-        found = [(place, stop) for place, stop in found if place >= 0]
-        if not found:
-            return False
-        place, self.stopped_by = min(found)
-        self._text = self._text[:place]
+        place, self.stopped_by = found
+        self._text = (self._text + fresh)[: len(self._text) + place]
         return True
 
     def text(self, finished: bool) -> str:
         """The text so far; while it goes on, without what may become part of a stop text."""
         if finished:
-            if self.stopped_by is not None:
-                return self._text
-            before = self._decode(self._ids[self._prefix : self._read])
-            return self._text + self._decode(self._ids[self._prefix :])[len(before) :]
-        for length in range(min(self._hold, len(self._text)), 0, -1):
-            if any(stop.startswith(self._text[-length:]) for stop in self.stops):
-                return self._text[:-length]
-        return self._text
+            return self._text if self.stopped_by is not None else self._text + self._decoder.rest()
+        return self._text[: len(self._text) - self._search.held]

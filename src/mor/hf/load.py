@@ -30,10 +30,10 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
         MorError: no folder, no model in it, another architecture, a file cut short, weights that
             are missing, left over or of another shape.
     """
+    config = load_config(folder)
     folder = model_folder(Path(folder))
     try:
         with _quiet():
-            config = MoRConfig.from_pretrained(folder)
             loaded: Any = MoRForCausalLM.from_pretrained(
                 folder,
                 config=config,
@@ -42,12 +42,8 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
                 ignore_mismatched_sizes=True,
                 local_files_only=True,
             )
-    except MorError as error:
-        raise MorError(f"{folder / 'config.json'}: {error}") from error
     except Exception as error:  # the library raises whatever a broken file happens to cause
-        raise MorError(
-            f"{folder} cannot be read, a file is missing, damaged or cut short: {_line(error)}"
-        ) from error
+        raise _unreadable(folder, error) from error
     model, info = loaded
     problems = {
         "missing": info["missing_keys"],
@@ -59,6 +55,28 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
             some = ", ".join(sorted(keys)[:3])
             raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
     return model.eval()
+
+
+def load_config(folder: str | Path) -> MoRConfig:
+    """The configuration of the model in ``folder``, without its weights.
+
+    Raises:
+        MorError: no folder, no model in it, another architecture, or a wrong field.
+    """
+    folder = model_folder(Path(folder))
+    try:
+        with _quiet():
+            return MoRConfig.from_pretrained(folder)
+    except MorError as error:
+        raise MorError(f"{folder / 'config.json'}: {error}") from error
+    except Exception as error:  # as above
+        raise _unreadable(folder, error) from error
+
+
+def _unreadable(folder: Path, error: Exception) -> MorError:
+    return MorError(
+        f"{folder} cannot be read, a file is missing, damaged or cut short: {_line(error)}"
+    )
 
 
 def load_tokenizer(folder: str | Path) -> Any:

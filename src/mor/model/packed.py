@@ -96,6 +96,16 @@ class PackedModel(MoRModel):
         return super().run_layers(layers, hidden, rope, attend, use, recorder)
 
 
+def check_quantization(quantization: str | None) -> None:
+    """Refuse a word that is no quantization.
+
+    Raises:
+        MorError: naming it.
+    """
+    if quantization is not None and quantization not in get_args(Quantization):
+        raise MorError(f"quantization={quantization!r} is not known; use 'int8', or none")
+
+
 def serving_view(model: MoRModel, quantization: Quantization | None = None) -> MoRModel:
     """``model`` itself, or a :class:`PackedModel` of it where there are kernels.
 
@@ -108,8 +118,7 @@ def serving_view(model: MoRModel, quantization: Quantization | None = None) -> M
     Raises:
         MorError: a quantization that is not known, or that cannot run here.
     """
-    if quantization is not None and quantization not in get_args(Quantization):
-        raise MorError(f"quantization={quantization!r} is not known; use 'int8', or none")
+    check_quantization(quantization)
     weight = model.embed_tokens.weight
     possible = weight.device.type == "cpu" and weight.dtype == torch.float32
     if native.library() is None or not possible:

@@ -14,13 +14,16 @@ from mor.errors import MorError
 from mor.eval.levels import Levels
 from mor.server import playground, routes
 from mor.server.errors import add_handlers
+from mor.server.keys import check_keys
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
 from mor.server.middleware import Guard
 from mor.server.state import State
+from mor.server.templates import check_template
 from mor.server.tokens import Tokens
 
 MAX_BODY = 4 << 20
+LEAST_TOKENS = 32  # a short prompt and the answer of 16 tokens that is the default
 
 
 def create_app(
@@ -39,7 +42,7 @@ def create_app(
     Args:
         engine: with a tokenizer.
         model: the name that clients use.
-        api_keys: one of which every path below ``/v1`` needs; none: open to all.
+        api_keys: one of which every path needs but a few; none: open to all.
         max_waiting: completions that may wait beside those with pages; more are answered 429.
         max_body: most bytes of a request's body.
         chat_template: Jinja text in place of the tokenizer's own.
@@ -47,20 +50,22 @@ def create_app(
         with_playground: serve the page at ``/``.
 
     Raises:
-        MorError: the engine has no tokenizer, or a bound is out of range.
+        MorError: the engine has no tokenizer or too few pages for an ordinary request, the chat
+            template does not work, or a bound is out of range.
     """
     if engine.tokenizer is None:
         raise MorError("engine has no tokenizer; a server needs one: Engine(model, tokenizer)")
     for name, value in (("max_waiting", max_waiting), ("max_body", max_body)):
         if value < 0:
             raise MorError(f"{name}={value} must be at least 0")
-    if any(not key for key in api_keys):
-        raise MorError("api_keys holds an empty key; leave it out or give a secret")
-    if levels and len(levels.levels[0].boundaries) != engine.config.num_recursions:
-        raise MorError("levels belong to another model: the number of recursions differs")
+    check_keys(api_keys)
+    engine.sizes.fit(engine.config, engine.store.pool.num_pages, LEAST_TOKENS)
+    if levels:
+        levels.check_depths(engine.config.num_recursions)
+    template = check_template(engine.tokenizer, chat_template, "chat_template")
     metrics = ServerMetrics(model)
     loop = EngineLoop(engine, max_waiting, metrics)
-    tokens = Tokens(engine.tokenizer, engine.config, chat_template)
+    tokens = Tokens(engine.tokenizer, engine.config, template)
 
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +14,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 
+from mor.engine.intake import TooLong
 from mor.errors import MorError
 
 _TYPES = {
@@ -23,6 +25,8 @@ _TYPES = {
     503: "service_unavailable_error",
 }
 _UNION_TAGS = {"str", "int", "float", "bool", "none"}
+_BRIEF = reprlib.Repr()  # it looks at the beginning of a value only, however large that is
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
 # What the engine calls it, and what the API does.
 _FIELDS = {"max_depth": "depth_cap"}
 
@@ -81,6 +85,8 @@ class ApiError(Exception):
 def explain_refusal(error: MorError) -> ApiError:
     """A request that the engine refuses: the client's mistake, in the API's words."""
     message = str(error)
+    if isinstance(error, TooLong):
+        return ApiError(400, message, param="prompt", code="context_length_exceeded")
     found = re.match(r"(\w+)(?:=|\[|: | names | holds )", message)
     param = found[1] if found else None
     if param in _FIELDS:
@@ -89,13 +95,10 @@ def explain_refusal(error: MorError) -> ApiError:
 
 
 def explain_unreadable(error: RequestValidationError) -> ApiError:
-    """A body that is no JSON, or whose fields are unknown, missing, of a wrong type or range."""
+    """A body whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()
     first = problems[0]
     kind, place = first["type"], first["loc"]
-    if kind == "json_invalid":
-        why = first.get("ctx", {}).get("error", "")
-        return ApiError(400, f"The body is not valid JSON: {why}", code="invalid_json")
     if (
         kind == "value_error" and len(place) == 1
     ):  # of our own checks, whose first word is the field
@@ -112,7 +115,7 @@ def explain_unreadable(error: RequestValidationError) -> ApiError:
     reasons = dict.fromkeys(
         p["msg"].removeprefix("Value error, ") for p in problems if p["loc"][:2] == place[:2]
     )
-    value = ascii(first.get("input"))
+    value = _BRIEF.repr(first.get("input")).encode("ascii", "backslashreplace").decode()
     value = value if len(value) <= 80 else value[:77] + "..."
     right = "; or: ".join(list(reasons)[:4])
     return ApiError(400, f"{param}: {right} (found {value})", param=param, code="invalid_value")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from mor.engine import SamplingParams, TokenLogprobs
+from mor.engine import Completion, RequestOutput, SamplingParams, TokenLogprobs
 from mor.server.errors import ApiError
 
 
@@ -20,6 +20,7 @@ class Update:
         text: what the text grew by.
         finish_reason: set in the last update of a completion.
         stop_reason: stop id or stop text that ended it.
+        prompt_logprobs: of the prompt, in the first update where they were asked for.
     """
 
     index: int
@@ -29,6 +30,7 @@ class Update:
     logprobs: tuple[TokenLogprobs, ...]
     finish_reason: str | None
     stop_reason: int | str | None
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
 
 
 @dataclass
@@ -49,6 +51,7 @@ class Job:
         prompts: token ids.
         params: of all prompts.
         every_token: tell each token as it comes, not only whole completions.
+        fits: tokens of prompt and answer that fit, where ``max_tokens`` is only a wish.
         inbox: updates, or the error that ends the job; belongs to asyncio's thread.
     """
 
@@ -56,6 +59,7 @@ class Job:
     prompts: Sequence[Sequence[int]]
     params: SamplingParams
     every_token: bool
+    fits: int | None = None
     inbox: asyncio.Queue[Update | ApiError | None] = field(default_factory=asyncio.Queue)
     cursors: list[Cursor] = field(default_factory=list)
     left: int = 0
@@ -64,6 +68,43 @@ class Job:
         """Begin with nothing sent."""
         self.left = len(self.prompts) * self.params.n
         self.cursors = [Cursor() for _ in range(self.left)]
+
+    def params_of(self, prompt: Sequence[int]) -> SamplingParams:
+        """Parameters of one prompt: where none were asked for, new tokens as far as they fit."""
+        if self.fits is None:
+            return self.params
+        room = self.fits - len(prompt)
+        return replace(self.params, max_tokens=min(self.params.max_tokens or room, room))
+
+    def take(self, first: int, output: RequestOutput) -> list[tuple[Update, Completion]]:
+        """What is new in an output of the engine, which the client has not been told.
+
+        Args:
+            first: the job's index of the output's first completion.
+            output: of one prompt.
+        """
+        fresh = []
+        for done in output.completions:
+            cursor = self.cursors[first + done.index]
+            over = done.finish_reason is not None
+            if cursor.done or not (over or self.every_token):
+                continue
+            text = done.text or ""
+            if over or len(done.token_ids) > cursor.tokens:
+                update = Update(
+                    first + done.index,
+                    done.token_ids[cursor.tokens :],
+                    text[cursor.chars :],
+                    done.depths[cursor.tokens :],
+                    (done.logprobs or ())[cursor.tokens :],
+                    done.finish_reason,
+                    done.stop_reason,
+                    () if cursor.tokens else done.prompt_logprobs or (),
+                )
+                fresh.append((update, done))
+            cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over
+            self.left -= over
+        return fresh
 
     async def accepted(self) -> None:
         """Wait until the engine has taken it.

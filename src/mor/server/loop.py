@@ -8,11 +8,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from mor.engine import Completion, Engine, RequestOutput, SamplingParams
+from mor.engine import Engine
 from mor.errors import MorError
 from mor.server.errors import ApiError, explain_refusal
 from mor.server.jobs import Job, Update
@@ -88,27 +88,24 @@ class EngineLoop:
         """Completions from :meth:`submit` to their end."""
         return self._under_way
 
-    def submit(
-        self,
-        name: str,
-        prompts: Sequence[Sequence[int]],
-        params: SamplingParams,
-        *,
-        every_token: bool,
-    ) -> Job:
-        """Hand a job to the engine; then ``await job.accepted()``.
+    def reserve(self, prompts: int, n: int) -> int:
+        """Take places for the completions of a request, before any work is done for it.
+
+        They are given back when its job is over, or by :meth:`release` where it never comes to one.
+
+        Returns:
+            How many.
 
         Raises:
             ApiError: 503 while draining or after a failure, 429 where too much is under way, 400
                 for more completions than could ever be.
         """
-        job = Job(name, prompts, params, every_token)
-        count = job.left
+        count = prompts * n
         if count > self.most:
             raise ApiError(
                 400,
-                f"{len(prompts)} prompts with n={params.n} are {count} completions; at most "
-                f"{self.most} can be under way at a time",
+                f"{prompts} prompts with n={n} are {count} completions; at most {self.most} can "
+                "be under way at a time",
                 param="n",
                 code="invalid_value",
             )
@@ -127,8 +124,16 @@ class EngineLoop:
                     headers={"Retry-After": "1"},
                 )
             self._under_way += count
+        return count
+
+    def release(self, count: int) -> None:
+        """Give places back. Any thread may call it."""
+        with self._lock:
+            self._under_way -= count
+
+    def submit(self, job: Job) -> None:
+        """Hand a job to the engine; then ``await job.accepted()``. Its places are reserved."""
         self._commands.put(lambda: self._add(job))
-        return job
 
     def abort(self, job: Job) -> None:
         """Give a job up; its pages are free after the tick that runs now. Harmless when it is over.
@@ -200,48 +205,20 @@ class EngineLoop:
         updates: list[tuple[Job, Update | ApiError | None]] = []
         for output in self.engine.step():
             job, first = self._jobs[output.request_id]
-            updates += [(job, update) for update in self._updates(job, first, output)]
+            for update, done in job.take(first, output):
+                updates.append((job, update))
+                if update.finish_reason is not None:
+                    self.release(1)
+                    self.metrics.finished(done)
             if output.finished:
                 del self._jobs[output.request_id]
             if not job.left:
                 self._running.pop(job, None)
         self._hand_over(updates)
 
-    def _updates(self, job: Job, first: int, output: RequestOutput) -> list[Update]:
-        """What is new in an output of the engine."""
-        fresh = []
-        for done in output.completions:
-            cursor = job.cursors[first + done.index]
-            over = done.finish_reason is not None
-            if cursor.done or not (over or job.every_token):
-                continue
-            text = done.text or ""
-            if over or len(done.token_ids) > cursor.tokens:
-                fresh.append(
-                    Update(
-                        first + done.index,
-                        done.token_ids[cursor.tokens :],
-                        text[cursor.chars :],
-                        done.depths[cursor.tokens :],
-                        (done.logprobs or ())[cursor.tokens :],
-                        done.finish_reason,
-                        done.stop_reason,
-                    )
-                )
-            cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over
-            if over:
-                self._finished(job, output, done)
-        return fresh
-
-    def _finished(self, job: Job, output: RequestOutput, done: Completion) -> None:
-        job.left -= 1
-        with self._lock:
-            self._under_way -= 1
-        self.metrics.finished(done)
-
     def _add(self, job: Job) -> None:
         if self.failure is not None or self._stopped:
-            self._release(job.left)
+            self.release(job.left)
             self._hand_over(
                 [(job, ApiError(503, "The server takes no requests", code="not_ready"))]
             )
@@ -250,7 +227,7 @@ class EngineLoop:
         try:
             for place, prompt in enumerate(job.prompts):
                 name = f"{job.name}-{next(self._numbers)}"
-                self.engine.add_request(prompt, job.params, name)
+                self.engine.add_request(prompt, job.params_of(prompt), name)
                 self._jobs[name] = (job, place * job.params.n)
                 self.metrics.prompt_tokens.inc(len(prompt))
         except MorError as error:
@@ -273,7 +250,7 @@ class EngineLoop:
             except Exception:  # after a failed tick anything may be broken
                 log.exception("request %s could not be aborted", name)
         self.metrics.aborted.inc(job.left)
-        self._release(job.left)
+        self.release(job.left)
         job.left = 0
         if error is not None:
             self._hand_over([(job, error)])
@@ -281,10 +258,6 @@ class EngineLoop:
     def _drop_all(self, error: ApiError) -> None:
         for job in list(self._running):
             self._drop(job, error)
-
-    def _release(self, count: int) -> None:
-        with self._lock:
-            self._under_way -= count
 
     def _hand_over(self, updates: list[tuple[Job, Update | ApiError | None]]) -> None:
         if not updates or self._asyncio is None:

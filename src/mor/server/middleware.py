@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mor.server.errors import ApiError
 from mor.server.metrics import ServerMetrics
 
+# What anybody may ask; every other path needs a key where the server has any.
+OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"})
 SLACK = 4  # times the largest body are read of one that is too large
 
 
@@ -19,7 +21,7 @@ class Guard:
 
     Args:
         app: what stands behind.
-        keys: API keys, one of which every path below ``/v1`` needs; none: open to all.
+        keys: API keys, one of which every path but those of ``OPEN`` needs; none: open to all.
         max_body: most bytes of a body.
         metrics: counts answers.
     """
@@ -43,7 +45,7 @@ class Guard:
 
         headers = dict(scope["headers"])
         problem: ApiError | None = None
-        if self.keys and scope["path"].startswith("/v1") and not self._is_known(headers):
+        if self.keys and scope["path"] not in OPEN and not self._is_known(headers):
             problem = ApiError(
                 401,
                 "Give a valid API key: Authorization: Bearer KEY",

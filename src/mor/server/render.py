@@ -3,60 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from mor.engine import TokenLogprobs
 from mor.server.jobs import Job, Update
+from mor.server.likelihoods import (
+    Offsets,
+    chat_logprobs,
+    completion_logprobs,
+    prompt_logprobs,
+    prompt_offsets,
+)
 from mor.server.schema.requests import ChatRequest, CompletionRequest
 from mor.server.tokens import Tokens
-
-LOWEST = -9999.0  # JSON has no minus infinity
-
-
-def completion_logprobs(
-    likely: Sequence[TokenLogprobs], offsets: Sequence[int], tokens: Tokens
-) -> dict[str, Any]:
-    """Log-probabilities in the form of /v1/completions."""
-    return {
-        "tokens": [tokens.piece(one.token)[0] for one in likely],
-        "token_logprobs": [max(one.logprob, LOWEST) for one in likely],
-        "top_logprobs": [
-            {tokens.piece(token)[0]: max(value, LOWEST) for token, value in one.top.items()}
-            for one in likely
-        ],
-        "text_offset": list(offsets),
-    }
-
-
-def chat_logprobs(likely: Sequence[TokenLogprobs], tokens: Tokens) -> dict[str, Any]:
-    """Log-probabilities in the form of /v1/chat/completions."""
-
-    def show(token: int, value: float) -> dict[str, Any]:
-        name, raw = tokens.piece(token)
-        return {"token": name, "logprob": max(value, LOWEST), "bytes": list(raw)}
-
-    content = []
-    for one in likely:
-        top = [show(token, value) for token, value in one.top.items()]
-        content.append(show(one.token, one.logprob) | {"top_logprobs": top})
-    return {"content": content}
-
-
-class Offsets:
-    """Where in a completion's text each token begins, as far as whole characters tell."""
-
-    def __init__(self, tokens: Tokens) -> None:
-        self._text, self._at = tokens.begin_text(), 0
-
-    def of(self, ids: Sequence[int]) -> list[int]:
-        """Offsets (characters) of the next tokens."""
-        found = []
-        for token in ids:
-            found.append(self._at)
-            self._text.push(token)
-            self._at = len(self._text.text(False))
-        return found
 
 
 @dataclass
@@ -81,11 +40,19 @@ class Renderer:
         """Look up once what every chunk needs."""
         self.chat = isinstance(self.body, ChatRequest)
         count = self.job.left
-        self._offsets = [Offsets(self.tokens) for _ in range(count)]
         self._echo = [""] * count
         if isinstance(self.body, CompletionRequest) and self.body.echo:
-            texts = [self.tokens.decode(prompt) for prompt in self.job.prompts]
+            texts = self._sent(self.body.prompt)
             self._echo = [text for text in texts for _ in range(self.job.params.n)]
+        self._offsets = [Offsets(self.tokens, len(text)) for text in self._echo]
+
+    def _sent(self, prompt: Any) -> list[str]:
+        """The prompts as they were sent; of token ids, their text with special tokens."""
+        texts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
+        return [
+            text if isinstance(text, str) else self.tokens.decode(ids)
+            for text, ids in zip(texts, self.job.prompts, strict=True)
+        ]
 
     # Whole ---------------------------------------------------------------------------------------
 
@@ -102,7 +69,7 @@ class Renderer:
         new = 0
         for index, parts in enumerate(updates):
             text = self._echo[index] + "".join(part.text for part in parts)
-            choice = self._choice(parts)
+            choice = self._choice(parts, self._prompt_part(parts[0]))
             new += len(choice["depths"])
             if self.chat:
                 choice["message"] = {"role": "assistant", "content": text}
@@ -110,9 +77,31 @@ class Renderer:
                 choice["text"] = text
             choices.append(choice)
         kind = "chat.completion" if self.chat else "text_completion"
-        return self._frame(kind, choices) | {"usage": self._usage(new)}
+        whole = self._frame(kind, choices) | {"usage": self._usage(new)}
+        if self.body.prompt_logprobs is not None:
+            for choice, (first, *_) in zip(choices, updates, strict=True):
+                told = prompt_logprobs(
+                    first.prompt_logprobs, self.body.prompt_logprobs, self.tokens
+                )
+                (whole if self.chat else choice)["prompt_logprobs"] = told
+        return whole
 
-    def _choice(self, parts: Sequence[Update]) -> dict[str, Any]:
+    def _prompt_part(self, first: Update) -> dict[str, Any] | None:
+        """Log-probabilities of an echoed prompt; None where they were not asked for."""
+        body = self.body
+        if not isinstance(body, CompletionRequest) or not body.echo or body.logprobs is None:
+            return None
+        prompt = self.job.prompts[first.index // self.job.params.n]
+        likely = [
+            one and replace(one, top=dict(list(one.top.items())[: body.logprobs]))
+            for one in first.prompt_logprobs
+        ]
+        offsets = prompt_offsets(prompt, self._echo[first.index], self.tokens)
+        return completion_logprobs(likely, offsets, self.tokens, first_token=prompt[0])
+
+    def _choice(
+        self, parts: Sequence[Update], before: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         index, ids = parts[0].index, [token for part in parts for token in part.token_ids]
         likely = [one for part in parts for one in part.logprobs]
         choice: dict[str, Any] = {
@@ -127,10 +116,17 @@ class Renderer:
                 choice["logprobs"] = chat_logprobs(likely, self.tokens)
             else:
                 offsets = self._offsets[index].of(ids)
-                choice["logprobs"] = completion_logprobs(likely, offsets, self.tokens)
+                told = completion_logprobs(likely, offsets, self.tokens)
+                if before is not None:
+                    told = {name: before[name] + values for name, values in told.items()}
+                choice["logprobs"] = told
         if self.body.return_token_ids:
             choice["token_ids"] = ids
         return choice
+
+    def _opening(self, index: int) -> dict[str, Any]:
+        """A choice before its first token."""
+        return {"index": index, "logprobs": None, "finish_reason": None, "depths": []}
 
     def _frame(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -161,22 +157,23 @@ class Renderer:
         with_usage = bool(options and options.include_usage)
         more: dict[str, Any] = {"usage": None} if with_usage else {}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
+        with_likelihoods = self._echo[0] and self.body.logprobs is not None
         for index, text in enumerate(self._echo):
-            opening: dict[str, Any] = {
-                "index": index,
-                "logprobs": None,
-                "finish_reason": None,
-                "depths": [],
-            }
             if self.chat:
-                opening["delta"] = {"role": "assistant", "content": ""}
-            elif text:
-                opening["text"] = text
+                opening = self._opening(index) | {"delta": {"role": "assistant", "content": ""}}
+            elif text and not with_likelihoods:
+                opening = self._opening(index) | {"text": text}
             else:
                 continue
             yield self._frame(kind, [opening]) | more
         new = 0
+        begun: set[int] = set()
         async for update in self.job.updates():
+            if with_likelihoods and update.index not in begun:
+                begun.add(update.index)
+                opening = self._opening(update.index) | {"text": self._echo[update.index]}
+                opening["logprobs"] = self._prompt_part(update)
+                yield self._frame(kind, [opening]) | more
             choice = self._choice([update])
             new += len(update.token_ids)
             if self.chat:

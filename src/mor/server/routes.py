@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from mor.errors import MorError
+from mor.server.bodies import JsonRoute
 from mor.server.errors import ApiError, ErrorResponse, explain_refusal
 from mor.server.events import ClientGone, EventResponse, while_connected
+from mor.server.jobs import Job
 from mor.server.render import Renderer
-from mor.server.sampling import sampling_params
+from mor.server.sampling import is_open, sampling_params
 from mor.server.schema.requests import ChatRequest, CompletionRequest
 from mor.server.schema.responses import (
     ChatResponse,
@@ -25,7 +27,7 @@ from mor.server.schema.responses import (
 )
 from mor.server.state import State, get_state
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 _REASONS = {
     400: "a field is wrong",
@@ -72,13 +74,16 @@ async def completions(request: Request, body: CompletionRequest) -> Response:
     prompt = body.prompt
     several = isinstance(prompt, list) and not isinstance(prompt[0], int)
     prompts: Sequence[Any] = prompt if several else [prompt]
-    try:
-        ids = await state.tokens.encode(prompts)
-    except MorError as error:
-        problem = explain_refusal(error)
-        problem.param = "prompt"
-        raise problem from None
-    return await _answer(request, state, body, ids, "cmpl")
+
+    async def encode() -> Sequence[Sequence[int]]:
+        try:
+            return await state.tokens.encode(prompts, state.engine.max_model_len)
+        except MorError as error:
+            problem = explain_refusal(error)
+            problem.param = "prompt"
+            raise problem from None
+
+    return await _answer(request, state, body, len(prompts), encode(), "cmpl")
 
 
 @router.post(
@@ -92,33 +97,64 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     state.check_model(body.model)
     messages = [message.plain() for message in body.messages]
     begin = body.add_generation_prompt is not False
-    ids = await state.tokens.encode_chat(messages, begin)
-    return await _answer(request, state, body, [ids], "chatcmpl")
+
+    async def encode() -> Sequence[Sequence[int]]:
+        return [await state.tokens.encode_chat(messages, begin, state.engine.max_model_len)]
+
+    return await _answer(request, state, body, 1, encode(), "chatcmpl")
 
 
 async def _answer(
     request: Request,
     state: State,
     body: CompletionRequest | ChatRequest,
-    prompts: Sequence[Sequence[int]],
+    prompts: int,
+    encoding: Coroutine[Any, Any, Sequence[Sequence[int]]],
     kind: str,
 ) -> Response:
-    params = sampling_params(body, prompts, state.engine, state.levels)
-    name, created = f"{kind}-{uuid.uuid4().hex}", int(time.time())
-    job = state.loop.submit(name, prompts, params, every_token=bool(body.stream))
+    try:
+        job = await _begin(request, state, body, prompts, encoding, kind)
+    except ClientGone:
+        return Response(status_code=499)  # nobody reads it
     streaming = False
     try:
-        renderer = Renderer(body, job, state.model, state.tokens, created)
+        renderer = Renderer(body, job, state.model, state.tokens, int(time.time()))
         await while_connected(request, job.accepted())
         if body.stream:
             streaming = True
             return EventResponse(renderer.chunks(), lambda: state.loop.abort(job))
         return JSONResponse(await while_connected(request, renderer.whole()))
     except ClientGone:
-        return Response(status_code=499)  # nobody reads it
+        return Response(status_code=499)
     finally:
         if not streaming:
             state.loop.abort(job)
+
+
+async def _begin(
+    request: Request,
+    state: State,
+    body: CompletionRequest | ChatRequest,
+    prompts: int,
+    encoding: Coroutine[Any, Any, Sequence[Sequence[int]]],
+    kind: str,
+) -> Job:
+    """Places first, then tokens: what finds no place costs nothing."""
+    try:
+        places = state.loop.reserve(prompts, body.n or 1)
+    except ApiError:
+        encoding.close()
+        raise
+    try:
+        ids = await while_connected(request, encoding)
+        params = sampling_params(body, ids, state.engine, state.levels)
+        fits = state.engine.max_model_len if is_open(body) else None
+        job = Job(f"{kind}-{uuid.uuid4().hex}", ids, params, bool(body.stream), fits)
+    except BaseException:
+        state.loop.release(places)
+        raise
+    state.loop.submit(job)
+    return job
 
 
 @router.get("/health", responses=_errors(503))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
 
 from mor.server.loop import EngineLoop
+from mor.server.sockets import url_of
 
 log = logging.getLogger("uvicorn.error")
 
@@ -49,6 +51,13 @@ class DrainingServer(uvicorn.Server):
             self.drain_seconds,
         )
         self._draining = asyncio.create_task(self._drain())
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        if self.started and not self.should_exit:
+            for one in sockets or ():
+                log.info("Serving, running on %s (press CTRL+C to quit)", url_of(one))
 
     async def _drain(self) -> None:
         try:

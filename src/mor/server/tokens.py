@@ -10,11 +10,10 @@ from functools import lru_cache
 from typing import Any
 
 from mor.config import MoRConfig
-from mor.data import prompt_tokens
 from mor.engine.intake import prompt_ids
-from mor.engine.text import GrowingText
+from mor.engine.text import Decoder
 from mor.errors import MorError
-from mor.server.errors import ApiError
+from mor.server.errors import ApiError, explain_refusal
 
 
 class Tokens:
@@ -42,20 +41,40 @@ class Tokens:
         """End the thread that makes tokens."""
         self._thread.shutdown(wait=False)
 
-    async def encode(self, prompts: Sequence[str | Sequence[int]]) -> list[tuple[int, ...]]:
+    async def encode(
+        self, prompts: Sequence[str | Sequence[int]], most: int | None = None
+    ) -> list[tuple[int, ...]]:
         """Token ids of prompts.
 
+        Texts go through the thread one by one, so that the prompts of others come in between;
+        token ids do not wait for any of them.
+
+        Args:
+            prompts: texts or ids.
+            most: tokens that fit; a longer prompt is refused without making all its tokens.
+
         Raises:
+            TooLong: a prompt does not fit.
             MorError: a prompt without tokens, or ids that the model does not have.
         """
+        return [
+            await self._encode_text(prompt, most)
+            if isinstance(prompt, str)
+            else prompt_ids(prompt, self.tokenizer, self.config, most)
+            for prompt in prompts
+        ]
 
-        def work() -> list[tuple[int, ...]]:
-            return [prompt_ids(prompt, self.tokenizer, self.config) for prompt in prompts]
-
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+    async def _encode_text(self, text: str, most: int | None) -> tuple[int, ...]:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(
+            self._thread, prompt_ids, text, self.tokenizer, self.config, most
+        )
 
     async def encode_chat(
-        self, messages: list[dict[str, Any]], add_generation_prompt: bool
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        most: int | None = None,
     ) -> tuple[int, ...]:
         """Token ids of a chat by the chat template, which sets the special tokens itself.
 
@@ -63,7 +82,8 @@ class Tokens:
         not.
 
         Raises:
-            ApiError: there is no template, or it refuses these messages.
+            ApiError: there is no template, it refuses these messages, or they are more than
+                ``most`` tokens by far.
         """
         if self.template is None:
             raise ApiError(
@@ -86,21 +106,22 @@ class Tokens:
                 raise ApiError(
                     400, f"The chat template refuses the messages: {why}", param="messages"
                 ) from None
-            ids = prompt_tokens(text, self.tokenizer, self.config) if text else []
-            return prompt_ids(ids, self.tokenizer, self.config)
+            return prompt_ids(text or [], self.tokenizer, self.config, most)
 
         try:
             return await asyncio.get_running_loop().run_in_executor(self._thread, work)
         except MorError as error:
-            raise ApiError(400, str(error), param="messages", code="invalid_value") from None
+            problem = explain_refusal(error)
+            problem.param = "messages"
+            raise problem from None
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        """Text of a prompt, special tokens included."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
 
-    def begin_text(self) -> GrowingText:
+    def begin_text(self, skip_special_tokens: bool = True) -> Decoder:
         """A text that grows token by token, as the engine makes it."""
-        return GrowingText(self.tokenizer, ())
+        return Decoder(self.tokenizer, skip_special_tokens)
 
     def _piece(self, token: int) -> tuple[str, tuple[int, ...]]:
         """A token's name and bytes; part of a character is called ``bytes:\\xe2``, as by OpenAI."""

@@ -79,7 +79,7 @@ class TrackerReporter:
         """Open the service's run."""
         PartialState(cpu=not torch.cuda.is_available())  # trackers ask it which rank this is
         make: Any = trackers.LOGGER_TYPE_TO_CLASS[self.name]
-        project = os.environ.get(_PROJECT_VARIABLES.get(self.name, ""), PROJECT)
+        project = os.environ.get(_PROJECT_VARIABLES.get(self.name, "")) or PROJECT
         arguments: tuple[Any, ...] = ("" if self.name == "tensorboard" else project,)
         if make.requires_logging_directory:
             arguments += (self.recipe.run_dir / TENSORBOARD,)

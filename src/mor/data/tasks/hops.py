@@ -21,7 +21,9 @@ class Hops(Task):
 
     Attributes:
         symbols: in the map.
-        hops: most steps a query asks for; k is drawn evenly from 1 to this.
+        hops: most steps a query asks for; k is drawn from 1 to this.
+        skew: 0 draws every k alike; s > 0 draws k with a weight of k**-s, so that short ways, which
+            long ones are made of, are met more often. For training; judge on data without.
         queries_each: queries per document.
         graph: `permutation` or `cycle`.
     """
@@ -31,6 +33,7 @@ class Hops(Task):
     hops: int = 8
     queries_each: int = 8
     graph: str = "permutation"
+    skew: float = 0.0
 
     def check(self) -> None:
         """Raise `MorError` naming the first setting out of its range."""
@@ -38,6 +41,7 @@ class Hops(Task):
         self.demand("symbols", 2, 64)
         self.demand("hops", 1, 64)
         self.demand("queries_each", 1)
+        self.demand("skew", 0, 8)
         if self.graph not in ("permutation", "cycle"):
             raise MorError(f"task:hops: graph={self.graph!r}, expected 'permutation' or 'cycle'")
 
@@ -69,7 +73,12 @@ class Hops(Task):
             after[:] = order
         words = [f"s{a}>s{after[a]}" for a in rng.permutation(self.symbols)]
         starts = rng.integers(self.symbols, size=self.queries_each)
-        steps = rng.integers(1, self.hops + 1, size=self.queries_each)
+        if self.skew:
+            weights = np.arange(1, self.hops + 1, dtype=np.float64) ** -self.skew
+            drawn = rng.random(self.queries_each) * weights.sum()
+            steps = 1 + np.searchsorted(weights.cumsum(), drawn).clip(max=self.hops - 1)
+        else:
+            steps = rng.integers(1, self.hops + 1, size=self.queries_each)
         for start, k in zip(starts, steps, strict=True):
             place = start
             for _ in range(k):

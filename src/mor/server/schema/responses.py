@@ -19,9 +19,21 @@ class CompletionLogprobs(BaseModel):
     """Log-probabilities (nats) of a completion's tokens."""
 
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None] = Field(description="null for the first of a prompt")
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[int]
+
+
+class PromptLogprob(BaseModel):
+    """A token that is, or might have been, in a prompt, as in vLLM."""
+
+    logprob: float
+    rank: int = Field(description="1: the likeliest")
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""By token id, one entry per token of the prompt; null for the first."""
 
 
 class Choice(BaseModel):
@@ -41,6 +53,7 @@ class CompletionChoice(Choice):
 
     text: str
     logprobs: CompletionLogprobs | None
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class CompletionResponse(BaseModel):
@@ -97,6 +110,7 @@ class ChatResponse(BaseModel):
     model: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: PromptLogprobs | None = None
 
 
 class Capacities(BaseModel):

@@ -1,0 +1,54 @@
+"""Log-probabilities of the tokens of prompts, from what the coda leaves of each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mor.engine.outputs import TokenLogprobs
+from mor.engine.request import Wave
+
+
+def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor], Tensor]) -> None:
+    """Note the log-probability of each token of a prompt that follows one of ``waves``.
+
+    Wave by wave: the logits of a chunk of one prompt are all that is there at a time.
+
+    Args:
+        waves: through with the coda. Requests that did not ask are passed over.
+        hidden: [N, D] of all their tokens, end to end.
+        head: [n, D] to logits [n, V].
+    """
+    start = 0
+    for wave in waves:
+        request, count = wave.request, wave.request.params.prompt_logprobs
+        end = min(wave.end, len(request.prompt) - 1)  # what follows the last one is no prompt
+        if count is not None and wave.start < end:
+            logits = head(hidden[start : start + end - wave.start])
+            targets = request.prompt[wave.start + 1 : end + 1]
+            # One that gave way and reads its prompt again finds the same once more.
+            request.prompt_logprobs[wave.start + 1 : end + 1] = rank_tokens(logits, targets, count)
+        start += len(wave)
+
+
+def rank_tokens(logits: Tensor, targets: Sequence[int], count: int) -> list[TokenLogprobs]:
+    """Log-probability and rank of ``targets`` [n] under ``logits`` [n, V].
+
+    Args:
+        logits: of the model.
+        targets: token ids.
+        count: likeliest tokens to tell beside each.
+    """
+    logs = logits.double().log_softmax(-1)
+    own = logs.gather(1, torch.tensor(targets, device=logs.device)[:, None])
+    ranks = ((logs > own).sum(1) + 1).tolist()
+    best = logs.topk(min(count, logs.shape[1]), dim=1)
+    rows = zip(
+        targets, own[:, 0].tolist(), best.indices.tolist(), best.values.tolist(), ranks, strict=True
+    )
+    return [
+        TokenLogprobs(token, value, dict(zip(ids, values, strict=True)), rank)
+        for token, value, ids, values, rank in rows
+    ]

@@ -1,0 +1,139 @@
+"""Bodies of requests: JSON is read, what is none is told, and no shape costs much."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request
+from fastapi.responses import Response
+from fastapi.routing import APIRoute
+from pydantic_core import from_json
+
+from mor.server.errors import ApiError
+from mor.server.state import get_state
+
+MAX_DEPTH = 200  # arrays and objects within each other; about as deep as pydantic reads JSON
+_HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
+_JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
+
+
+def parse_json(body: bytes) -> Any:
+    """What ``body`` says.
+
+    It may be UTF-8, 16 or 32, with a byte order mark or without.
+
+    Raises:
+        ApiError: 400 ``invalid_json``: no JSON, no such characters, numbers that are infinite or
+            of more digits than Python reads, or nested more than about 200 deep.
+    """
+    try:
+        encoding = json.detect_encoding(body)
+        if encoding != "utf-8":
+            body = body.decode(encoding).encode()
+        try:
+            return from_json(body, allow_inf_nan=False)
+        except ValueError:
+            # Half of a surrogate pair is JSON; the fields themselves say that they cannot take it.
+            if not _HALF.search(body):
+                raise
+        return _check_depth(json.loads(body, parse_constant=_no_number))
+    except (ValueError, RecursionError) as error:
+        why = " ".join(str(error).split())[:200]
+        raise ApiError(400, f"The body is not valid JSON: {why}", code="invalid_json") from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number")
+
+
+def _check_depth(content: Any) -> Any:
+    level = [content]
+    for _ in range(MAX_DEPTH + 1):
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, (list, dict)):
+                inner += one.values() if isinstance(one, dict) else one
+        if not inner:
+            return content
+        level = inner
+    raise ValueError("recursion limit exceeded")
+
+
+def check_type(request: Request) -> None:
+    """Refuse a body that says it is something else than JSON, or comes from a page without a word.
+
+    A browser lets any page send a body of another type, or without one, to any server; it says
+    then where the page is from (``Origin``).
+
+    Raises:
+        ApiError: 400, saying which header is missing or wrong.
+    """
+    told = request.headers.get("content-type", "").partition(";")[0].strip()
+    if _JSON.fullmatch(told) or (not told and "origin" not in request.headers):
+        return
+    found = f"is {told[:80]!a}" if told else "is missing"
+    raise ApiError(
+        400,
+        f"The header Content-Type {found}; send Content-Type: application/json",
+        code="invalid_content_type",
+    )
+
+
+def check_length(content: Any, most: int) -> None:
+    """Refuse token ids or messages that are more than fit, before each of them is looked at.
+
+    Raises:
+        ApiError: 400 ``context_length_exceeded``.
+    """
+    if not isinstance(content, dict):
+        return
+    prompt, messages = content.get("prompt"), content.get("messages")
+    if isinstance(prompt, list) and len(prompt) > most and type(prompt[0]) is int:
+        raise too_long("prompt", f"has {len(prompt)} tokens", most)
+    if isinstance(messages, list) and len(messages) > most:  # each takes one token at the least
+        raise too_long("messages", f"has {len(messages)} messages", most)
+
+
+def too_long(param: str, found: str, most: int) -> ApiError:
+    """A prompt that does not fit, whatever else is asked for."""
+    what = "prompt" if param == "prompt" else "chat"
+    return ApiError(
+        400,
+        f"The {what} {found}; together with the answer at most {most} tokens fit",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
+class _Parsed(Request):
+    """A request whose JSON is read already."""
+
+    content: Any = None
+
+    async def json(self) -> Any:
+        return self.content
+
+
+class JsonRoute(APIRoute):
+    """A path that takes JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The handler, behind the reading of the body."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def read(request: Request) -> Response:
+            others = [pair for pair in request.scope["headers"] if pair[0] != b"content-type"]
+            headers = [*others, (b"content-type", b"application/json")]
+            known = _Parsed({**request.scope, "headers": headers}, request.receive)
+            if body := await known.body():
+                known.content = parse_json(body)
+                check_type(request)
+                check_length(known.content, get_state(request).engine.max_model_len)
+            return await handle(known)
+
+        return read
