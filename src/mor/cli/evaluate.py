@@ -14,7 +14,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.cli.tasks import evaluate_tasks
 from mor.data import DataIndex, PackedDataset
+from mor.errors import MorError
 from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
 from mor.eval.keep import keep_result, run_of
@@ -32,7 +34,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="sequences at a time")]
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: Annotated[
+        Path | None, typer.Option(help="a folder made by `mor data prepare`; needed without tasks")
+    ] = None,
     split: Annotated[str, typer.Option(help="which split")] = "validation",
     seq_len: SeqLen = None,
     max_sequences: Annotated[
@@ -44,12 +48,33 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="few-shot tasks of lm-eval instead: local, paper, or names with commas"),
+    ] = None,
+    engine: Annotated[
+        bool, typer.Option(help="tasks: with the weights that mor serve would use")
+    ] = False,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="tasks: examples before each question")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="tasks: questions of each")] = None,
 ) -> None:
     """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.
+
+    With --tasks, accuracy on tasks of lm-eval.
 
     The result of a run is kept in its folder (eval.json), where mor report finds it.
     """
     check_file(out)
+    if tasks is not None:
+        asked: dict[str, Any] = {"engine": engine, "num_fewshot": num_fewshot, "limit": limit}
+        if quantization is not None:
+            asked |= {"engine": True, "quantization": quantization}
+        evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
+        return
+    if data is None:
+        raise MorError("data is missing: give --data DIR, a prepared folder, or --tasks NAMES")
     loaded = open_model(model)
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)

@@ -54,6 +54,10 @@ COMMANDS = {
         "mor.cli.merge:merge",
         "Write a checkpoint of any number of ranks as a model folder with one safetensors file.",
     ),
+    "study": (
+        "mor.cli.study:study",
+        "Train and evaluate what a study file says; one report, the paper's numbers beside ours.",
+    ),
     "report": (
         "mor.cli.report:report",
         "Write table.md, table.csv, results.jsonl, plots and one self-contained index.html.",
