@@ -25,6 +25,10 @@ MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
 SHIPPED = Path(__file__).resolve().parent / "shipped"
+DEFAULT_MODEL = Path("prose")
+"""The shipped model that ``mor generate``, ``mor serve`` and ``mor eval`` take where none is named."""
+HELD_OUT = "held-out"
+"""Beside a shipped model: a prepared folder of text that the model was not trained on."""
 
 
 def shipped_models() -> list[str]:

@@ -21,7 +21,7 @@ from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
 from mor.eval.keep import keep_result, run_of
 from mor.provenance import provenance
-from mor.run_files import RECIPE
+from mor.run_files import DEFAULT_MODEL, HELD_OUT, RECIPE, find_folder
 
 Model = Annotated[Path, typer.Argument(help="a model folder or a run folder")]
 Data = Annotated[Path, typer.Option(help="a folder made by `mor data prepare`")]
@@ -33,9 +33,12 @@ BatchSize = Annotated[int, typer.Option(min=1, help="sequences at a time")]
 
 
 def evaluate(
-    model: Model,
+    model: Annotated[
+        Path, typer.Argument(help="a model folder or a run folder; default one that ships")
+    ] = DEFAULT_MODEL,
     data: Annotated[
-        Path | None, typer.Option(help="a folder made by `mor data prepare`; needed without tasks")
+        Path | None,
+        typer.Option(help="a folder made by `mor data prepare`; a model that ships has its own"),
     ] = None,
     split: Annotated[str, typer.Option(help="which split")] = "validation",
     seq_len: SeqLen = None,
@@ -74,7 +77,7 @@ def evaluate(
         evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
         return
     if data is None:
-        raise MorError("data is missing: give --data DIR, a prepared folder, or --tasks NAMES")
+        data = _find_held_out(model)
     loaded = open_model(model)
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
@@ -95,6 +98,18 @@ def evaluate(
             Console().print(answer_table(result["answers"]))
     if (kept := keep_result(model, result)) is not None:
         typer.echo(kept, err=True)
+
+
+def _find_held_out(model: Path) -> Path:
+    """The held-out text beside a model that ships.
+
+    Raises:
+        MorError: there is none.
+    """
+    folder = find_folder(model) / HELD_OUT
+    if not folder.is_dir():
+        raise MorError("data is missing: give --data DIR, a prepared folder, or --tasks NAMES")
+    return folder
 
 
 def sequence_length(folder: Path, config: Any, asked: int | None) -> int:

@@ -21,12 +21,15 @@ from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import render_terminal
 from mor.report.colors import printable
+from mor.run_files import DEFAULT_MODEL
 
 CONTEXT = 8  # tokens before a new one that decide how its text is written (spaces, characters)
 
 
 def generate(
-    model: Annotated[Path, typer.Argument(help="a model folder or a run folder")],
+    model: Annotated[
+        Path, typer.Argument(help="a model folder or a run folder; default one that ships")
+    ] = DEFAULT_MODEL,
     prompt: Annotated[str, typer.Option(help="text to go on from; - reads standard input")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="at most so many")] = 200,
     greedy: Annotated[bool, typer.Option(help="always the likeliest token")] = False,

@@ -14,13 +14,15 @@ from mor.engine.options import check_options
 from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
 from mor.hf.load import load_config, load_tokenizer
-from mor.run_files import MODEL
+from mor.run_files import DEFAULT_MODEL, MODEL
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(help="a model folder or a run folder")],
+    model: Annotated[
+        Path, typer.Argument(help="a model folder or a run folder; default one that ships")
+    ] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="0.0.0.0: reachable from elsewhere")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
     api_key: Annotated[
