@@ -27,7 +27,7 @@ ifneq ($(PINS),$(strip $(shell cat $(VENV)/.constraints 2>/dev/null || echo cons
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest check docs format clean distclean
+.PHONY: help setup demo test test-oldest test-browser package smoke check docs format clean distclean
 
 help: ## list the targets
 	@echo 'mor: Mixture-of-Recursions language models'
@@ -61,6 +61,18 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 	@sh tools/setup.sh '$(OLDEST)' '$(OLDEST).pins' '$(OLDEST_PYTHON)' data,finetune,gguf,tensorboard,test
 	@rm $(OLDEST).pins
 	@touch $@
+
+test-browser: $(STAMP) ## run the playground's tests in a Chromium; fetches what they need
+	@echo '==> the playground in a browser'
+	@sh tools/test_browser.sh '$(VENV)' '$(PINS)' $(PYTEST_ARGS)
+
+package: $(STAMP) ## build the source package and the wheel into build/package
+	@echo '==> building the package'
+	@sh tools/build.sh '$(BIN)/python' build/package
+
+smoke: package ## use the built wheel, beside the libraries of the environment: train, generate, serve
+	@echo '==> the wheel in use'
+	@sh tools/smoke_test.sh --beside '$(VENV)' build/package/*.whl
 
 check: $(STAMP) ## lint, types, import contracts, twins
 	@echo '==> ruff format --check'

@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--workers", default="0,2", help="comma-separated numbers of processes")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/data_loader.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/data_loader.jsonl"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(width=120)

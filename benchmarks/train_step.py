@@ -307,7 +307,7 @@ def main() -> None:
     parser.add_argument("--memory", action="store_true", help="peak memory instead of time")
     parser.add_argument("--only", default="", help="comma-separated variants")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/train_step.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/train_step.jsonl"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     names = [*variants(args), LLAMA]

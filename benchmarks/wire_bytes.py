@@ -214,7 +214,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seq-len", type=int, default=16)
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/wire_bytes.jsonl"))
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/wire_bytes.jsonl"))
     args = parser.parse_args()
     children = []
     with tempfile.TemporaryDirectory() as folder:

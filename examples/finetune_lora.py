@@ -4,7 +4,7 @@
     python examples/finetune_lora.py --model runs/demo/threshold/model --data data/mine --out tuned
 
 Leaves ``tuned/adapter`` (small: LoRA matrices and the router) and ``tuned/merged`` (a model folder
-for ``mor eval`` and ``from_pretrained``). Needs ``pip install "mixture-of-recursions[finetune]"``.
+for ``mor eval`` and ``from_pretrained``). Needs ``pip install -e '.[finetune]'``.
 """
 
 from __future__ import annotations

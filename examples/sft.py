@@ -4,7 +4,7 @@
 
 A line of the file is ``{"prompt": ..., "completion": ...}`` (the loss is on the completion alone),
 ``{"messages": [{"role": ..., "content": ...}, ...]}`` or ``{"text": ...}``. With ``--lora RANK``
-only an adapter and the router are trained. Needs ``pip install "mixture-of-recursions[finetune]"``.
+only an adapter and the router are trained. Needs ``pip install -e '.[finetune]'``.
 """
 
 from __future__ import annotations

@@ -50,6 +50,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "rope_parameters=.* and rope_scaling=.* are one field",
     ),
     ({"num_recursions": 2, "router_capacities": [1.0]}, "2 needs one for each depth"),
+    ({"num_recursions": 2, "router_capacities": 0.5}, "=0.5 must be a list of 2 numbers"),
+    ({"num_recursions": 2, "router_capacities": ["1", 0.5]}, "must be a list of 2 numbers"),
     ({"num_recursions": 2, "router_capacities": [0.5, 0.6]}, "rises with depth"),
     ({"num_recursions": 2, "router_capacities": [1.0, 0.0]}, r"\(0, 1\]"),
     ({"num_recursions": 2, "router_fixed_depth": 3}, "router_fixed_depth=3"),

@@ -119,3 +119,37 @@ def test_a_model_is_found_in_its_folder_and_in_a_run_folder(tmp_path: Path) -> N
     found = inner / "x.json"
     assert run_files.beside_model(tmp_path, "x.json") == found
     assert run_files.beside_model(inner, "x.json") == found
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_a_folder_gives_its_rights_to_what_is_in_it(tmp_path: Path, umask: int) -> None:
+    """safetensors, for one, writes files that nobody but their owner may read."""
+    before = os.umask(umask)
+    try:
+        with disk.replace_folder(tmp_path / "model") as fresh:
+            (fresh / "inner").mkdir(mode=0o700)
+            for path in (fresh / "model.safetensors", fresh / "inner" / "run.sh"):
+                path.write_text("x")
+                path.chmod(0o700 if path.suffix == ".sh" else 0o600)
+            (fresh / "link").symlink_to(tmp_path)
+        disk.write_whole(tmp_path / "a.txt", "x")
+        disk.append_jsonl(tmp_path / "b.jsonl", {})
+        with disk.lock(tmp_path / "lock", "busy"):
+            pass
+    finally:
+        os.umask(before)
+    found = {
+        path.name: path.stat().st_mode & 0o777
+        for path in [*(tmp_path / "model").rglob("*"), *tmp_path.iterdir()]
+        if not path.is_symlink()
+    }
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert found == {
+        "model": folder,
+        "inner": folder,
+        "run.sh": folder,
+        "model.safetensors": file,
+        "a.txt": file,
+        "b.jsonl": file,
+        "lock": file,
+    }

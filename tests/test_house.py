@@ -235,7 +235,8 @@ def test_ci_runs_the_two_commands() -> None:
     lines = [line.strip() for line in script.read_text("utf-8").splitlines()]
     commands = [line for line in lines if line.startswith("make ")]
     assert commands[:3] == ["make check", "make test", "make docs"]
-    (oldest,) = commands[3:]
+    assert commands[3:5] == ["make smoke", "make test-browser"]
+    (oldest,) = commands[5:]
     assert oldest == f"make test-oldest OLDEST_TORCH={pin_of('torch', 'constraints.txt')}"
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
     assert "run: .ci/run" in workflow

@@ -25,6 +25,7 @@ LONG = {
 # What Transformers asks a model class to define: its guides name these, private as they look.
 HOOKS = {
     "_init_weights",
+    "_keys_to_ignore_on_load_unexpected",
     "_keep_in_fp32_modules_strict",
     "_no_split_modules",
     "_skip_keys_device_placement",
@@ -53,8 +54,18 @@ OTHERS = {
         ),
         "operators without a public name; tests hold them equal to the plain form",
     ),
+    ("eval/harness/lm.py", "_loglikelihood_tokens"): "an abstract method of lm-eval's TemplateLM, "
+    "which its guide to models asks for",
     ("model/routers/base.py", "_apply"): "no public hook sees `.to(dtype)` of a parent module",
 }
+
+# Modules that need a package which `make setup` leaves out: looked into where it is there.
+EXTRA = {"eval/harness/lm.py": "lm_eval"}
+
+
+def can_import(path: Path) -> bool:
+    package = EXTRA.get(name_of(path))
+    return package is None or importlib.util.find_spec(package) is not None
 
 
 def name_of(path: Path) -> str:
@@ -219,7 +230,7 @@ def test_the_search_finds_what_it_should(code: str, found: list[str]) -> None:
 def test_no_private_method_of_others_is_overridden() -> None:
     found = set()
     for path in FILES:
-        if path.name == "__main__.py":
+        if path.name == "__main__.py" or not can_import(path):
             continue
         for node in ast.parse(path.read_text("utf-8")).body:
             if isinstance(node, ast.ClassDef) and node.bases:
@@ -254,7 +265,7 @@ def test_public_methods_have_docstrings_unless_they_override() -> None:
     """An override does what the method above it says; the linter cannot know which these are."""
     bare = []
     for path in FILES:
-        if path.name == "__main__.py":
+        if path.name == "__main__.py" or not can_import(path):
             continue
         module = importlib.import_module(module_of(path))
         for node in ast.parse(path.read_text("utf-8")).body:

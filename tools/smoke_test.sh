@@ -1,30 +1,54 @@
 #!/bin/sh
-# Install a built package into an empty environment and use it: tools/smoke_test.sh FILE.whl
-# A model is made, saved, loaded by Transformers and asked for text. Nothing of the checkout is used.
+# Install built packages into an empty environment, with the newest dependencies, and use them:
+#     tools/smoke_test.sh FILE.whl [FILE.tar.gz]
+#     tools/smoke_test.sh --beside VENV FILE.whl
+# From text to an answer over HTTP (tools/smoke_test.py); nothing of the checkout is used. The second
+# form is the quick one: the wheel alone, with the libraries that VENV has. pip's own settings hold:
+# PIP_CONSTRAINT=constraints.txt pins, PIP_EXTRA_INDEX_URL may name an index of small builds of torch.
 set -eu
 
-[ $# -eq 1 ] && [ -f "$1" ] || { echo "usage: tools/smoke_test.sh FILE.whl" >&2; exit 2; }
-package=$(cd "$(dirname "$1")" && pwd)/$(basename "$1")
+usage() { echo "usage: tools/smoke_test.sh [--beside VENV] FILE.whl [FILE.tar.gz]" >&2; exit 2; }
+path_of() { [ -f "$1" ] || usage; printf '%s/%s\n' "$(cd "$(dirname "$1")" && pwd)" "$(basename "$1")"; }
+
+beside=
+if [ "${1:-}" = --beside ]; then
+    [ $# -eq 3 ] && [ -x "$2/bin/python" ] || usage
+    beside=$(cd "$2" && pwd)
+    shift 2
+fi
+[ $# -ge 1 ] && [ $# -le 2 ] || usage
+wheel=$(path_of "$1")
+source=${2:+$(path_of "$2")}
+script=$(cd "$(dirname "$0")" && pwd)/smoke_test.py
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+unset PYTHONPATH
 cd "$folder"
 
-"${PYTHON:-python3}" -m venv empty
-empty/bin/python -m pip install --disable-pip-version-check -q "$package"
-empty/bin/mor version
-empty/bin/mor recipes
-empty/bin/python - <<'END'
-import mor
-import torch
-from transformers import AutoModelForCausalLM
+# What ran has to be what was installed.
+try() {
+    cp "$script" use.py
+    found=$("$1" -c 'import mor_command, mor; print(mor.__file__)')
+    case $found in "$folder"/*) ;; *) echo "smoke test: $found was used, not the package" >&2; exit 1 ;; esac
+    "$1" use.py
+}
 
-config = mor.MoRConfig(
-    vocab_size=64, hidden_size=32, intermediate_size=64, num_recursions=2,
-    num_recursion_layers=1, router="threshold",
-)
-mor.MoRForCausalLM(config).save_pretrained("model")
-model = AutoModelForCausalLM.from_pretrained("model")
-text = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=4, do_sample=False, pad_token_id=0)
-assert text.shape == (1, 7), text.shape
-print("the package works:", mor.__version__)
-END
+if [ -n "$beside" ]; then
+    # Ahead of what the environment has: PYTHONPATH comes before an editable install.
+    "$beside/bin/python" -m pip install --disable-pip-version-check -q --no-deps --target package "$wheel"
+    export PYTHONPATH="$folder/package"
+    try "$beside/bin/python"
+    exit
+fi
+
+"${PYTHON:-python3}" -m venv empty
+empty/bin/python -m pip install --disable-pip-version-check -q "$wheel[serve]"
+empty/bin/python -m pip check
+empty/bin/python -m pip freeze | grep -iE "^(torch|transformers|numpy|safetensors|fastapi)=="
+empty/bin/mor --version
+try "$folder/empty/bin/python"
+if [ -n "$source" ]; then
+    echo "==> the same from the source package"
+    empty/bin/python -m pip install --disable-pip-version-check -q --no-deps --force-reinstall "$source"
+    try "$folder/empty/bin/python"
+fi

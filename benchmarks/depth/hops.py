@@ -6,12 +6,13 @@
     mor train depth/hops-untied
     mor train depth/hops-two
     mor uptrain depth/hops-router depth/hops-joint depth/hops-mor depth/hops-final
-    mor eval runs/depth/NAME --data runs/depth/hops --batch-size 64 --out runs/depth/NAME/eval.json
-    python benchmarks/depth/hops.py collect runs/depth/hops-*     # benchmarks/results/depth.jsonl
+    mor eval runs/depth/NAME --data runs/depth/hops --batch-size 64
+    python benchmarks/depth/hops.py collect runs/depth/hops-*     # runs/bench/depth.jsonl
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
 
-A line holds the answers of one finished run (:mod:`mor.eval.answers`), its size, its training FLOPs
-and where it came from.
+``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
+which the picture is drawn unless told otherwise. A line holds the answers of one finished run
+(:mod:`mor.eval.answers`), its size, its training FLOPs and where it came from.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ def collect(folders: list[Path]) -> list[dict[str, Any]]:
     return lines
 
 
-def read_newest() -> dict[tuple[str, int], dict[str, Any]]:
+def read_newest(records: Path) -> dict[tuple[str, int], dict[str, Any]]:
     """The newest line of every (run, seed)."""
-    lines = [json.loads(text) for text in RESULTS.read_text("utf-8").splitlines()]
+    lines = [json.loads(text) for text in records.read_text("utf-8").splitlines()]
     return {(line["name"], line["seed"]): line for line in lines}
 
 
@@ -115,14 +116,17 @@ def main() -> None:
     """Collect lines, or draw them."""
     parser = argparse.ArgumentParser(description="results of the hops runs")
     commands = parser.add_subparsers(dest="what", required=True)
-    commands.add_parser("collect").add_argument("folders", nargs="+", type=Path)
-    commands.add_parser("draw")
+    collecting, drawing = commands.add_parser("collect"), commands.add_parser("draw")
+    collecting.add_argument("folders", nargs="+", type=Path)
+    collecting.add_argument("--records", type=Path, default=Path("runs/bench/depth.jsonl"))
+    drawing.add_argument("--records", type=Path, default=RESULTS)
     options = parser.parse_args()
     if options.what == "collect":
-        with RESULTS.open("a", encoding="utf-8") as file:
+        options.records.parent.mkdir(parents=True, exist_ok=True)
+        with options.records.open("a", encoding="utf-8") as file:
             for line in collect(options.folders):
                 file.write(json.dumps(line) + "\n")
-    found = read_newest()
+    found = read_newest(options.records)
     print_table(list(found.values()))
     if options.what == "draw":
         draw(found)

@@ -14,7 +14,7 @@
 Before 2 to 4 the tokens of the very models are compared once more, in float32 on the device.
 Answers have 128 tokens in the mean, half of the paper's; ``--scale 1`` is the paper's length.
 ``--minutes`` ends the run after the system that is being timed then; what was measured is kept.
-Results are appended to ``benchmarks/results/gpu_serving.jsonl``.
+Results are appended to ``runs/bench/gpu_serving.jsonl``.
 
 What the engine does not have on a GPU, so that these are no figures of what a GPU can do:
 no CUDA graphs and no compiled stages (each tick starts its kernels one by one from Python, and a
@@ -45,7 +45,7 @@ from mor.engine.attend import padded_attention
 from mor.errors import MorError
 
 ROOT = Path(__file__).parents[2]
-OUT = ROOT / "benchmarks/results/gpu_serving.jsonl"
+OUT = ROOT / "runs/bench/gpu_serving.jsonl"
 ROUTERS = ("fixed", "expert_choice", "threshold", "token_choice")
 KV_MODES = ("none", "recursive", "recursive_update")
 # The paper's "relative maximum" batch sizes, by R.
@@ -157,7 +157,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scale", type=float, default=0.5, help="of 256 tokens in the mean")
     parser.add_argument("--minutes", type=float, default=9.5, help="of all steps, about")
-    parser.add_argument("--out", type=Path, help=f"JSON lines; default {OUT.name}, on a GPU only")
+    parser.add_argument(
+        "--out", type=Path, help=f"JSON lines; default runs/bench/{OUT.name}, on a GPU only"
+    )
     parser.add_argument("--checks-only", action="store_true")
     args = parser.parse_args()
     try:

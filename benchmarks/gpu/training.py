@@ -11,7 +11,7 @@
    Transformers' Llama; MFU beside each.
 3. Memory: R = 2 against vanilla at equal tokens.
 
-Results are appended to ``benchmarks/results/gpu_training.jsonl``.
+Results are appended to ``runs/bench/gpu_training.jsonl``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.segments import Segments
 
 ROOT = Path(__file__).parents[2]
-OUT = "benchmarks/results/gpu_training.jsonl"
+OUT = "runs/bench/gpu_training.jsonl"
 
 
 def close(name: str, found: list[Tensor], wanted: list[Tensor], limit: float) -> None:

@@ -5,9 +5,10 @@
     python benchmarks/uptrain/evidence.py runs/evidence-gpu --device cuda --tokens 2.5e7 --batch 16
 
 Runs :data:`runs.RUNS` in order, each a run folder below FOLDER/runs, and appends to
-``benchmarks/results/uptrain.jsonl``: a line per evaluation (NLL of the Brown corpus in sequences as
-long as those trained on, against tokens, seconds and processor seconds) and a line per finished run
-(the same text in sequences of 512, as in the log's table of foldings). What is finished is left
+``FOLDER/uptrain.jsonl`` (``--out`` names another file, such as the tracked
+``benchmarks/results/uptrain.jsonl``): a line per evaluation (NLL of the Brown corpus in sequences
+as long as those trained on, against tokens, seconds and processor seconds) and a line per finished
+run (the same text in sequences of 512, as in the log's table of foldings). What is finished is left
 out, what was interrupted goes on: start it again at any time. ``--only NAME ...`` picks runs.
 ``--tokens`` is the length of the run ``window``; all others keep their proportion to it.
 """
@@ -25,8 +26,6 @@ from typing import Any
 
 from runs import LONG, RUNS, SHORT, Run
 
-RESULTS = Path(__file__).parents[1] / "results" / "uptrain.jsonl"
-
 
 def main() -> None:
     """Do what is left of the list."""
@@ -37,8 +36,9 @@ def main() -> None:
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch", type=int, default=1, help="sequences per step")
     parser.add_argument("--only", nargs="*", default=None)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, help="JSON lines; default FOLDER/uptrain.jsonl")
     args = parser.parse_args()
+    args.out = args.out or args.folder / "uptrain.jsonl"
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     warnings.simplefilter("ignore", UserWarning)  # thinning is meant
@@ -69,7 +69,7 @@ class Evidence:
 
     def write(self, row: dict[str, Any]) -> None:
         """Append a line."""
-        self.args.out.parent.mkdir(exist_ok=True)
+        self.args.out.parent.mkdir(parents=True, exist_ok=True)
         with self.args.out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 

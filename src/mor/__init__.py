@@ -1,7 +1,7 @@
 """mor: train, evaluate, generate with Mixture-of-Recursions language models (arXiv 2507.10524).
 
-``import mor`` registers :class:`MoRConfig` and :class:`MoRForCausalLM` with Transformers'
-AutoConfig and AutoModelForCausalLM.
+``import mor`` registers :class:`MoRConfig`, :class:`MoRForCausalLM` and the classes beside it with
+Transformers' Auto classes.
 """
 
 import sys
@@ -12,16 +12,27 @@ if TYPE_CHECKING:
     from mor.config import ConfigError, MoRConfig
     from mor.config.presets import preset
     from mor.errors import MorError
-    from mor.hf import MoRCache, MoRForCausalLM
+    from mor.hf import MoRBaseModel, MoRCache, MoRForCausalLM, MoRForSequenceClassification
 
 __version__ = "0.1.0"
-__all__ = ["ConfigError", "MoRCache", "MoRConfig", "MoRForCausalLM", "MorError", "preset"]
+__all__ = [
+    "ConfigError",
+    "MoRBaseModel",
+    "MoRCache",
+    "MoRConfig",
+    "MoRForCausalLM",
+    "MoRForSequenceClassification",
+    "MorError",
+    "preset",
+]
 
 _HOMES = {
     "ConfigError": "mor.errors",
+    "MoRBaseModel": "mor.hf",
     "MoRCache": "mor.hf",
     "MoRConfig": "mor.config",
     "MoRForCausalLM": "mor.hf",
+    "MoRForSequenceClassification": "mor.hf",
     "MorError": "mor.errors",
     "preset": "mor.config.presets",
 }

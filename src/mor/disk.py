@@ -124,8 +124,21 @@ def flush(path: Path) -> None:
 # Folders ----------------------------------------------------------------------------------------
 
 
+def share_tree(folder: Path) -> None:
+    """Let who may use ``folder`` use what is in it: its rights are those that the umask gave.
+
+    Some libraries write a file for its owner alone, whatever the umask says: safetensors does.
+    """
+    rights = folder.stat().st_mode
+    for path in folder.rglob("*"):
+        if not path.is_symlink():
+            also = 0o777 if path.is_dir() else 0o666 | (path.stat().st_mode & 0o100 and 0o111)
+            path.chmod(rights & also)
+
+
 def flush_tree(folder: Path) -> None:
-    """Have the system write every file and folder under ``folder`` to the disk."""
+    """Give all under ``folder`` its rights, and have the system write it to the disk."""
+    share_tree(folder)
     for path in [*folder.rglob("*"), folder]:
         flush(path)
 
@@ -194,7 +207,7 @@ def lock(path: Path, busy: str, patience_s: float = 0.0) -> Iterator[None]:
     except ImportError:  # Windows: two processes at once are then the user's to avoid
         yield
         return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT)
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT, 0o666)
     try:
         until = time.monotonic() + patience_s
         while True:

@@ -1,4 +1,4 @@
-"""The one base class of every error that a user's input can cause, and how a name is corrected."""
+"""The base class of every error that a user's input can cause, and what hints are made of."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ class Interrupted(MorError):
 
 class ConfigError(MorError, ValueError):
     """A field of a model's configuration is wrong; the message names it and what would be right."""
+
+
+def install_hint(extra: str) -> str:
+    """What to type to get the packages of an extra of ours, in any shell.
+
+    The one place that says it. No package index has ``mor`` yet: it comes from a checkout.
+    The quotes are for shells that take ``[...]`` for a pattern, zsh among them.
+    """
+    return f"pip install -e '.[{extra}]' in a checkout of mor"
+
+
+def missing_package(what: str, package: str, extra: str) -> MorError:
+    """The error to raise where a package of an extra is not installed."""
+    return MorError(f"{what} the package {package}, which is not installed: {install_hint(extra)}")
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -23,6 +23,7 @@ from mor.errors import MorError
 RECIPE, LOG, SUMMARY, EVAL = "recipe.yaml", "log.jsonl", "summary.json", "eval.json"
 MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
+ADAPTER = "adapter_config.json"
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 
 
@@ -49,6 +50,9 @@ def model_folder(path: Path) -> Path:
         raise MorError(f"model folder {str(path)!r} does not exist")
     config = beside_model(path, CONFIG)
     if config is None:
+        adapter = beside_model(path, ADAPTER)
+        if adapter is not None:
+            raise MorError(_adapter(adapter))
         raise MorError(
             f"{path} is no model folder: {CONFIG} is missing; nor is it that of a finished run"
         )
@@ -64,6 +68,20 @@ def model_folder(path: Path) -> Path:
             f"mor convert llama {config.parent} --out DIR"
         )
     return config.parent
+
+
+def _adapter(config: Path) -> str:
+    """What to say to somebody who gives a PEFT adapter for a model."""
+    try:
+        told = json.loads(config.read_text(encoding="utf-8"))
+        kind, base = told.get("peft_type"), told.get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        kind = base = None
+    return (
+        f"{config.parent} is a PEFT adapter ({kind}) of {base!r} and no model folder; merge it "
+        f"first: PeftModel.from_pretrained(MODEL, {str(config.parent)!r}).merge_and_unload()"
+        ".save_pretrained(DIR), MODEL being that model loaded"
+    )
 
 
 def beside_model(path: Path, name: str) -> Path | None:

@@ -245,6 +245,28 @@ def test_dry_run(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
 MEMORY = "memory of a device, estimated"
 
 
+def test_dry_run_before_the_data_is_there(mor_: Mor, recipe: Path, tmp_path: Path) -> None:
+    """The paper's recipes plan on any machine; what is assumed is said."""
+    absent = tmp_path / "absent"
+    words = ("train", "paper/360m-expert-3", "--set", f"data.path={absent}", "--dry-run")
+    rows = rows_of(mor_(*words).out)
+    assert rows["steps"] == "14,161"
+    assert rows["data"] == f"{absent}: not there; vocabulary 49,152, assumed, that of preset 360m"
+    tokens = f"{14161 * 1024 * 2048:,} tokens"
+    assert rows["passes over the data"].startswith(f"1.00 assumed, of {tokens} (--data-tokens N")
+    given = rows_of(mor_(*words, "--data-tokens", 15_000_000_000).out)
+    assert given["passes over the data"] == "1.98, of 15,000,000,000 tokens as given"
+    assert "absent does not exist" in mor_(*words, "--measure").error
+    assert "belongs to --dry-run" in mor_("train", recipe, "--data-tokens", 9).error
+    assert "its tokens are counted" in mor_("train", recipe, "--dry-run", "--data-tokens", 9).error
+    demo = ("train", "demo/threshold", "--set", f"data.path={absent}", "--dry-run")
+    assert rows_of(mor_(*demo).out)["data"] == f"{absent}: not there; vocabulary 4,096, assumed"
+    # What is there and broken is no data to come.
+    absent.mkdir()
+    assert "is not a prepared data folder" in mor_(*words).error
+    assert "does not exist" in mor_("train", "paper/360m-expert-3").error
+
+
 def test_dry_run_with_a_log_and_with_a_probe(mor_: Mor, recipe: Path, run: Path) -> None:
     """It says which of the two its time comes from."""
     rows = rows_of(mor_("train", recipe, "--set", "train.budget.steps=9", "--dry-run").out)
@@ -483,6 +505,7 @@ def test_sampling_follows_the_seed(mor_: Mor, run: Path) -> None:
     assert ids("--seed", 1) != ids("--seed", 2)
     assert ids("--top-k", 1, "--seed", 1) == ids("--greedy")
     assert ids("--temperature", 0.001, "--min-p", 0.5) == ids("--greedy")
+    assert ids("--temperature", 0) == ids("--greedy")
 
 
 def test_max_depth(mor_: Mor, run: Path) -> None:
@@ -526,7 +549,8 @@ def test_a_tokenizer_of_another_model(mor_: Mor, run: Path, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     "option",
     [
-        ("--temperature", 0),
+        ("--temperature", -1),
+        ("--temperature", 1e-9),
         ("--temperature", "inf"),
         ("--max-new-tokens", 0),
         ("--top-p", 2),

@@ -201,4 +201,5 @@ def test_without_the_extra(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setitem(sys.modules, "fastapi", None)
     done = CliRunner().invoke(app, ["serve", str(folder)])
     assert isinstance(done.exception, MorError)
-    assert "mixture-of-recursions[serve]" in str(done.exception)
+    assert "package fastapi" in str(done.exception)
+    assert "pip install -e '.[serve]'" in str(done.exception)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from mor.data import Document, iter_documents
 from mor.data.documents import decode_text
+from mor.data.files import documents_of
 from mor.errors import MorError
 
 
@@ -130,3 +132,41 @@ def test_unreadable_file_is_named(tmp_path: Path) -> None:
     os.symlink(tmp_path / "gone", tmp_path / "link.txt")
     with pytest.raises(MorError, match=r"cannot read .*link\.txt: No such file"):
         list(iter_documents(tmp_path))
+
+
+def test_an_array_is_read_as_its_objects(tmp_path: Path) -> None:
+    rows = [{"text": "one"}, {"text": ""}, {"text": "th\u00e9e", "id": 3}]
+    written = "\ufeff \n" + json.dumps(rows, indent=2)
+    (tmp_path / "a.json").write_text(written, encoding="utf-8")
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(json.dumps(rows).encode()))
+    (tmp_path / "config.json").write_text(json.dumps({"text": "no document"}))
+    found = list(iter_documents(tmp_path))
+    assert [document.name for document in found] == [
+        f"{name}:{number}" for name in ("a.json", "b.json.gz") for number in (1, 2, 3)
+    ]
+    assert [document.text for document in found] == ["one", "", "th\u00e9e"] * 2
+    assert list(documents_of(tmp_path / "a.json", "a", "text", skip=2)) == [
+        Document("a:3", "th\u00e9e")
+    ]
+
+
+def test_json_by_its_own_name_may_hold_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"text": "one"}\n\n{"text": "two"}\n')
+    assert [document.text for document in iter_documents(tmp_path / "a.json")] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'[{"text": "a"}, {"text": ', r"a\.json is not valid JSON"),
+        (b"[" * 100_000, r"a\.json is not valid JSON"),
+        (b'["a"]', r"a\.json:1 holds a JSON str, expected an object"),
+        (b'[{"text": "a"}, {"body": "a"}]', r"a\.json:2 has no field 'text'; its fields: 'body'"),
+        (b'[{"text": "\xff"}]', r"a\.json is not UTF-8: byte 0xff at offset 11"),
+        (b'{\n "text": "a"\n}', r"a\.json:1 is not valid JSON"),
+    ],
+)
+def test_bad_arrays_are_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(MorError, match=message):
+        list(iter_documents(tmp_path / "a.json"))

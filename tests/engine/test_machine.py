@@ -33,7 +33,8 @@ def oracle_of(router: str, kv_sharing: str) -> Oracle:
 
 
 def prompt(number: int) -> list[int]:
-    return random_ids(number, 1 + number % 11).tolist()
+    """Of three texts, as far as it goes: many begin alike."""
+    return random_ids(number % 3, 11).tolist()[: 1 + number % 11]
 
 
 class Serving(RuleBasedStateMachine):
@@ -48,10 +49,11 @@ class Serving(RuleBasedStateMachine):
         min_gather=st.integers(1, 5),
         tokens=st.integers(20, 60),
         policy=st.sampled_from(["refill", "refill", "no_refill"]),
+        prefix_caching=st.sampled_from([True, True, False]),
     )
     def build(
         self, kind: Any, page_size: int, max_num_seqs: int, residents: int, chunk: int,
-        min_gather: int, tokens: int, policy: Any,
+        min_gather: int, tokens: int, policy: Any, prefix_caching: bool,
     ) -> None:  # fmt: skip
         self.oracle = oracle_of(*kind)
         config = self.oracle.model.config
@@ -59,12 +61,24 @@ class Serving(RuleBasedStateMachine):
             self.oracle.model, page_size=page_size, max_num_seqs=max_num_seqs,
             max_residents=residents, prefill_chunk=chunk, min_gather=min_gather, max_model_len=20,
             num_pages=pages_for(config, tokens, 3, page_size), policy=policy,
+            prefix_caching=prefix_caching,
         )  # fmt: skip
         self.asked: dict[str, int] = {}
+        self.said: list[tuple[int, ...]] = []
 
     @rule(number=st.integers(0, 12), new=st.integers(1, 8), n=st.integers(1, 2))
     def add(self, number: int, new: int, n: int) -> None:
         self.asked[self.engine.add_request(prompt(number), greedy(new, n=n))] = new
+
+    @rule(data=st.data(), more=st.lists(st.integers(0, 60), max_size=3), new=st.integers(1, 4))
+    def next_turn(self, data: st.DataObject, more: list[int], new: int) -> None:
+        if self.said:
+            ids = [*data.draw(st.sampled_from(self.said)), *more][:16]
+            self.asked[self.engine.add_request(ids, greedy(new))] = new
+
+    @rule()
+    def forget(self) -> None:
+        self.engine.forget_prefixes()
 
     def _step(self) -> None:
         for output in self.engine.step():
@@ -74,6 +88,8 @@ class Serving(RuleBasedStateMachine):
                 assert list(completion.token_ids) == wanted[: len(completion.token_ids)]
             if output.finished:
                 self.oracle.check(output, self.asked.pop(output.request_id))
+                answer = output.completions[0].token_ids
+                self.said.append(output.prompt_token_ids + answer)
         self.engine.check_integrity()
 
     @rule(times=st.integers(1, 8))
@@ -139,6 +155,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations() -> None:
                     wanted = oracle.tokens(output.prompt_token_ids, new)
                     assert list(output.completions[0].token_ids) == wanted
         engine.check_integrity()
+    assert engine.stats.reused_tokens > 1000
     assert engine.stats.preemptions > 50
     assert engine.stats.aborted > 50
     assert finished > 200

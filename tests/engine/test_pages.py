@@ -17,6 +17,7 @@ from mor.errors import MorError
 from tests.strategies import configs, small_config
 
 CPU = torch.device("cpu")
+PAGES = 640  # enough for the largest example: 4 rows of 40 tokens, a page each, in 4 layers
 
 
 def pool_of(pages: int, page_size: int) -> PagePool:
@@ -31,7 +32,7 @@ def pool_of(pages: int, page_size: int) -> PagePool:
 def test_pages_are_owned_once_and_slots_never_meet(
     page_size: int, layers: int, steps: list[tuple[int, int, bool]]
 ) -> None:
-    pool = pool_of(200, page_size)
+    pool = pool_of(PAGES, page_size)
     tables = [PageTables(pool, 4, layers, 40), PageTables(pool, 4, 1, 40)]
     for row, more, release in steps:
         for table in tables:
@@ -50,12 +51,12 @@ def test_pages_are_owned_once_and_slots_never_meet(
                 rows = torch.full((length,), own)
                 slots += table.slots(rows, torch.arange(length)).flatten().tolist()
         assert len(set(slots)) == len(slots)
-        assert all(0 <= slot < 200 * page_size for slot in slots)
+        assert all(0 <= slot < PAGES * page_size for slot in slots)
     for table in tables:
         for row in range(4):
             table.release(row)
     check_pages(pool, tables, [[0, 1, 2, 3]] * 2)
-    assert pool.free == 200
+    assert pool.free == PAGES
 
 
 def lose(pool: PagePool, table: PageTables) -> None:

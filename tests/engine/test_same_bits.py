@@ -37,13 +37,15 @@ def check(
     asked: list[SamplingParams] | None = None,
     quantization: Any = None,
     threads: int = 1,
+    kv_cache_dtype: Any = "auto",
 ) -> None:
     """All of a request's numbers, in batches of many shapes, and alone on one thread."""
     model = make_model(config)
     asked = asked or [greedy(5, logprobs=3)] * REQUESTS
 
     def run(which: range, **knobs: Any) -> list[Completion]:
-        engine = Engine(model, quantization=quantization, max_model_len=64, **knobs)
+        options = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+        engine = Engine(model, max_model_len=64, **options, **knobs)
         outputs = engine.generate([PROMPTS[i] for i in which], [asked[i] for i in which])
         return [output.completions[0] for output in outputs]
 
@@ -111,6 +113,13 @@ def test_shared_keys_and_values(kv_sharing: str, router: str) -> None:
 @pytest.mark.parametrize("sharing", ["sequence", "middle_sequence"])
 def test_layers_repeated_one_by_one(sharing: str) -> None:
     check(small_config("fixed", head_dim=16, sharing=sharing, num_recursion_layers=2))
+
+
+@needs_kernels
+@pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update"])
+def test_smaller_entries(kv_sharing: str, kv_cache_dtype: str) -> None:
+    check(small_config("threshold", kv_sharing, head_dim=16), kv_cache_dtype=kv_cache_dtype)
 
 
 @needs_kernels

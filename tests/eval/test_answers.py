@@ -11,6 +11,7 @@ import torch
 from mor import MoRForCausalLM
 from mor.data import PackedDataset, prepare
 from mor.errors import MorError
+from mor.eval import evaluate
 from mor.eval.answers import rank_correlation, score_answers
 from mor.model.routers.forced import forced_depths
 from tests.strategies import ROUTED, make_model, small_config
@@ -107,3 +108,21 @@ def test_rank_correlation() -> None:
     assert rank_correlation(rank, np.ones(4)) is None
     # 1.5, 1.5, 3, 4 against 1, 2, 3, 4
     assert rank_correlation(rank, np.array([1, 1, 2, 3])) == pytest.approx(0.9486833)
+
+
+def test_an_evaluation_reads_the_answers_off_its_own_passes(
+    hops: PackedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, calls = routed(hops, "threshold"), []
+    forward = type(model.model).forward
+
+    def counted(self: object, *args: object, **options: object) -> object:
+        calls.append(options.get("max_depth"))
+        return forward(self, *args, **options)  # type: ignore[arg-type]
+
+    alone = score_answers(model, hops, max_sequences=8, batch_size=8)
+    monkeypatch.setattr(type(model.model), "forward", counted)
+    result = evaluate(model, hops, max_sequences=8, batch_size=8)
+    assert result["answers"] == alone
+    # One batch: the three caps and training's rule, then twice for routes by chance.
+    assert calls == [1, 2, 3, None, None, None]

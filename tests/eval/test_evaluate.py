@@ -19,7 +19,8 @@ from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.evaluate import token_texts
 from mor.eval.exits import score_passes
-from mor.eval.passes import run_pass
+from mor.eval.passes import run_pass, token_nll
+from mor.model.routers.forced import forced_depths
 from mor.ops import native
 from tests.strategies import ROUTERS, make_model, random_ids, small_config
 from tests.tiny import SEQ_LEN
@@ -126,6 +127,24 @@ def test_the_leaky_number_and_its_gap(router: str, dataset: PackedDataset) -> No
     assert found["leaky"]["mean_depth"] == pytest.approx(sum(depths) / len(depths))
     assert found["gap"] == pytest.approx(found["causal"]["nll"] - nll, abs=1e-5)
     assert found["gap"] != 0
+
+
+def test_the_same_depths_dealt_out_by_chance(dataset: PackedDataset) -> None:
+    model = model_of("expert_choice", dataset)
+    count = len(dataset)
+    found = evaluate(model, dataset, batch_size=count)
+    ids = torch.stack([dataset[i]["input_ids"] for i in range(count)])
+    with torch.no_grad():
+        depths = model(ids, use_cache=False, routing="causal").depths
+    assert len(depths.unique()) > 1
+    deal = torch.randperm(depths.numel(), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad(), forced_depths(model.model, depths.flatten()[deal].view_as(depths)):
+        dealt = model(ids, use_cache=False, routing="causal")
+    assert torch.equal(dealt.depths.flatten().sort()[0], depths.flatten().sort()[0])
+    expected = float(token_nll(dealt.logits, ids).double().mean())
+    assert found["random_routes_nll"] == pytest.approx(expected, rel=1e-6)
+    assert found["random_routes_nll"] != found["causal"]["nll"]
+    assert evaluate(model_of("fixed", dataset), dataset)["random_routes_nll"] is None
 
 
 @pytest.mark.parametrize("router", ["fixed", "token_choice"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch.utils.data import Dataset
 from mor.data import PackedDataset
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
-from mor.eval import evaluate
+from mor.eval import calibrate, evaluate
+from mor.eval.calibrate import count_ticks
 from mor.eval.levels import FILE, Level, Levels, calibrate_levels, load_levels
 from tests.strategies import make_model, small_config
 from tests.tiny import SEQ_LEN
@@ -72,3 +74,32 @@ def test_what_is_refused(dataset: Any) -> None:
         calibrate_levels(model, dataset, max_sequences=2)
     with pytest.raises(MorError, match="above 0"):
         calibrate_levels(model, dataset, factors=(0.0, 1.0))
+
+
+def test_levels_share_their_passes_and_tell_how_far_they_are(
+    dataset: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Depth 1 is asked about once for all levels, and no pass makes logits."""
+    model = make_model(small_config("threshold", vocab_size=dataset.index.vocab_size), 1)
+    alone = [
+        calibrate(
+            copy.deepcopy(model), dataset, max_sequences=8, capacities=[1.0, 2 * c / 3, c / 3]
+        )
+        for c in (0.5, 1.0, 1.4)
+    ]
+    passes: list[int] = []
+    forward = type(model.model).forward
+
+    def counted(self: Any, *args: Any, **options: Any) -> Any:
+        passes.append(options["max_depth"])
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(type(model.model), "forward", counted)
+    monkeypatch.setattr(type(model), "forward", None)  # logits
+    ticks: list[int] = []
+    levels = calibrate_levels(
+        model, dataset, factors=(0.5, 1.0, 1.4), max_sequences=8, tick=lambda: ticks.append(1)
+    )
+    assert passes == [2, 3, 3, 3]
+    assert len(ticks) == 3 * count_ticks(model.config.router_capacities, 8, 8) == 6
+    assert [list(level.boundaries) for level in levels.levels] == alone

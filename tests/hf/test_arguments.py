@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import DataCollatorWithFlattening, DynamicCache
+from transformers import DataCollatorWithFlattening, DynamicCache, StaticCache
 from transformers.generation.utils import ALL_CACHE_NAMES
 from transformers.utils import TransformersKwargs
 
@@ -76,8 +76,9 @@ def test_two_caches_and_foreign_caches_are_refused(model: MoRForCausalLM) -> Non
     with pytest.raises(ArgumentError, match="two names of one argument"):
         model(IDS, cache=one, past_key_values=other)
     for name in CACHE_NAMES:
-        with pytest.raises(ValueError, match=f"{name} is a DynamicCache; .* use MoRCache"):
-            model(IDS, **{name: DynamicCache()})
+        for foreign in (StaticCache(model.config, max_cache_len=8), DynamicCache(offloading=True)):
+            with pytest.raises(ValueError, match=f"{name} is a .*Cache; .* use MoRCache"):
+                model(IDS, **{name: foreign})
 
 
 def test_a_cache_without_layer_objects_says_what_it_is(model: MoRForCausalLM) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.testing import assert_close
-from transformers import DynamicCache
+from transformers import StaticCache
 from transformers.cache_utils import Cache
 
 from mor import MoRCache, MoRForCausalLM
@@ -134,8 +134,9 @@ def test_a_copy_is_another_cache() -> None:
 
 def test_a_foreign_cache_is_refused() -> None:
     model = make_model(small_config("fixed"))
-    with pytest.raises(ValueError, match="past_key_values is a DynamicCache"):
-        model(random_ids(0, 1, 3), past_key_values=DynamicCache())
+    static = StaticCache(model.config, max_cache_len=8)
+    with pytest.raises(ValueError, match="past_key_values is a StaticCache"):
+        model(random_ids(0, 1, 3), past_key_values=static)
 
 
 def test_training_and_labels_keep_no_cache() -> None:

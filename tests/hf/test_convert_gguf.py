@@ -248,7 +248,7 @@ def test_without_the_library_the_extra_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(MorError, match=r"pip install 'mixture-of-recursions\[gguf\]'"):
+    with pytest.raises(MorError, match=r"package gguf.*pip install -e '\.\[gguf\]'"):
         convert_gguf(tmp_path / "tiny.gguf", tmp_path / "out")
 
 

@@ -90,7 +90,7 @@ NORM = "model.norm.weight"
         (lambda f: (f / "config.json").write_text("[]"), "is not a JSON object"),
         (fields(model_type="llama"), "model_type='llama', not 'mor'; convert it first: mor conv"),
         (fields(router_capacities=[0.1, 0.5, 1.0]), "config.json: router_capacities=[0.1, 0.5"),
-        (fields(router_capacities="all"), "cannot be read"),
+        (fields(router_capacities="all"), "router_capacities='all' must be a list of 3 numbers"),
         (fields(hidden_size="wide"), "hidden_size='wide'"),
         (cut("model.safetensors", 0.9), "damaged or cut short"),
         (cut("model.safetensors", 0.0), "damaged or cut short"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -178,3 +179,35 @@ def test_prompts_of_many_chunks() -> None:
     prompts = [random_ids(i, length).tolist() for i, length in enumerate((150, 64, 65, 200))]
     for output in engine.generate(prompts, greedy()):
         oracle.check(output, 8)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"relaxation": "lora"}, {"tie_word_embeddings": False}, {"hidden_size": 40}],
+)
+@pytest.mark.parametrize("quantization", [None, "int8"])
+def test_plain_weights_can_be_released(fields: dict[str, Any], quantization: Any) -> None:
+    """Answers stay; what is left are the embedding, norms, router, and what relaxes sharing."""
+    model, twin = (make_model(small_config("threshold", head_dim=16, **fields)) for _ in range(2))
+    engine = Engine(
+        model, quantization=quantization, max_model_len=64, release_weights=True, page_size=3
+    )
+    oracle = Oracle(serving_copy(twin, quantization))
+    for output in engine.generate([random_ids(i, 2 + 3 * i).tolist() for i in range(3)], greedy()):
+        oracle.check(output, 8)
+    kept = {name for name, weight in model.named_parameters() if weight.numel()}
+    released = {name for name, weight in model.named_parameters() if not weight.numel()}
+    assert all("_proj.weight" in name or "lm_head" in name for name in released)
+    assert not any(name.endswith("_proj.weight") for name in kept)
+    if fields.get("tie_word_embeddings") is False:
+        assert "model.lm_head.weight" in released
+    view, attend = engine.runner.model, SimpleNamespace(needs_kv=lambda layer: True)
+    hidden, rope = torch.randn(1, 2, model.config.hidden_size), model.model.rope
+    with pytest.raises(MorError, match=f"{quantization or 'packed'} weights take float32"):
+        view.block[0](hidden, rope(torch.arange(2)[None], torch.float32), attend, 0)
+
+
+def test_a_given_model_is_left_alone() -> None:
+    model = make_model(small_config("threshold", head_dim=16))
+    Engine(model, max_model_len=64)
+    assert all(weight.numel() for weight in model.parameters())

@@ -103,5 +103,5 @@ def test_missing_matplotlib_names_the_extra(
     four_runs: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(MorError, match=r"pip install mixture-of-recursions\[report\]"):
+    with pytest.raises(MorError, match=r"matplotlib, .*pip install -e '\.\[report\]'"):
         plots.draw_plots(load_runs(four_runs))

@@ -145,7 +145,8 @@ def test_the_event_loop_does_not_wait_for_a_tick(slow: Live) -> None:
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_tick_that_fails(stream: bool) -> None:
     engine = slow_engine()
-    with serving(engine, drain_seconds=0.0) as live, live.http() as client:
+    options: dict[str, Any] = {"drain_seconds": 0.0, "max_restarts": 0}
+    with serving(engine, **options) as live, live.http() as client:
         with ThreadPoolExecutor() as pool:
             body = LONG | {"stream": stream}
             running = [pool.submit(client.post, "/v1/completions", json=body) for _ in range(3)]

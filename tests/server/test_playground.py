@@ -17,9 +17,7 @@ BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stab
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip(
-        "playwright.sync_api", reason="no playwright: pip install -e '.[browser]'"
-    )
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: make test-browser")
     found = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.skip(f"no Chromium on this machine: none of {', '.join(BROWSERS)} in PATH")

@@ -11,7 +11,7 @@ from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, 
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
-from mor import MorError, MoRForCausalLM
+from mor import MoRForCausalLM
 from mor.data import PackedDataset
 from mor.eval import calibrate
 from mor.hf.load import load_model
@@ -199,12 +199,32 @@ def test_a_learned_prompt_stays_in_the_cache(router: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, on caches and positions
-def test_a_learned_prefix_is_refused() -> None:
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
+@pytest.mark.parametrize("router", ["fixed", "expert_choice"])
+def test_a_learned_prefix_trains_and_generates(router: str, kv_sharing: str) -> None:
     tuning = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    model = get_peft_model(make_model(small_config("fixed")), tuning).eval()
-    for call in (model, model.generate):
-        with pytest.raises(MorError, match="is a DynamicCache; MoR caches per depth"):
-            call(input_ids=IDS, attention_mask=torch.ones_like(IDS))
+    model = get_peft_model(make_model(small_config(router, kv_sharing)), tuning)
+    mask = torch.ones_like(IDS)
+    before = logits_of(model)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1.0)
+    losses = []
+    for _ in range(4):
+        loss = model.train()(input_ids=IDS, attention_mask=mask, labels=IDS).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss))
+    assert losses[-1] < losses[0]
+    assert not torch.allclose(logits_of(model), before)
+    found = model.generate(
+        input_ids=IDS, attention_mask=mask, max_new_tokens=4, do_sample=False, pad_token_id=0
+    )
+    ids = IDS
+    for _ in range(4):  # without a cache of what went before
+        with torch.no_grad():
+            logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        ids = torch.cat((ids, logits[:, -1:].argmax(-1)), 1)
+    assert torch.equal(found, ids)
 
 
 def test_a_merged_router_follows_a_new_capacity(data: Path) -> None:

@@ -103,6 +103,15 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"train__dtype": "float16"}, ["train.dtype='float16'", "'bfloat16'"]),
         ({"train__warmup_fraction": 0.9}, ["warmup_fraction=0.9", "add up to at most 1"]),
         ({"train__report_to": ["wandbb"]}, ["report_to=['wandbb']", "did you mean 'wandb'?"]),
+        ({"train__report_to": "wandbb"}, ["train.report_to", "did you mean 'wandb'?"]),
+        ({"train__report_to": 3}, ["train.report_to", "string"]),
+        ({"train__branches": {"steps": 0}}, ["train.branches", "steps"]),
+        ({"train__keep_steps": "soon"}, ["train.keep_steps", "integer"]),
+        (
+            {"data__path": ..., "data__mixture": {"path": "a", "wieght": 1}},
+            ["data.mixture", "did you mean 'weight'?"],
+        ),
+        ({"train__depth_schedule": 3}, ["train.depth_schedule"]),
         ({"train__budget": {}}, ["train.budget", "exactly one", "none"]),
         ({"train__budget": {"steps": 1, "tokens": 5}}, ["exactly one", "steps=1 and tokens=5"]),
         ({"train__budget": {"steps": 0}}, ["train.budget.steps=0"]),
@@ -277,3 +286,20 @@ def recipes(draw: st.DrawFn) -> Recipe:
 def test_what_is_written_is_read_back(recipe: Recipe) -> None:
     assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
     assert parse_recipe(recipe.model_dump()) == recipe
+
+
+def test_a_list_of_one_needs_no_brackets(tmp_path: Path) -> None:
+    raw = tiny_fields(tmp_path, tmp_path / "out")
+    raw["train"] |= {"report_to": "wandb", "keep_steps": 3, "branches": {"steps": 4}}
+    raw["data"].pop("path")
+    raw["data"]["mixture"] = {"path": "a", "weight": 1.0}
+    recipe = parse_recipe(raw)
+    assert recipe.train.report_to == ["wandb"]
+    assert recipe.train.keep_steps == [3]
+    assert [budget.steps for budget in recipe.train.branches] == [4]
+    assert recipe.data.mixture is not None
+    assert [str(part.path) for part in recipe.data.mixture] == ["a"]
+    for none in ("none", ["none"], []):
+        raw["train"]["report_to"] = none
+        assert parse_recipe(raw).train.report_to == []
+    assert raw["train"]["keep_steps"] == 3  # what was given is left as it was

@@ -59,7 +59,9 @@ class EngineSystem:
         """
         clients, sizes = workload.sizes(self.config.num_recursions, self.saves_depth)
         longest = min(workload.longest, self.config.max_position_embeddings)
-        options = sizes | {"max_model_len": longest} | self.options
+        # Every prompt is computed: a workload that is run twice must not find itself in the cache.
+        fixed = {"max_model_len": longest, "prefix_caching": False}
+        options = sizes | fixed | self.options
         if self._engine is None or self._engine[0] != options:
             self._engine = None  # give the old pool back before the new one is taken
             self._engine = options, Engine(self.model, **options)

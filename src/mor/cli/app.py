@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
 import mor
 from mor.cli.lazy import LazyGroup
+from mor.cli.ranks import first_rank, rank
 from mor.errors import Interrupted, MorError
 
 app = typer.Typer(
@@ -52,7 +54,8 @@ def fail(message: str) -> None:
     from rich.text import Text
 
     console = Console(stderr=True, soft_wrap=True, highlight=False)
-    console.print(Text("error: ", style="red") + Text(" ".join(message.split()), style="default"))
+    whose = "error: " if first_rank() else f"error on rank {rank()}: "
+    console.print(Text(whose, style="red") + Text(" ".join(message.split()), style="default"))
 
 
 def main() -> None:
@@ -63,12 +66,15 @@ def main() -> None:
     traceback, and Transformers says what it has to say.
     """
     debug = bool(os.environ.get("MOR_DEBUG"))
+    if not first_rank() and not sys.warnoptions:
+        warnings.simplefilter("ignore")  # the first rank shows them
     try:
         app()
     except (MorError, ValueError, OSError) as error:
         if debug:
             raise
-        fail(str(error) or type(error).__name__)
+        if first_rank() or not isinstance(error, Interrupted):  # all ranks stop when asked to
+            fail(str(error) or type(error).__name__)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
     except KeyboardInterrupt:
         if debug:

@@ -83,7 +83,7 @@ def serve(
     device: Annotated[str, typer.Option(help="of our systems: cpu, cuda, cuda:N")] = "cpu",
     dtype: Annotated[str, typer.Option(help="of our systems: float32, bfloat16")] = "float32",
     out: Annotated[Path | None, typer.Option(help="JSON lines to append to")] = Path(
-        "benchmarks/results/serve.jsonl"
+        "runs/bench/serve.jsonl"
     ),
     markdown_file: Annotated[
         Path | None, typer.Option("--markdown", help="file for the table in Markdown")

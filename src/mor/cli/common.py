@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from mor.config import MoRConfig
 from mor.data import DataIndex
@@ -44,6 +48,32 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
         bos = model_bos(MoRConfig.from_pretrained(found.parent), ours)
         check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
     return load_data_tokenizer(index.tokenizer_dir) if ours is None else ours
+
+
+@contextmanager
+def show_progress(label: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar on standard error where that is a terminal, else a line every fifth.
+
+    Args:
+        label: what is being done.
+        total: steps of the whole work.
+
+    Yields:
+        What to call after each step.
+    """
+    console = Console(stderr=True, highlight=False)
+    done = 0
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(label, total=total)
+
+        def tick() -> None:
+            nonlocal done
+            done += 1
+            bar.advance(task)
+            if not console.is_terminal and done * 5 // total > (done - 1) * 5 // total:
+                console.print(f"{label}: {done * 100 // total}%")
+
+        yield tick
 
 
 def write_json(path: Path, content: Any) -> None:

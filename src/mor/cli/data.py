@@ -22,7 +22,7 @@ def prepare(
     source: Annotated[
         str,
         typer.Argument(
-            help="'shakespeare', 'english', a file or folder (.txt, .md, .jsonl, .parquet), "
+            help="'shakespeare', 'english', a file or folder (.txt, .md, .jsonl, .json, .parquet), "
             "task:NAME or hf:NAME"
         ),
     ],

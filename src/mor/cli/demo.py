@@ -23,6 +23,7 @@ from mor.eval.evaluate import token_texts
 from mor.hf.generate import generate_with_depths
 from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
+from mor.report.style import require_matplotlib
 from mor.run_files import EVAL, RECIPE, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
 
@@ -46,6 +47,7 @@ def demo(
 
     Safe to run again: what is there and was made by the same recipe is kept.
     """
+    require_matplotlib()  # before minutes of training, not after them
     step("1/5 depth at work: a small model that ships")
     show_depth_at_work(out, console)
     step(f"2/5 data: {source}")
@@ -129,7 +131,7 @@ def evaluate_twin(run: Path, data: Path) -> None:
     seq_len = sequence_length(run, model.config, None)
     result = run_evaluation(model, tokenizer, data, "validation", seq_len, 256, 16)
     write_json(result_path, result)
-    console.print(f"{run.name}: causal NLL {result['causal']['nll']:.4f}")
+    console.print(f"{run.name}: causal NLL {result['causal']['nll']:z.4f}")
 
 
 def write_passage(run: Path, length: int = 160) -> Sample:

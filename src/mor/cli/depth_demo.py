@@ -36,10 +36,10 @@ def show_depth_at_work(out: Path, console: Console) -> None:
     )
     console.print(answer_table(score_answers(model, dataset)))
     score = score_answers(dense, dataset)["causal"]
-    shown = ", ".join(f"{level}: {share:.0%}" for level, share in score["by_level"].items())
+    shown = ", ".join(f"{level}: {share:z.0%}" for level, share in score["by_level"].items())
     console.print(
         f"dense twin (one pass, {sum(p.numel() for p in dense.parameters()):,} weights, as many "
-        f"tokens as the recursive trunk): {score['exact_match']:.1%} of answers right; "
+        f"tokens as the recursive trunk): {score['exact_match']:z.1%} of answers right; "
         f"by hops {shown}\n"
     )
     tokens, depths = read_document(model, dataset)

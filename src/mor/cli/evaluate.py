@@ -1,4 +1,4 @@
-"""``mor eval`` and ``mor calibrate``."""
+"""``mor eval``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.cli.tasks import evaluate_tasks
 from mor.data import DataIndex, PackedDataset
-from mor.disk import check_new
-from mor.eval import calibrate as calibrate_model
+from mor.errors import MorError
 from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
-from mor.eval.levels import calibrate_levels
-from mor.hf.bos import record_bos, save_tokenizer
-from mor.hf.convert.files import new_folder
+from mor.eval.keep import keep_result, run_of
 from mor.provenance import provenance
 from mor.run_files import RECIPE
 
@@ -36,7 +34,9 @@ BatchSize = Annotated[int, typer.Option(min=1, help="sequences at a time")]
 
 def evaluate(
     model: Model,
-    data: Data,
+    data: Annotated[
+        Path | None, typer.Option(help="a folder made by `mor data prepare`; needed without tasks")
+    ] = None,
     split: Annotated[str, typer.Option(help="which split")] = "validation",
     seq_len: SeqLen = None,
     max_sequences: Annotated[
@@ -48,9 +48,33 @@ def evaluate(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="also write the JSON here")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON only")] = False,
+    tasks: Annotated[
+        str | None,
+        typer.Option(help="few-shot tasks of lm-eval instead: local, paper, or names with commas"),
+    ] = None,
+    engine: Annotated[
+        bool, typer.Option(help="tasks: with the weights that mor serve would use")
+    ] = False,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="tasks: examples before each question")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="tasks: questions of each")] = None,
 ) -> None:
-    """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R."""
+    """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.
+
+    With --tasks, accuracy on tasks of lm-eval.
+
+    The result of a run is kept in its folder (eval.json), where mor report finds it.
+    """
     check_file(out)
+    if tasks is not None:
+        asked: dict[str, Any] = {"engine": engine, "num_fewshot": num_fewshot, "limit": limit}
+        if quantization is not None:
+            asked |= {"engine": True, "quantization": quantization}
+        evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
+        return
+    if data is None:
+        raise MorError("data is missing: give --data DIR, a prepared folder, or --tasks NAMES")
     loaded = open_model(model)
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
@@ -69,6 +93,8 @@ def evaluate(
             Console().print(router_table(result))
         if "answers" in result:
             Console().print(answer_table(result["answers"]))
+    if (kept := keep_result(model, result)) is not None:
+        typer.echo(kept, err=True)
 
 
 def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
@@ -76,7 +102,7 @@ def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
     if asked is not None:
         return asked
     try:
-        recipe = yaml.safe_load((folder / RECIPE).read_text(encoding="utf-8"))
+        recipe = yaml.safe_load(((run_of(folder) or folder) / RECIPE).read_text(encoding="utf-8"))
         return int(recipe["data"]["seq_len"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
         return min(512, int(config.max_position_embeddings))
@@ -124,25 +150,34 @@ def score_table(result: dict[str, Any]) -> Table:
     if result["leaky"] is not None:
         rows.append(("leaky top-k (looks ahead, not causal)", result["leaky"]))
     if few := result.get("quantized"):
-        rows.append((f"causal, {few['quantization']} weights ({few['loss']:+.4f})", few))
+        rows.append((f"causal, {few['quantization']} weights ({few['loss']:+z.4f})", few))
     for name, score in rows:
         table.add_row(
             name,
-            f"{score['nll']:.4f}",
-            f"{score['perplexity']:.2f}",
-            f"{score['bits_per_byte']:.4f}",
-            f"{score['mean_depth']:.3f}",
+            f"{score['nll']:z.4f}",
+            f"{score['perplexity']:z.2f}",
+            f"{score['bits_per_byte']:z.4f}",
+            f"{score['mean_depth']:z.3f}",
+        )
+    if (chance := result.get("random_routes_nll")) is not None:
+        lost = chance - result["causal"]["nll"]
+        table.add_row(
+            f"the same depths, dealt out by chance ({lost:+z.4f})",
+            f"{chance:z.4f}",
+            "",
+            "",
+            f"{result['causal']['mean_depth']:z.3f}",
         )
     for cap in result["depth_cap"][:-1]:
         table.add_row(
             f"causal, at most {cap['max_depth']} recursion{'s' if cap['max_depth'] > 1 else ''}",
-            f"{cap['nll']:.4f}",
+            f"{cap['nll']:z.4f}",
             "",
             "",
-            f"{cap['mean_depth']:.3f}",
+            f"{cap['mean_depth']:z.3f}",
         )
     if result["gap"] is not None:
-        table.caption = f"causal minus leaky: {result['gap']:+.4f} nats/token"
+        table.caption = f"causal minus leaky: {result['gap']:+z.4f} nats/token"
     return table
 
 
@@ -152,7 +187,7 @@ def pass_table(result: dict[str, Any]) -> Table:
     for row in result["passes"]:
         changed = [f"{row[name]:,}" if name in row else "" for name in ("fixed", "broke")]
         table.add_row(
-            str(row["max_depth"]), f"{row['nll']:.4f}", f"{row['accuracy']:.2%}", *changed
+            str(row["max_depth"]), f"{row['nll']:z.4f}", f"{row['accuracy']:z.2%}", *changed
         )
     table.caption = f"causal, of {result['tokens']:,} tokens; right: the most likely token is it"
     return table
@@ -165,14 +200,16 @@ def answer_table(answers: dict[str, Any]) -> Table:
     table = Table("exact match, %", *headings, title="answers by difficulty", pad_edge=False)
     for name, score in list_scores(answers):
         mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
-        shares = (f"{100 * score['by_level'][level]:.0f}" for level in levels)
-        depth = f"{score['mean_depth']:.2f}"
-        table.add_row(name, f"{100 * score['exact_match']:.1f}", *shares, depth, *mended)
+        shares = (f"{100 * score['by_level'][level]:z.0f}" for level in levels)
+        depth = f"{score['mean_depth']:z.2f}"
+        table.add_row(name, f"{100 * score['exact_match']:z.1f}", *shares, depth, *mended)
     causal = answers["causal"]
-    depths = (f"{causal['depth_by_level'][level]:.1f}" for level in levels)
-    table.add_row("depth of queries", f"{causal['query_depth']:.2f}", *depths)
+    depths = (f"{causal['depth_by_level'][level]:z.1f}" for level in levels)
+    table.add_row("depth of queries", f"{causal['query_depth']:z.2f}", *depths)
     if causal["rank_correlation"] is not None:
-        table.caption = f"rank correlation of depth and difficulty {causal['rank_correlation']:.3f}"
+        table.caption = (
+            f"rank correlation of depth and difficulty {causal['rank_correlation']:z.3f}"
+        )
     return table
 
 
@@ -181,63 +218,10 @@ def router_table(result: dict[str, Any]) -> Table:
     router, active = result["router"], result["causal"]["active_fraction"]
     table = Table("depth", "tokens active", "causal rule agrees with training's selection")
     for depth, share in enumerate(active):
-        accuracy = f"{router['accuracy'][depth]:.1%}" if router["accuracy"] else "-"
-        table.add_row(str(depth), f"{share:.1%}", accuracy)
+        accuracy = f"{router['accuracy'][depth]:z.1%}" if router["accuracy"] else "-"
+        table.add_row(str(depth), f"{share:z.1%}", accuracy)
     table.caption = (
-        f"dead positions {router['dead_tokens']:.1%} · MaxVio {router['max_vio']:.3f} · "
-        f"entropy of depths {router['entropy']:.3f} nats"
+        f"dead positions {router['dead_tokens']:z.1%} · MaxVio {router['max_vio']:z.3f} · "
+        f"entropy of depths {router['entropy']:z.3f} nats"
     )
     return table
-
-
-def calibrate(
-    model: Model,
-    data: Data,
-    out: Annotated[Path, typer.Option(help="folder to write the recalibrated model to")],
-    capacity: Annotated[
-        str | None, typer.Option(help="new capacities, e.g. 1,0.5,0.25; default the model's")
-    ] = None,
-    split: Annotated[str, typer.Option(help="which split to calibrate on")] = "train",
-    seq_len: SeqLen = None,
-    max_sequences: Annotated[int, typer.Option(min=1, help="sequences of the sample")] = 64,
-    batch_size: BatchSize = 8,
-    levels: Annotated[
-        bool, typer.Option(help="also at other capacities, for requests to mor serve")
-    ] = False,
-) -> None:
-    """Set the router's stored boundaries from a sample, at the same or at new capacities."""
-    check_new(out)
-    capacities = None if capacity is None else parse_capacities(capacity)
-    loaded = open_model(model)
-    dataset = PackedDataset(data, split, sequence_length(model, loaded.config, seq_len))
-    tokenizer = tokenizer_for(model, dataset.index)
-    boundaries = calibrate_model(
-        loaded,
-        dataset,
-        max_sequences=max_sequences,
-        batch_size=batch_size,
-        capacities=capacities,
-    )
-    more = None
-    if levels:
-        more = calibrate_levels(loaded, dataset, max_sequences=max_sequences, batch_size=batch_size)
-    with new_folder(out) as folder:
-        record_bos(loaded, tokenizer)
-        loaded.save_pretrained(folder)
-        save_tokenizer(tokenizer, loaded.config, folder)
-        if more is not None:
-            more.save(folder)
-    shown = ", ".join(f"{b:.4f}" for b in boundaries)
-    typer.echo(f"boundaries (logits, by depth): {shown}; written: {out}")
-
-
-def parse_capacities(text: str) -> list[float]:
-    """The capacities in a text: ``1,0.5`` is [1.0, 0.5].
-
-    Raises:
-        typer.BadParameter: not a list of numbers.
-    """
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise typer.BadParameter(f"capacity={text!r} must look like 1,0.5,0.25") from None

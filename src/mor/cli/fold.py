@@ -155,7 +155,9 @@ def table(
     Console().print(shown)
     if leave_out is not None:
         best = min(rows[1:], key=lambda row: row.nll)
-        typer.echo(f"the source misses layers {_window(best, leave_out)} least: NLL {best.nll:.4f}")
+        typer.echo(
+            f"the source misses layers {_window(best, leave_out)} least: NLL {best.nll:z.4f}"
+        )
     if out is not None:
         write_json(out, {"rows": [asdict(row) for row in rows]} | provenance(None))
 
@@ -167,7 +169,7 @@ def _window(row: FoldRow, leave_out: int) -> str:
 
 
 def _cells(row: FoldRow, leave_out: int | None = None) -> list[str]:
-    size = [str(row.layers), f"{row.parameters / 1e6:.1f}M", f"{row.nll:.4f}"]
+    size = [str(row.layers), f"{row.parameters / 1e6:z.1f}M", f"{row.nll:z.4f}"]
     how = row.folding
     if how is None:
         return ["source", "1", "-", "-", "-", *size]

@@ -30,7 +30,7 @@ def generate(
     prompt: Annotated[str, typer.Option(help="text to go on from; - reads standard input")] = "",
     max_new_tokens: Annotated[int, typer.Option(min=1, help="at most so many")] = 200,
     greedy: Annotated[bool, typer.Option(help="always the likeliest token")] = False,
-    temperature: Annotated[float, typer.Option(min=1e-3)] = 0.8,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0: the same as --greedy")] = 0.8,
     top_k: Annotated[int, typer.Option(min=0, help="0: no limit")] = 50,
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="0: off")] = 0.0,
@@ -52,6 +52,9 @@ def generate(
     for name, value in (sampling | {"repetition_penalty": repetition_penalty}).items():
         if not math.isfinite(value):
             raise MorError(f"{name}={value} must be a finite number")
+    if 0 < temperature < 1e-3:
+        raise MorError(f"temperature={temperature} must be 0 (greedy) or at least 0.001")
+    greedy = greedy or temperature == 0
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": not greedy}
     if not greedy:
         options |= {"temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -88,8 +91,8 @@ def generate(
         return
     printer.end()
     Console(stderr=True, highlight=False).print(
-        f"{len(tokens)} tokens, mean depth {mean:.2f} of {recursions}, "
-        f"{len(tokens) / seconds:.1f} tokens/s",
+        f"{len(tokens)} tokens, mean depth {mean:z.2f} of {recursions}, "
+        f"{len(tokens) / seconds:z.1f} tokens/s",
         style="dim",
     )
 

@@ -39,7 +39,7 @@ COMMANDS = {
         "NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.",
     ),
     "calibrate": (
-        "mor.cli.evaluate:calibrate",
+        "mor.cli.calibrate:calibrate",
         "Set the router's stored boundaries from a sample, at the same or at new capacities.",
     ),
     "generate": (
@@ -53,6 +53,10 @@ COMMANDS = {
     "merge": (
         "mor.cli.merge:merge",
         "Write a checkpoint of any number of ranks as a model folder with one safetensors file.",
+    ),
+    "study": (
+        "mor.cli.study:study",
+        "Train and evaluate what a study file says; one report, the paper's numbers beside ours.",
     ),
     "report": (
         "mor.cli.report:report",
@@ -68,6 +72,10 @@ COMMANDS = {
     ),
     "data": ("mor.cli.data:app", "Prepare text for training, look at it, verify it."),
     "convert": ("mor.cli.convert:app", "Read checkpoints of others."),
+    "export": (
+        "mor.cli.export:app",
+        "Write models for other programs: Transformers without mor, Llama, GGUF.",
+    ),
     "bench": ("mor.cli.bench:app", "Measure speed."),
 }
 

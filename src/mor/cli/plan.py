@@ -7,11 +7,11 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from mor.cli.plan_data import plan_data
 from mor.config import MoRConfig
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
-from mor.train.data import describe_passes, load_indexes
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
@@ -19,18 +19,19 @@ from mor.train.probe import logged_speed, probe_speed
 from mor.train.uptrain.costs import UptrainCosts, uptrain_costs
 
 
-def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
+def show_plan(recipe: Recipe, *, measure: bool = False, data_tokens: int | None = None) -> None:
     """Print parameters, steps, tokens, FLOPs, memory and time of a recipe; train nothing.
 
     Args:
         recipe: validated.
         measure: time a few steps now, instead of looking for a log of the same recipe.
+        data_tokens: training tokens that the data will have, before it is there.
 
     Raises:
-        MorError: the data is not there, or the budget pays for no step.
+        MorError: the data is damaged, or is not there to measure with; the budget pays for no step.
     """
-    index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    planned = plan_data(recipe, data_tokens)
+    config = planned.config
     section, seq_len = recipe.train, recipe.data.seq_len
     world = world_size()
     schedule = depth_schedule_of(section, config.num_recursions)
@@ -60,7 +61,9 @@ def show_plan(recipe: Recipe, *, measure: bool = False) -> None:
         table.add_row(
             "teacher's FLOPs", f"{spent:.4g} ({more.teacher_flops:.4g} per token; {when})"
         )
-    table.add_row("passes over the data", describe_passes(recipe.data, plan.tokens))
+    if planned.note:
+        table.add_row("data", planned.note)
+    table.add_row("passes over the data", planned.passes(recipe, plan.tokens))
     _add_memory(table, recipe, config, device, more)
     speed = probe_speed(recipe, config) if measure else logged_speed(recipe)
     if speed is None:

@@ -11,7 +11,7 @@ import typer
 from mor.checks import check_choice
 from mor.cli.common import open_model
 from mor.engine.options import check_options
-from mor.errors import MorError
+from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
 from mor.hf.load import load_config, load_tokenizer
 from mor.run_files import MODEL
@@ -59,6 +59,15 @@ def serve(
     quantization: Annotated[
         str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
+    kv_cache_dtype: Annotated[
+        str, typer.Option(help="of keys and values: auto, bfloat16 or int8; docs/engine.md")
+    ] = "auto",
+    prefix_caching: Annotated[
+        bool, typer.Option(help="share pages between requests that begin alike")
+    ] = True,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="of the engine after failures, within a minute")
+    ] = 3,
     max_body_bytes: Annotated[int, typer.Option(min=1024)] = 4 << 20,
     drain_seconds: Annotated[
         float, typer.Option(min=0.0, help="time to finish after SIGTERM")
@@ -87,6 +96,7 @@ def _serve(
     served_model_name: str | None,
     chat_template: Path | None,
     max_waiting: int,
+    max_restarts: int,
     max_body_bytes: int,
     drain_seconds: float,
     playground: bool,
@@ -103,10 +113,7 @@ def _serve(
         from mor.server.sockets import open_sockets, refusal
         from mor.server.templates import check_template
     except ModuleNotFoundError as error:
-        raise MorError(
-            f"mor serve needs the package {error.name!r}; install the extra: "
-            "pip install 'mixture-of-recursions[serve]'"
-        ) from None
+        raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
     keys = choose_keys(api_key, os.environ)
     check_origins(cors_origin or ())
@@ -126,11 +133,12 @@ def _serve(
 
     try:
         application = create_app(
-            Engine(open_model(model), tokenizer, **options),
+            Engine(open_model(model), tokenizer, release_weights=True, **options),
             name,
             api_keys=keys,
             max_waiting=max_waiting,
             max_body=max_body_bytes,
+            max_restarts=max_restarts,
             chat_template=template,
             levels=levels,
             with_playground=playground,

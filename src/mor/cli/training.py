@@ -9,6 +9,7 @@ import typer
 
 from mor.cli.card import card_after_training
 from mor.cli.plan import show_plan
+from mor.cli.ranks import first_rank, say
 from mor.errors import MorError
 from mor.train import load_recipe
 from mor.train import train as run_training
@@ -32,18 +33,24 @@ def train(
     measure: Annotated[
         bool, typer.Option(help="with --dry-run: time a few steps on this machine")
     ] = False,
+    data_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="with --dry-run, before the data is there: its training tokens"),
+    ] = None,
 ) -> None:
     """Train what RECIPE says; leaves a run folder with model, model card, log and summary."""
     branch = [] if branch_from is None else [f"train.branch_from={json.dumps(branch_from)}"]
     loaded = load_recipe(recipe, [*(set_ or []), *branch])
     parts = with_branches(loaded)
     if dry_run:
-        for part in parts:
-            show_plan(part, measure=measure)
+        for part in parts if first_rank() else ():
+            show_plan(part, measure=measure, data_tokens=data_tokens)
         return
     if measure:
         raise MorError("--measure belongs to --dry-run; a run measures its speed by itself")
+    if data_tokens is not None:
+        raise MorError("--data-tokens belongs to --dry-run; a run counts the tokens of its data")
     run_training(loaded, resume=resume, overwrite=overwrite, resume_from=resume_from)
     for part in parts:
         card_after_training(part.run_dir)
-        typer.echo(f"trained: {part.run_dir}")
+        say(f"trained: {part.run_dir}")

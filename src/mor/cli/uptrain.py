@@ -9,6 +9,7 @@ import typer
 
 from mor.cli.card import card_after_training
 from mor.cli.plan import show_plan
+from mor.cli.ranks import first_rank, say
 from mor.errors import MorError
 from mor.run_files import MODEL, SUMMARY
 from mor.train import Recipe, load_recipe
@@ -43,10 +44,11 @@ def uptrain(
         raise MorError(f"stages share the run folder {names[0]}; give each a name of its own")
     for number, recipe in enumerate(loaded):
         if dry_run and (start := _made_later(recipe, loaded[:number])) is not None:
-            typer.echo(f"{recipe.name}: its plan is known once {start} is there")
+            say(f"{recipe.name}: its plan is known once {start} is there")
             continue
         if dry_run:
-            show_plan(with_branches(recipe)[0])
+            if first_rank():
+                show_plan(with_branches(recipe)[0])
             continue
         going = resume and recipe.run_dir.exists()
         if going and len(loaded) > 1 and (recipe.run_dir / SUMMARY).is_file():
@@ -55,7 +57,7 @@ def uptrain(
             recipe, resume=going or (resume and len(loaded) == 1), overwrite=overwrite
         )
         card_after_training(folder)
-        typer.echo(f"trained: {folder}")
+        say(f"trained: {folder}")
 
 
 def _made_later(recipe: Recipe, before: list[Recipe]) -> Path | None:

@@ -41,7 +41,7 @@ def _comparison(scores: dict[str, Any]) -> str:
     source, result = scores["source"], scores["result"]
     lost = result["nll"] - source["nll"]
     start = scores["folded_nll"] - source["nll"]
-    back = f"{1 - lost / start:.0%}" if start > 0 else "all"
+    back = f"{1 - lost / start:z.0%}" if start > 0 else "all"
     rows = [
         "| | source | result | |",
         "|---|---:|---:|---:|",
@@ -50,7 +50,7 @@ def _comparison(scores: dict[str, Any]) -> str:
         f"| FLOPs per token | {source['flops']:.3g} | {result['flops']:.3g} | "
         f"1/{source['flops'] / result['flops']:.2f} |",
         f"| layers run | {source['layers_run']} | {result['layers_run']} | |",
-        f"| NLL, nats per token | {source['nll']:.4f} | {result['nll']:.4f} | {lost:+.4f} |",
+        f"| NLL, nats per token | {source['nll']:.4f} | {result['nll']:.4f} | {lost:+z.4f} |",
     ]
     return (
         "\n".join(rows)

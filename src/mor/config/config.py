@@ -97,7 +97,7 @@ class MoRConfig(Fields, PretrainedConfig):
     model_type = "mor"
     # All else that the model returns goes to `compute_metrics`: logits, and hidden states if any.
     keys_to_ignore_at_inference = [  # noqa: RUF012
-        *("cache", "past_key_values", "lm_loss", "router_losses", "depths", "traces")
+        *("cache", "past_key_values", "lm_loss", "router_losses", "exit_losses", "depths", "traces")
     ]
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -115,6 +115,8 @@ class MoRConfig(Fields, PretrainedConfig):
         self.rope_parameters = rope_of(self.rope_parameters, scaling, theta)
         kwargs = take_extra(type(self), kwargs)
         self.hidden_act = "silu"
+        # Libraries read it off every configuration of a class that is not Transformers' own.
+        self.auto_map: dict[str, str] = {}
         self._fill_in(unrolled)
         # Before Transformers looks: our messages say what would be right.
         self.check()
@@ -150,7 +152,10 @@ class MoRConfig(Fields, PretrainedConfig):
         self.num_recursion_layers = self._block_size(unrolled, self.num_recursion_layers)
         given: list[float] | None = self.router_capacities
         capacities = default_capacities(self.num_recursions) if given is None else given
-        self.router_capacities = [float(c) for c in capacities]
+        # Anything but a list is left for check() to refuse.
+        if isinstance(capacities, (list, tuple)):
+            capacities = [float(c) if isinstance(c, int) else c for c in capacities]
+        self.router_capacities = capacities
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -164,6 +169,13 @@ class MoRConfig(Fields, PretrainedConfig):
         own = {name: kwargs.pop(name) for name in field_names() if name in kwargs}
         refuse_near_misses(cls, kwargs)
         return super().from_dict({**config_dict, **own}, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As Transformers'; an ``auto_map`` that names nothing is left out."""
+        found: dict[str, Any] = super().to_dict()
+        if not found.get("auto_map"):
+            found.pop("auto_map", None)
+        return found
 
     @property
     def output_router_logits(self) -> bool:

@@ -211,6 +211,11 @@ def _check_router(config: Fields) -> None:
             f"router={config.router!r} chooses between depths and needs num_recursions of at "
             f"least 2, not {depths}; use router='fixed' for one recursion"
         )
+    if not isinstance(capacities, list) or any(type(c) is not float for c in capacities):
+        raise ConfigError(
+            f"router_capacities={capacities!r} must be a list of {depths} numbers, one for each "
+            "depth"
+        )
     if len(capacities) != depths:
         raise ConfigError(
             f"router_capacities={capacities} has {len(capacities)} entries; "

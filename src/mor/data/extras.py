@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from mor.errors import MorError
+from mor.errors import MorError, missing_package
 
 
 def need_extra(what: str, package: str) -> MorError:
     """The error to raise where a package of the extra `data` is not installed."""
-    return MorError(f"{what} need the package {package}: pip install 'mixture-of-recursions[data]'")
+    return missing_package(f"{what} need", package, "data")

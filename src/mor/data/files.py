@@ -1,4 +1,4 @@
-"""Documents of one local file: plain text, JSON lines or Parquet, compressed or not.
+"""Documents of one local file: plain text, JSON (lines or an array), Parquet; compressed or not.
 
 Each reader yields documents from the `skip`-th on, passing over the earlier ones as cheaply as the
 format allows, so that a preparation which was killed goes on where it stopped.
@@ -21,8 +21,8 @@ from mor.data.tables import rows_of
 from mor.errors import MorError
 
 TEXT_SUFFIXES = (".txt", ".md")
-LINES_SUFFIX, PARQUET_SUFFIX = ".jsonl", ".parquet"
-SUFFIXES = (*TEXT_SUFFIXES, LINES_SUFFIX, PARQUET_SUFFIX)
+LINES_SUFFIX, JSON_SUFFIX, PARQUET_SUFFIX = ".jsonl", ".json", ".parquet"
+SUFFIXES = (*TEXT_SUFFIXES, LINES_SUFFIX, JSON_SUFFIX, PARQUET_SUFFIX)
 
 
 def _open_zstd(path: Path) -> Any:
@@ -48,15 +48,15 @@ def kind_of(path: Path) -> str | None:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in _OPENERS:
         inner = suffixes[-2] if len(suffixes) > 1 else ""
-        return inner if inner in (*TEXT_SUFFIXES, LINES_SUFFIX) else None
+        return inner if inner in SUFFIXES[:-1] else None
     return suffixes[-1] if suffixes and suffixes[-1] in SUFFIXES else None
 
 
 def known_kinds() -> str:
-    """For messages: `.txt, .md, .jsonl or .parquet`, and what they may be compressed with."""
+    """For messages: `.txt, ... or .parquet`, and what they may be compressed with."""
     return (
         ", ".join(SUFFIXES[:-1])
-        + f" or {SUFFIXES[-1]}; the first three also with {', '.join(_OPENERS)}"
+        + f" or {SUFFIXES[-1]}; all but the last also with {', '.join(_OPENERS)}"
     )
 
 
@@ -78,7 +78,9 @@ def documents_of(
             if not skip:
                 with _open(path) as stream:
                     yield _whole(stream.read(), path, name)
-        elif kind == LINES_SUFFIX:
+        elif kind == JSON_SUFFIX and holds_array(path):
+            yield from _elements(path, name, text_field, skip)
+        elif kind in (LINES_SUFFIX, JSON_SUFFIX):
             yield from _lines(path, name, text_field, skip)
         else:
             yield from rows_of(path, name, text_field, skip)
@@ -134,6 +136,42 @@ def _lines(path: Path, name: str, text_field: str, skip: int) -> Iterator[Docume
                 yield bad
 
 
+def holds_array(path: Path) -> bool:
+    """Whether a `.json` file begins as an array does; others hold lines, or something else.
+
+    True of one that cannot be decompressed: reading it will say so.
+    """
+    try:
+        with _open(path) as stream:
+            begin = stream.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile):
+        return True
+    return begin.startswith(b"[")
+
+
+def _elements(path: Path, name: str, text_field: str, skip: int) -> Iterator[Document | BadRow]:
+    """The elements of an array, numbered from 1; the file is read whole.
+
+    An array that is cut short or wrong anywhere gives no row at all, and one `BadRow`.
+    """
+    with _open(path) as stream:
+        data = stream.read().removeprefix(b"\xef\xbb\xbf")
+    try:
+        records: Any = json.loads(decode_utf8(data, str(path)))
+    except (ValueError, RecursionError) as error:
+        yield BadRow("invalid JSON", f"{path} is not valid JSON: {error}")
+        return
+    except BadRow as bad:
+        yield bad
+        return
+    for number, record in enumerate(records[skip:], start=skip + 1):
+        try:
+            text = _text_of(record, f"{path}:{number}", text_field)
+            yield Document(f"{name}:{number}", text)
+        except BadRow as bad:
+            yield bad
+
+
 def _is_blank(line: bytes) -> bool:
     """Whether a line holds nothing but white space, that of Unicode included."""
     if not line.strip():
@@ -151,6 +189,10 @@ def _field(line: str, origin: str, text_field: str) -> str:
         record: Any = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise BadRow("invalid JSON", f"{origin} is not valid JSON: {error}") from error
+    return _text_of(record, origin, text_field)
+
+
+def _text_of(record: Any, origin: str, text_field: str) -> str:
     if not isinstance(record, dict):
         raise BadRow(
             "not an object", f"{origin} holds a JSON {type(record).__name__}, expected an object"

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,6 +43,9 @@ __legacy__ = Backend()
 """
 
 
+_ERRORS = ("ERROR", "E: ", "npm error", "npm ERR!")
+
+
 def cache_dir() -> Path:
     """The folder that fetched archives are kept in: `$MOR_CACHE`, or `~/.cache/mor`."""
     configured = os.environ.get("MOR_CACHE")
@@ -65,6 +68,28 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
     return _fetch_pinned(f"{name}-{version}.tar.gz", sha256, "pip", fetch)
 
 
+def fetch_wheel(name: str, version: str, sha256: str) -> Path:
+    """Return the path of the wheel `name-version-py3-none-any.whl`, as `fetch_sdist` does.
+
+    It is neither installed nor unpacked.
+
+    Raises:
+        MorError: pip could not fetch it, or what it fetched does not match `sha256`.
+    """
+    file_name = f"{name}-{version}-py3-none-any.whl"
+
+    def fetch(scratch: Path) -> Path:
+        command = [
+            *(sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"),
+            *("--only-binary", ":all:", "--dest", str(scratch)),
+            *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
+        ]
+        instead = f"put {file_name} (SHA-256 {sha256}) into {cache_dir()}"
+        return _download("pip", f"{name}=={version}", command, scratch, file_name, instead)
+
+    return _fetch_pinned(file_name, sha256, "pip", fetch)
+
+
 def fetch_npm(name: str, version: str, sha256: str) -> Path:
     """Return the path of npm's archive `name-version.tgz`, as `fetch_sdist` does for pip's.
 
@@ -77,7 +102,7 @@ def fetch_npm(name: str, version: str, sha256: str) -> Path:
         # Packing a package of the registry runs none of its scripts; the option says so again.
         command = ["npm", "pack", f"{name}@{version}", "--ignore-scripts"]
         instead = f"put {file_name} (SHA-256 {sha256}) into {cache_dir()}"
-        return _download(command, scratch, file_name, instead)
+        return _download("npm", command[2], command, scratch, file_name, instead)
 
     return _fetch_pinned(file_name, sha256, "npm", fetch)
 
@@ -98,7 +123,8 @@ def fetch_deb(name: str) -> Path:
             return kept[-1]
         with _scratch() as scratch:
             instead = f"put the package's file {pattern} into {cache_dir()}"
-            fetched = _download(["apt-get", "download", name], scratch, pattern, instead)
+            command = ["apt-get", "download", name]
+            fetched = _download("apt-get", name, command, scratch, pattern, instead)
             place = cache_dir() / fetched.name
             os.replace(fetched, place)
     return place
@@ -141,19 +167,32 @@ def _cache_errors(file_name: str) -> Iterator[None]:
         ) from error
 
 
-def _download(command: list[str], scratch: Path, pattern: str, instead: str) -> Path:
+def _download(
+    tool: str,
+    package: str,
+    command: list[str],
+    scratch: Path,
+    pattern: str,
+    instead: str,
+    environment: Mapping[str, str] | None = None,
+) -> Path:
     """Run a package tool in `scratch` and return the one file that it left there."""
-    tool = shutil.which(command[0])
-    if tool is None:
-        raise MorError(f"{command[0]} is not installed, which fetches {command[2]}; {instead}")
+    program = shutil.which(command[0])
+    if program is None:
+        raise MorError(f"{tool} is not installed, which fetches {package}; {instead}")
     result = subprocess.run(
-        [tool, *command[1:]], cwd=scratch, capture_output=True, text=True, check=False
+        [program, *command[1:]],
+        cwd=scratch,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     found = sorted(scratch.glob(pattern))
     if result.returncode != 0 or not found:
         raise MorError(
-            f"{command[0]} could not fetch {command[2]} ({_reason(result)}); check the network and "
-            f"its configuration, or {instead}"
+            f"{tool} could not fetch {package} ({_reason(result)}); check the network and "
+            f"{tool}'s configuration, or {instead}"
         )
     return found[0]
 
@@ -172,18 +211,21 @@ def _pip_download(name: str, version: str, sha256: str, scratch: Path) -> Path:
     # An environment variable rather than --use-pep517, because newer versions of pip know no
     # other way and may drop the option, and unknown variables are ignored.
     environment = os.environ | {"PYTHONPATH": str(shadow.parent), "PIP_USE_PEP517": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    archive = target / f"{name}-{version}.tar.gz"
-    if result.returncode != 0 or not archive.is_file():
-        raise MorError(
-            f"pip could not fetch {name}=={version} ({_reason(result)}); check the network and "
-            f"pip's configuration, or put {archive.name} (SHA-256 {sha256}) into {cache_dir()}"
-        )
-    return archive
+    target.mkdir()
+    instead = f"put {name}-{version}.tar.gz (SHA-256 {sha256}) into {cache_dir()}"
+    return _download(
+        "pip",
+        f"{name}=={version}",
+        command,
+        target,
+        f"{name}-{version}.tar.gz",
+        instead,
+        environment,
+    )
 
 
 def _reason(result: subprocess.CompletedProcess[str]) -> str:
     """The first line in which pip says what went wrong, else its last line."""
     lines = [line.strip() for line in result.stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if line.startswith(("ERROR", "E: ", "npm error", "npm ERR!"))]
+    errors = [line for line in lines if line.startswith(_ERRORS)]
     return (errors or lines[-1:] or [f"exit status {result.returncode}"])[0]

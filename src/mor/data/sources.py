@@ -6,8 +6,10 @@
 | `english` | plays, novels, essays and more, out of several packages (`mor.data.english`) |
 | a `.txt` or `.md` file | the file |
 | a `.jsonl` file | one per line, the string in `text_field`; blank lines are skipped |
+| a `.json` file | one per object of its array, as above; or JSON lines |
 | a `.parquet` file | one per row, the string in the column `text_field` |
-| a folder | all such files below it, sorted by path; hidden files and folders are skipped |
+| a folder | all such files below it, sorted by path; hidden files and folders are skipped, and
+  `.json` files that hold no array (configurations often lie beside texts) |
 | `hf:NAME` | one per row of a dataset of the hub or of a local folder (`mor.data.hub`) |
 
 Text and JSON lines may be compressed: `.gz`, `.bz2`, `.xz`, `.zst`.
@@ -24,7 +26,7 @@ from typing import Any, Protocol
 from mor.data.documents import BadRow, Document
 from mor.data.english import NAME as ENGLISH
 from mor.data.english import iter_english
-from mor.data.files import documents_of, kind_of, known_kinds
+from mor.data.files import JSON_SUFFIX, documents_of, holds_array, kind_of, known_kinds
 from mor.data.shakespeare import iter_shakespeare
 from mor.errors import MorError
 
@@ -179,6 +181,11 @@ def _unreadable(error: OSError, path: Path) -> MorError:
     return MorError(f"cannot read {error.filename or path}: {error.strerror or error}")
 
 
+def _is_text(path: Path) -> bool:
+    kind = kind_of(path)
+    return kind is not None and (kind != JSON_SUFFIX or holds_array(path))
+
+
 def _files_below(folder: Path) -> list[str]:
     def fail(error: OSError) -> None:
         raise error
@@ -189,7 +196,7 @@ def _files_below(folder: Path) -> list[str]:
         names += [
             (Path(parent) / name).relative_to(folder).as_posix()
             for name in files
-            if not name.startswith(".") and kind_of(Path(name)) is not None
+            if not name.startswith(".") and _is_text(Path(parent) / name)
         ]
     if not names:
         raise MorError(

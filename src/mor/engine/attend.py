@@ -25,9 +25,7 @@ def _write(key: Tensor | None, value: Tensor | None, view: KVView, layer: int) -
     if key is None:
         return
     assert value is not None
-    pool, slots = view.table.pool, view.write_slots[:, layer]
-    pool.keys[slots] = key.to(pool.keys.dtype)
-    pool.values[slots] = value.to(pool.values.dtype)
+    view.table.pool.write(view.write_slots[:, layer], key, value)
 
 
 def padded_attention(
@@ -36,7 +34,7 @@ def padded_attention(
     """The plain form: every row's pages gathered into one padded batch, and a mask."""
     _write(key, value, view, layer)
     slots, pool = view.read_slots(layer), view.table.pool
-    keys, values = (store[slots].transpose(1, 2) for store in (pool.keys, pool.values))
+    keys, values = (found.transpose(1, 2) for found in pool.read(slots, query.dtype))
     queries = view.segments.pad(query).transpose(1, 2)
     mixed = slot_attention(queries, keys, values, view.segments.pad(view.tokens.slot))
     return view.segments.unpad(mixed.transpose(1, 2))
@@ -56,7 +54,7 @@ def row_attention(
     queries, places = query.split(view.counts), view.tokens.slot.split(view.counts)
     for row, (own, place) in enumerate(zip(queries, places, strict=True)):
         index = slots[row, : view.reach[row]]
-        keys, values = (store[index].transpose(0, 1)[None] for store in (pool.keys, pool.values))
+        keys, values = (t.transpose(0, 1)[None] for t in pool.read(index, query.dtype))
         alone = own.transpose(0, 1)[None]
         if len(own) == 1:  # it sees all of them
             grouped = alone.shape[1] != keys.shape[1]
@@ -71,7 +69,7 @@ def native_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
 ) -> Tensor:
     """The same in one call of a kernel that reads the pages where they lie."""
-    if not native.fits(query, view.table.pool.keys):
+    if not native.fits(query) or not native.holds(view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
     if view.origins is None:
         return native.paged_attention(query, key, value, view.ragged, layer)
@@ -133,7 +131,7 @@ class PagedAttend(Attend):
         view = self.view
         if self.attention is not native_attention or self.repeats is not None:
             return None
-        if view.origins is not None or not native.fits(view.table.pool.keys):
+        if view.origins is not None or not native.holds(view.table.pool.keys):
             return None
         return view.ragged, self.first
 

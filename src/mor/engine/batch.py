@@ -112,6 +112,7 @@ class KVView:
         return Ragged(
             pool.keys, pool.values, self.table.table, pool.page_size, tokens.own_row,
             tokens.written.contiguous(), tokens.slot.contiguous(), pieces.row, pieces.size,
+            pool.scales,
         )  # fmt: skip
 
     def gathered(self, layer: int) -> Ragged:
@@ -120,7 +121,7 @@ class KVView:
         rows = torch.arange(len(size), device=size.device)
         return Ragged(
             pool.keys, pool.values, self.read_slots(layer)[:, None].contiguous(), 1,
-            rows.repeat_interleave(size), slot, slot.contiguous(), rows, size,
+            rows.repeat_interleave(size), slot, slot.contiguous(), rows, size, pool.scales,
         )  # fmt: skip
 
     @cached_property

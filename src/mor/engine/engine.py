@@ -13,26 +13,24 @@ from typing import Any
 
 import torch
 
-from mor.checks import check_choice
-from mor.engine.attend import PagedAttention, best_attention
-from mor.engine.intake import Intake, Prompt, end_ids, pair_prompts
+from mor.engine.attend import PagedAttention
+from mor.engine.entries import KVCacheType
+from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
-from mor.engine.lanes import Lanes
-from mor.engine.memory import pages_that_fit
+from mor.engine.memory import resident_memory
 from mor.engine.options import resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
+from mor.engine.parts import Parts, make_plan
 from mor.engine.prompts import score_prompts
 from mor.engine.request import Request, Wave
-from mor.engine.runner import Runner
 from mor.engine.sampler import sample
-from mor.engine.scheduler import Policy, Scheduler
+from mor.engine.scheduler import Policy
 from mor.engine.stats import EngineStats
-from mor.engine.store import KVStore
 from mor.errors import MorError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.packed import Quantization, serving_view
+from mor.model.packed import Quantization
 
 
 class Engine:
@@ -58,7 +56,12 @@ class Engine:
             ``full_depth`` (every token runs all recursions, whatever the router says).
         quantization: ``int8`` for weights of 8 bits on the CPU; see
             :func:`mor.model.packed.serving_view`.
+        kv_cache_dtype: of keys and values: ``auto`` (the model's), ``bfloat16`` or ``int8``.
+        release_weights: free the plain weights where they are packed too; ``model`` cannot run
+            afterwards. Those of a folder always are.
         attention: form of paged attention; default by device.
+        prefix_caching: share pages between requests that begin alike. After the weights have been
+            changed in place, call :meth:`forget_prefixes`.
 
     Raises:
         MorError: naming the argument, its value and what would be right.
@@ -81,10 +84,13 @@ class Engine:
         policy: Policy = "refill",
         quantization: Quantization | None = None,
         attention: PagedAttention | None = None,
+        prefix_caching: bool = True,
+        kv_cache_dtype: KVCacheType = "auto",
+        release_weights: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
-            model = load_model(model)
+            model, release_weights = load_model(model), True
         if model.training:
             raise MorError("model is in training mode; call model.eval() before serving it")
         config = self.config = model.config
@@ -93,42 +99,19 @@ class Engine:
             prefill_chunk=prefill_chunk, page_size=page_size, max_model_len=max_model_len,
             max_depth=max_depth,
         )  # fmt: skip
-        check_choice("policy", policy, Policy)
-        device, dtype = model.device, model.dtype
-        # Its packed weights first: pages take a share of the memory that is left.
-        network = serving_view(model.model, quantization)
-        if num_pages is None:
-            num_pages = pages_that_fit(
-                config, sizes.max_depth, page_size, sizes.max_residents * sizes.max_model_len,
-                memory_fraction, dtype, device,
-            )  # fmt: skip
-        sizes = sizes.fit(config, num_pages)
+        self._plan = make_plan(
+            model, tokenizer, sizes, num_pages=num_pages, memory_fraction=memory_fraction,
+            policy=policy, quantization=quantization, attention=attention,
+            prefix_caching=prefix_caching, kv_cache_dtype=kv_cache_dtype,
+            release_weights=release_weights,
+        )  # fmt: skip
+        sizes = self._plan.sizes  # as far as they fit into the pool
         self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
         self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
-        self.store = KVStore(
-            config, num_pages, page_size, sizes.max_residents, sizes.max_model_len,
-            sizes.max_depth, dtype, device,
-        )  # fmt: skip
-        self.intake = Intake(
-            config, self.store, tokenizer, end_ids(model), sizes.max_model_len, sizes.max_depth
-        )
-        self.lanes = Lanes(
-            sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin
-        )
-        attention = attention or best_attention(device, config.head_dim)
-        self.runner = Runner(
-            network, self.store, self.lanes, attention, sizes.max_depth, policy == "full_depth"
-        )
         self.stats = EngineStats(config.num_recursions)
-        self.scheduler = Scheduler(
-            self.store, self.lanes, self.stats, residents=sizes.max_residents,
-            max_num_seqs=max_num_seqs, prefill_chunk=prefill_chunk, min_gather=sizes.min_gather,
-            policy=policy,
-        )  # fmt: skip
+        self._put_together()
         self._groups: dict[str, list[Request]] = {}
         self._numbers = itertools.count()
-
-    # For servers ---------------------------------------------------------------------------------
 
     def add_request(
         self, prompt: Prompt, params: SamplingParams | None = None, request_id: str | None = None
@@ -197,8 +180,6 @@ class Engine:
         """Completions that are waiting or running."""
         return len(self.scheduler.waiting) + len(self.scheduler.running)
 
-    # For batches ---------------------------------------------------------------------------------
-
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
@@ -231,8 +212,6 @@ class Engine:
                 self.abort(name)
         return [done[name] for name in names]
 
-    # Looking in ----------------------------------------------------------------------------------
-
     def check_integrity(self) -> None:
         """Free and owned pages are all pages, none twice; lengths, rows and lanes fit.
 
@@ -246,13 +225,15 @@ class Engine:
         return self.store.nbytes()
 
     def metrics(self) -> dict[str, float]:
-        """Counters since the start, their quotients, and the state of this moment, by name."""
+        """Counters since the start, their quotients, and what is now, by name."""
         now = {
             "waiting": len(self.scheduler.waiting),
             "running": len(self.scheduler.running),
             "pages": self.store.pool.num_pages,
             "pages_used": self.store.pool.used,
+            "pages_kept": self.store.pool.kept,
             "kv_bytes": self.kv_bytes(),
+            "resident_bytes": resident_memory(),
         }
         return self.stats.numbers() | now
 
@@ -261,7 +242,25 @@ class Engine:
         self.stats.reset()
         self.store.pool.peak = self.store.pool.used
 
-    # Within --------------------------------------------------------------------------------------
+    def forget_prefixes(self) -> None:
+        """Keep no text any more; requests under way go on with what they have read."""
+        self.scheduler.reuse.clear()
+
+    def restart(self) -> None:
+        """Begin anew, after a :meth:`step` that raised: what it left half done is not known.
+
+        Requests under way are lost, and so is every cached text; weights and counters stay.
+        """
+        self.stats.aborted += sum(not r.finished for group in self._groups.values() for r in group)
+        self._groups.clear()
+        # The old pages go before the new ones come.
+        del self.store, self.intake, self.lanes, self.runner, self.scheduler
+        self._put_together()
+
+    def _put_together(self) -> None:
+        parts = Parts(self._plan, self.stats)
+        self.store, self.intake, self.lanes = parts.store, parts.intake, parts.lanes
+        self.runner, self.scheduler = parts.runner, parts.scheduler
 
     def _leave(self, waves: list[Wave]) -> dict[str, None]:
         """Coda for all of them; head and sampler where a wave was the last of its tokens."""

@@ -5,45 +5,71 @@ What they find is a fault of the engine, never of the caller.
 
 from __future__ import annotations
 
+from collections import Counter
+
 from mor.engine.pages import PagePool, PageTables
+from mor.engine.prefix import Node
 from mor.engine.scheduler import Scheduler
 from mor.engine.store import KVStore
 from mor.errors import MorError
 
 
-def check_pages(pool: PagePool, tables: list[PageTables], idle_rows: list[list[int]]) -> None:
-    """Every page is free or owned by one row, and every row owns just what its tokens need.
+def check_pages(
+    pool: PagePool,
+    tables: list[PageTables],
+    idle_rows: list[list[int]],
+    kept: Counter[int] | None = None,
+) -> None:
+    """Every page is free, or read by rows or kept, and every row reads just what its tokens need.
 
     Args:
         pool: the pool.
         tables: all tables into it.
         idle_rows: for each table the rows that nobody uses, which must own nothing.
+        kept: how often each page is kept for texts to come.
 
     Raises:
         MorError: what is wrong.
     """
+    kept = Counter() if kept is None else kept
     seen = pool.free_pages()
+    read: Counter[int] = Counter()
     for table, idle in zip(tables, idle_rows, strict=True):
         for row, length in enumerate(table.lengths):
-            seen += table.owned(row)
+            read.update(table.owned(row))
             wanted = -(-length // pool.page_size)
             if table.columns[row] != wanted:
                 raise MorError(
                     f"page table row {row} holds {length} tokens in {table.columns[row]} pages per "
                     f"layer; {wanted} would be right"
                 )
+            if length % pool.page_size:
+                for page in table.pages(row, wanted - 1, wanted)[0]:
+                    if pool.readers[page] > 1:
+                        raise MorError(f"page table row {row} writes to a page that others read")
         for row in idle:
             if table.columns[row]:
                 raise MorError(f"page table row {row} is idle but owns pages")
+    for page, count in read.items():
+        seen += [page] * (1 + max(0, count - pool.readers[page]))
+    seen += [page for page in kept if page not in read]
     if len(seen) != pool.num_pages or len(set(seen)) != pool.num_pages:
         raise MorError(
             f"{len(seen)} pages are free or owned, {len(set(seen))} of them different; "
             f"the pool has {pool.num_pages}"
         )
+    for page in range(pool.num_pages):
+        if (pool.readers[page], pool.keepers[page]) != (read[page], kept[page]):
+            raise MorError(
+                f"page {page} has {read[page]} readers and is kept {kept[page]} times; "
+                f"{pool.readers[page]} and {pool.keepers[page]} are counted"
+            )
+    if pool.free != pool.num_pages - len(read):
+        raise MorError(f"{pool.free} pages are counted as free; {len(read)} are read")
 
 
 def check_store(store: KVStore, idle: list[int]) -> None:
-    """Every page of the store is free or owned by one row of its two tables.
+    """Every page of the store is free, or read by rows of its two tables, or kept.
 
     Args:
         store: the pages.
@@ -53,7 +79,13 @@ def check_store(store: KVStore, idle: list[int]) -> None:
         MorError: what is wrong.
     """
     rows = [row for one in idle for row in store.block_rows(one)]
-    check_pages(store.pool, [store.private, store.block], [idle, rows])
+    kept = store.prefixes.keepers()
+    check_pages(store.pool, [store.private, store.block], [idle, rows], kept)
+    gone: set[Node | None] = set()
+    for node in store.prefixes.nodes():
+        if node.parent in gone or not node.alive:
+            raise MorError("a cached text would go before one that goes on from it")
+        gone.add(node)
 
 
 def check_residents(scheduler: Scheduler) -> None:

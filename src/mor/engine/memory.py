@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mor.config import MoRConfig
+from mor.engine.entries import entry_bytes
 from mor.errors import MorError
 
 
@@ -58,6 +59,12 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+def resident_memory() -> int:
+    """Bytes of this process that are in memory; 0 where the system does not say."""
+    sizes = Path("/proc/self/statm")
+    return int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if sizes.is_file() else 0
+
+
 def pages_that_fit(
     config: MoRConfig,
     depth: int,
@@ -74,7 +81,7 @@ def pages_that_fit(
     """
     check_fraction(fraction)
     wanted = pages_for(config, tokens, depth, page_size)
-    page_bytes = 2 * page_size * config.num_key_value_heads * config.head_dim * dtype.itemsize
+    page_bytes = page_size * entry_bytes(config.num_key_value_heads, config.head_dim, dtype)
     free = free_memory(device)
     if free is None:
         return wanted

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from mor.checks import check_whole
+from mor.checks import check_choice, check_flag, check_whole
 from mor.config import MoRConfig
+from mor.engine.entries import KVCacheType
 from mor.engine.memory import check_fraction, pages_for, tokens_held
 from mor.errors import MorError
 from mor.model.packed import check_quantization
@@ -103,6 +104,8 @@ def check_options(
     num_pages: int | None,
     memory_fraction: float,
     quantization: str | None,
+    kv_cache_dtype: str,
+    prefix_caching: bool,
     least: int,
     **numbers: int | None,
 ) -> None:
@@ -110,7 +113,7 @@ def check_options(
 
     Args:
         config: the model's.
-        num_pages, memory_fraction, quantization: as the engine's.
+        num_pages, memory_fraction, quantization, kv_cache_dtype, prefix_caching: as the engine's.
         least: tokens of prompt and answer that ``num_pages`` must hold.
         numbers: what :func:`resolve_sizes` takes.
 
@@ -122,3 +125,5 @@ def check_options(
         sizes.fit(config, num_pages, least)
     check_fraction(memory_fraction)
     check_quantization(quantization)
+    check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
+    check_flag("prefix_caching", prefix_caching)

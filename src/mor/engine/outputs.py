@@ -55,6 +55,7 @@ class Completion:
         prompt_logprobs: one per token of the prompt as far as it is read, where asked for; None
             for the first, which nothing comes before.
         timings: how long it took.
+        cached_tokens: tokens of the prompt that were not computed for it: others had been there.
     """
 
     index: int
@@ -67,6 +68,7 @@ class Completion:
     logprobs: tuple[TokenLogprobs, ...] | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None
     timings: Timings
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True)

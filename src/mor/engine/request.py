@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Hashable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
+from mor.engine.prefix import Node
 from mor.engine.text import GrowingText
 
 
@@ -86,6 +88,12 @@ class Request:
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
+        needs_prompt_logits: the logits of every position of the prompt are asked for, so that none
+            of it may come from the cache.
+        tail: where it is among the cached texts; None at their root.
+        claim: what others that need the same tokens wait for it to compute.
+        cached_tokens: tokens of the prompt that came from the cache at the first reading.
+        furthest: most tokens that it had computed before it was put back.
     """
 
     group: str
@@ -109,6 +117,11 @@ class Request:
     computed: int = 0
     row: int | None = None
     wave: Wave | None = None
+    needs_prompt_logits: bool = False
+    tail: Node | None = None
+    claim: tuple[Node, Hashable] | None = None
+    cached_tokens: int = 0
+    furthest: int = 0
     preemptions: int = 0
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
@@ -124,6 +137,17 @@ class Request:
     def new_tokens(self) -> list[int]:
         """Ids of the tokens sampled so far."""
         return self.tokens[len(self.prompt) :]
+
+    @property
+    def salt(self) -> Hashable:
+        """What else than its tokens decides about the entries that they leave."""
+        return self.limit, self.params.boundaries
+
+    @property
+    def reusable(self) -> int:
+        """How many of its first tokens may come from the cache: never one whose logits it needs."""
+        asked = self.needs_prompt_logits or self.params.prompt_logprobs is not None
+        return 0 if asked else len(self.tokens) - 1
 
     @property
     def made(self) -> int:
@@ -225,4 +249,5 @@ class Request:
             logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
             prompt_logprobs=self._prompt(),
             timings=self.timings(),
+            cached_tokens=self.cached_tokens,
         )

@@ -8,6 +8,7 @@ from typing import Literal
 from mor.engine.batch import Piece
 from mor.engine.lanes import Lanes
 from mor.engine.request import Request, Wave
+from mor.engine.reuse import Reuse
 from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
 
@@ -26,6 +27,7 @@ class Scheduler:
         prefill_chunk: tokens of a prompt in one chunk, and of all prompts in one tick.
         min_gather: waves that wait for the coda before it runs.
         policy: ``no_refill``: the tokens of a tick stay together until the last of them is through.
+        prefix_caching: whether requests share the pages of equal beginnings.
 
     Attributes:
         waiting: requests without pages, first come first.
@@ -45,8 +47,10 @@ class Scheduler:
         prefill_chunk: int,
         min_gather: int,
         policy: Policy,
+        prefix_caching: bool,
     ) -> None:
         self.store, self.lanes, self.stats = store, lanes, stats
+        self.reuse = Reuse(store, stats, prefix_caching)
         self.max_num_seqs, self.prefill_chunk = max_num_seqs, prefill_chunk
         self.min_gather, self.policy = min_gather, policy
         self.waiting: deque[Request] = deque()
@@ -69,6 +73,8 @@ class Scheduler:
             if self.running:
                 if promised is None:
                     promised = sum(self._still_wanted(other) for other in self.running)
+                if needed + promised > self.store.pool.free:
+                    needed -= self.reuse.shared_pages(request)
                 if needed + promised > self.store.pool.free:
                     return
                 promised += needed
@@ -94,6 +100,7 @@ class Scheduler:
             return
         if request.wave is not None:
             self._forget(request.wave)
+        self.reuse.forget(request)
         self.store.release(request)
         self.free_rows.append(request.row)
         request.row = None
@@ -111,7 +118,7 @@ class Scheduler:
     def _preempt(self, request: Request) -> None:
         """Back to the head of the queue; its tokens stay, what was computed of them is lost."""
         self.stats.preemptions += 1
-        self.stats.recomputed_tokens += request.computed
+        request.furthest = max(request.furthest, request.computed)
         self.drop(request)
         request.computed = 0
         request.preemptions += 1
@@ -145,12 +152,16 @@ class Scheduler:
         request.computed = wave.end
         request.position_depths[wave.start : wave.end] = wave.depths
         self._forget(wave)
+        self.reuse.note_left(request)
 
     def select_entering(self) -> list[Wave]:
         """A wave for every resident request that has none: a new token, or a chunk of a prompt."""
         waves = []
         for request in list(self.running):
             if request.row is None or request.wave is not None:
+                continue
+            self.reuse.take(request)
+            if self.reuse.must_wait(request):
                 continue
             left = len(request.tokens) - request.computed
             count = min(left, self.prefill_chunk)
@@ -166,7 +177,10 @@ class Scheduler:
             if prompt:
                 self.prompt_lanes -= count
             self.store.enter(wave)
+            self.reuse.claim(request)
             request.wave = wave
+            again = min(wave.end, request.furthest) - wave.start
+            self.stats.recomputed_tokens += max(0, again)
             waves.append(wave)
         return [w for w in waves if w.request.wave is w]
 

@@ -21,6 +21,7 @@ class EngineStats:
         new_depths: the same of the positions that new tokens were sampled from.
         requests, finished, aborted: completions that came, ended, and were given up.
         preemptions, recomputed_tokens: requests put back for want of pages, and what it cost.
+        reused_tokens: tokens that were not computed, since what is left of them was cached.
         peak_pages: most pages in use at a time.
     """
 
@@ -39,6 +40,7 @@ class EngineStats:
     aborted: int = 0
     preemptions: int = 0
     recomputed_tokens: int = 0
+    reused_tokens: int = 0
     peak_pages: int = 0
 
     def __post_init__(self) -> None:

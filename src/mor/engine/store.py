@@ -13,6 +13,7 @@ from torch import Tensor
 from mor.config import MoRConfig
 from mor.engine.memory import block_layers, pages_for, tokens_held
 from mor.engine.pages import PagePool, PageTables
+from mor.engine.prefix import Node, PrefixTree
 from mor.engine.request import Request, Wave
 
 
@@ -31,6 +32,7 @@ class KVStore:
         block: layers of the shared block, ``groups`` rows per request.
         groups: R, or 1 where later depths read depth 0 or where all depths are one pass.
         shared: whether later depths read depth 0 and leave no entries.
+        prefixes: what is kept of texts that were seen before.
         origins: [rows, tokens] place in depth 0's row of every entry of the block's table, where
             later depths read depth 0 with their own entries in place of some; else None.
     """
@@ -56,6 +58,7 @@ class KVStore:
         private = config.num_prelude_layers + config.num_coda_layers
         self.private = PageTables(self.pool, residents, private, max_tokens)
         self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
+        self.prefixes = PrefixTree(self.pool, self.private, self.block, self.groups)
         self.origins: Tensor | None = None
         if config.kv_sharing == "recursive_update":
             shape = (residents * self.groups, max_tokens)
@@ -113,8 +116,23 @@ class KVStore:
         self.origins[row, before:after] = torch.tensor(first, device=self.origins.device)
         return first, slots
 
+    def adopt(self, request: Request, start: Node, goal: Node) -> None:
+        """Let ``request``, which is at ``start``, read what is cached up to ``goal``.
+
+        Its ``position_depths`` are known up to there.
+        """
+        assert request.row is not None
+        self.prefixes.adopt(start, goal, request.row)
+        if self.origins is None:
+            return
+        ran = [depth for depth in request.position_depths[: goal.length] if depth > 0]
+        for depth, row in enumerate(self.block_rows(request.row)):
+            places = [place for place, deepest in enumerate(ran) if deepest > depth]
+            own = torch.tensor(places, dtype=torch.long, device=self.origins.device)
+            self.origins[row, : len(places)] = own
+
     def release(self, request: Request) -> None:
-        """Give back all that ``request`` owns."""
+        """Give back all that ``request`` reads."""
         assert request.row is not None
         self.private.release(request.row)
         for row in self.block_rows(request.row):
@@ -125,7 +143,7 @@ class KVStore:
         return range(row * self.groups, (row + 1) * self.groups)
 
     def owned(self, request: Request) -> int:
-        """Pages that ``request`` owns."""
+        """Pages that ``request`` reads."""
         assert request.row is not None
         own = self.private.layers * self.private.columns[request.row]
         return own + sum(
@@ -133,7 +151,10 @@ class KVStore:
         )
 
     def nbytes(self) -> int:
-        """Bytes of the entries that are there, the coda's of tokens on their way included."""
+        """Bytes of the entries that requests read, the coda's of tokens on their way included.
+
+        Those that several requests share count for each of them.
+        """
         entries = self.private.layers * sum(self.private.lengths)
         entries += self.block.layers * sum(self.block.lengths)
         return entries * self.pool.entry_bytes()

@@ -7,7 +7,7 @@ while all other tokens keep theirs. What the router knows is the difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.eval.exits import count_changes
+from mor.eval.passes import batches
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers.forced import forced_depths
 
@@ -60,6 +61,7 @@ def score_answers(
     max_sequences: int | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    caps: list[Answers] | None = None,
 ) -> dict[str, Any]:
     """Exact match of a task's answers, causal, by difficulty and by pass.
 
@@ -69,6 +71,7 @@ def score_answers(
         max_sequences: None for the whole split.
         batch_size: sequences at a time; chance deals depths out within a batch.
         seed: of the chance.
+        caps: answers of the same sequences at most 1..R recursions, where they are known already.
 
     Returns:
         ``causal`` (see :meth:`Answers.score`), ``depth_cap`` (the same at most 1..R recursions,
@@ -84,7 +87,7 @@ def score_answers(
     was_training = model.training
     model.eval()
     try:
-        caps = [
+        caps = caps or [
             collect_answers(model, dataset, cap, max_sequences, batch_size)
             for cap in range(1, recursions + 1)
         ]
@@ -118,11 +121,51 @@ def list_scores(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     return rows if chance is None else [*rows, ("routes by chance", chance)]
 
 
-@dataclass
-class _Columns:
-    levels: list[np.ndarray] = field(default_factory=list)
-    hits: list[np.ndarray] = field(default_factory=list)
-    depths: list[np.ndarray] = field(default_factory=list)
+class Collector:
+    """Notes the answers of a pass, batch by batch.
+
+    Args:
+        dataset: a split of a prepared task.
+    """
+
+    def __init__(self, dataset: PackedDataset) -> None:
+        assert dataset.index.task is not None
+        self.dataset, self.task = dataset, dataset.index.task
+        self.levels: list[np.ndarray] = []
+        self.hits: list[np.ndarray] = []
+        self.depths: list[np.ndarray] = []
+        self.total, self.places = 0, 0
+
+    def queries(self, ids: Tensor) -> np.ndarray:
+        """[B, T] which tokens of ids [B, T] are queries whose answers are in the same row."""
+        asked: np.ndarray = self.task.is_query(ids.cpu().numpy())
+        asked[:, -1] = False  # its answer is in another row
+        return asked
+
+    def look(self, ids: Tensor, output: Any) -> None:
+        """Note what the model made of ids [B, T]."""
+        ids, asked = ids.cpu(), self.queries(ids)
+        right = output.logits.argmax(-1).cpu()[:, :-1] == ids[:, 1:]
+        self.levels.append(self.task.level(ids.numpy())[asked])
+        self.hits.append(right.numpy()[asked[:, :-1]])
+        self.depths.append(output.depths.cpu().numpy()[asked])
+        self.total, self.places = self.total + int(output.depths.sum()), self.places + ids.numel()
+
+    def answers(self) -> Answers:
+        """All of them.
+
+        Raises:
+            MorError: there was no query.
+        """
+        levels, hits, depths = (
+            np.concatenate(parts) if parts else np.zeros(0)
+            for parts in (self.levels, self.hits, self.depths)
+        )
+        if not len(levels):
+            raise MorError(
+                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query"
+            )
+        return Answers(levels, hits, depths, self.total / self.places)
 
 
 @torch.inference_mode()
@@ -135,35 +178,18 @@ def collect_answers(
     chance: np.random.Generator | None = None,
 ) -> Answers:
     """Answer every query of the first sequences; with ``chance``, at dealt-out depths."""
-    task = dataset.index.task
-    assert task is not None
-    columns, total, places = _Columns(), 0, 0
+    found = Collector(dataset)
     count = len(dataset) if max_sequences is None else min(max_sequences, len(dataset))
-    for start in range(0, count, batch_size):
-        rows = dataset.__getitems__(list(range(start, min(count, start + batch_size))))
-        ids = torch.stack([row["input_ids"] for row in rows])
-        asked = task.is_query(ids.numpy())
-        asked[:, -1] = False  # its answer is in another row
-        output = _run(model, ids.to(model.device), max_depth)
+    for ids in batches(dataset, count, batch_size, model.device):
+        output = _run(model, ids, max_depth)
         if chance is not None:
-            depths = output.depths.cpu()
+            asked, depths = found.queries(ids), output.depths.cpu()
             mine = depths[asked]
             depths[asked] = mine[torch.from_numpy(chance.permutation(len(mine)))]
             with forced_depths(model.model, depths.to(model.device)):
-                output = _run(model, ids.to(model.device), max_depth)
-        guesses = output.logits.argmax(-1).cpu()
-        columns.levels.append(task.level(ids.numpy())[asked])
-        right = guesses[:, :-1] == ids[:, 1:]
-        columns.hits.append(right.numpy()[asked[:, :-1]])
-        columns.depths.append(output.depths.cpu().numpy()[asked])
-        total, places = total + int(output.depths.sum()), places + ids.numel()
-    levels, hits, depths = (
-        np.concatenate(parts) if parts else np.zeros(0)
-        for parts in (columns.levels, columns.hits, columns.depths)
-    )
-    if not len(levels):
-        raise MorError(f"split {dataset.split!r} of {dataset.index.directory} holds no query")
-    return Answers(levels, hits, depths, total / places)
+                output = _run(model, ids, max_depth)
+        found.look(ids, output)
+    return found.answers()
 
 
 def _run(model: MoRForCausalLM, ids: Tensor, max_depth: int | None) -> Any:

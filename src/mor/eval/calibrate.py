@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -9,9 +12,18 @@ from torch.utils.data import Dataset
 from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
-from mor.eval.passes import batches, check_sample
+from mor.eval.passes import Tick, batches, check_sample
+from mor.hf.arguments import check_ids, check_length
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers import BoundaryRouter
+
+# Scores of all tokens that reach a depth, and tokens in all, by the boundaries before that depth.
+Known = dict[tuple[float, ...], tuple[Tensor, int]]
+
+
+def count_ticks(capacities: Sequence[float], sequences: int, batch_size: int) -> int:
+    """Batches that :func:`calibrate` goes through."""
+    return sum(share < 1 for share in capacities) * -(-sequences // batch_size)
 
 
 @torch.inference_mode()
@@ -22,6 +34,8 @@ def calibrate(
     max_sequences: int = 64,
     batch_size: int = 8,
     capacities: list[float] | None = None,
+    tick: Tick = lambda: None,
+    known: Known | None = None,
 ) -> list[float]:
     """Replace ``router.boundary``, so that the sample runs each depth at its capacity.
 
@@ -37,6 +51,9 @@ def calibrate(
         dataset: items with ``input_ids`` [T].
         max_sequences, batch_size: size of the sample; sequences at a time.
         capacities: share of tokens at each depth, non-increasing; default the model's.
+        tick: called after each batch, as often as :func:`count_ticks` says.
+        known: scores of this sample by the boundaries before a depth, kept from one calibration of
+            the same model to the next.
 
     Returns:
         The boundaries (logit units), one per depth; where the capacity is 1 as they were.
@@ -67,7 +84,9 @@ def calibrate(
         config.router_decision_rule = "boundary"
         for depth, capacity in enumerate(config.router_capacities):
             if capacity < 1:
-                values, tokens = _candidates(model, dataset, count, batch_size, depth)
+                values, tokens = _candidates(
+                    model, dataset, count, batch_size, depth, tick, {} if known is None else known
+                )
                 router.boundary[depth] = _between(values, max(1, round(capacity * tokens)))
     except BaseException:
         config.router_capacities, config.router_decision_rule = before[:2]
@@ -80,25 +99,41 @@ def calibrate(
 
 
 def _candidates(
-    model: MoRForCausalLM, dataset: Dataset, count: int, batch_size: int, depth: int
+    model: MoRForCausalLM,
+    dataset: Dataset,
+    count: int,
+    batch_size: int,
+    depth: int,
+    tick: Tick,
+    known: Known,
 ) -> tuple[Tensor, int]:
-    """Decision scores of all tokens that reach ``depth`` under the causal rule; tokens in all."""
+    """Decision scores of all tokens that reach ``depth`` under the causal rule; tokens in all.
+
+    They follow from the boundaries before ``depth``, and are computed once for each set of those.
+    """
+    router = model.model.router
+    assert isinstance(router, BoundaryRouter)
+    key = tuple(router.boundary[:depth].tolist())
+    if key in known:
+        for _ in range(-(-count // batch_size)):
+            tick()
+        return known[key]
+    # Nobody is to run this depth: only its scores are wanted, and no logits at all.
+    router.boundary[depth] = math.inf
     found, tokens = [], 0
     for ids in batches(dataset, count, batch_size, model.device):
-        output = model(
-            ids,
-            use_cache=False,
-            routing="causal",
-            max_depth=depth + 1,
-            output_router_traces=True,
-        )
+        check_ids(ids, model.config.vocab_size)
+        check_length(ids, None, None, model.config.max_position_embeddings)
+        output = model.model(ids, routing="causal", max_depth=depth + 1, keep_traces=True)
         tokens += ids.numel()
         if len(output.traces) > depth:
             trace = output.traces[depth]
             scores = trace.scores.decision
             valid = None if trace.candidates is None else trace.candidates.valid
             found.append(scores.flatten() if valid is None else scores[valid])
-    return torch.cat(found) if found else torch.zeros(0), tokens
+        tick()
+    known[key] = (torch.cat(found) if found else torch.zeros(0), tokens)
+    return known[key]
 
 
 def _between(values: Tensor, kept: int) -> float:

@@ -6,13 +6,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
 from mor.errors import MorError
-from mor.eval.answers import score_answers
+from mor.eval.answers import Collector, score_answers
+from mor.eval.chance import ChanceRoutes
 from mor.eval.exits import score_passes
-from mor.eval.passes import check_sample, run_pass, token_nll
+from mor.eval.passes import Look, check_sample, run_pass, token_nll
 from mor.hf.load import serving_copy
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import dead_positions, entropy, max_violation
@@ -35,7 +37,8 @@ def evaluate(
     ``causal`` follows ``router.decide``, the rule of decoding. ``leaky`` follows training's
     selection, which looks at later tokens: it is reported for comparison with published numbers
     and is no measure of the model. ``depth_cap`` repeats the causal number with at most 1..R
-    recursions (test-time scaling), and ``passes`` says what each pass is worth
+    recursions (test-time scaling), ``random_routes_nll`` deals the same depths out among the tokens
+    by chance (:mod:`mor.eval.chance`), and ``passes`` says what each pass is worth
     (:func:`mor.eval.exits.score_passes`).
 
     Args:
@@ -83,10 +86,20 @@ def evaluate(
     model.eval()
     try:
         bytes_per_token = dataset.bytes_per_token
-        capped = [
-            run_pass(model, dataset, count, batch_size, "causal", cap, tick, keep_hits=True)
-            for cap in range(1, config.num_recursions + 1)
-        ]
+        capped, answers = [], []
+        chance = ChanceRoutes(model) if config.is_routed and config.num_recursions > 1 else None
+        for cap in range(1, config.num_recursions + 1):
+            # A task's answers are read off the same pass.
+            task = None if dataset.index.task is None else Collector(dataset)
+            more: dict[str, Any] = {} if task is None else {"look": task.look}
+            if chance is not None and cap == config.num_recursions:
+                more = {"look": look_both(task, chance)}
+            capped.append(
+                run_pass(
+                    model, dataset, count, batch_size, "causal", cap, tick, keep_hits=True, **more
+                )
+            )
+            answers += [] if task is None else [task.answers()]
         caps, causal = [], capped[-1]
         for cap, result_at in enumerate(capped, 1):
             score = result_at.score(bytes_per_token)
@@ -104,6 +117,7 @@ def evaluate(
             "causal": causal.score(bytes_per_token),
             "leaky": None if leaky is None else leaky.score(bytes_per_token),
             "gap": None if leaky is None else causal.nll - leaky.nll,
+            "random_routes_nll": None if chance is None else chance.nll(),
             "depth_cap": caps,
             "passes": score_passes(capped),
             "router": {
@@ -121,12 +135,23 @@ def evaluate(
             result["quantized"] = {"quantization": quantization, "loss": few.nll - causal.nll}
             result["quantized"] |= few.score(bytes_per_token)
         if dataset.index.task is not None:
-            result["answers"] = score_answers(model, dataset, max_sequences=count)
+            result["answers"] = score_answers(model, dataset, max_sequences=count, caps=answers)
         if tokenizer is not None:
             result["sample"] = passage(model, dataset, tokenizer, sample_tokens)
         return result
     finally:
         model.train(was_training)
+
+
+def look_both(task: Collector | None, chance: ChanceRoutes) -> Look:
+    """One look at a batch for answers, where there are any, and for routes by chance."""
+
+    def look(ids: Tensor, output: Any) -> None:
+        if task is not None:
+            task.look(ids, output)
+        chance.look(ids, output)
+
+    return look
 
 
 @torch.inference_mode()

@@ -17,7 +17,8 @@ from torch.utils.data import Dataset
 
 from mor.disk import write_whole
 from mor.errors import MorError
-from mor.eval.calibrate import calibrate
+from mor.eval.calibrate import Known, calibrate
+from mor.eval.passes import Tick
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers import BoundaryRouter
 from mor.run_files import beside_model
@@ -133,10 +134,12 @@ def calibrate_levels(
     factors: Sequence[float] = FACTORS,
     max_sequences: int = 64,
     batch_size: int = 8,
+    tick: Tick = lambda: None,
 ) -> Levels:
     """Calibrate at several capacities; the model is left as it was.
 
-    A depth of capacity 1 keeps it at every level: such depths have no boundary.
+    A depth of capacity 1 keeps it at every level: such depths have no boundary. ``tick`` is called
+    after each batch, at every level as often as :func:`~mor.eval.calibrate.count_ticks` says.
 
     Raises:
         MorError: as :func:`~mor.eval.calibrate.calibrate`, and for factors that are not positive.
@@ -150,7 +153,7 @@ def calibrate_levels(
         if isinstance(router, BoundaryRouter)
         else None
     )
-    levels = []
+    levels, known = [], Known()
     try:
         for factor in sorted(factors):
             wanted = [c if c >= 1 else min(FULLEST, c * factor) for c in before[0]]
@@ -160,6 +163,8 @@ def calibrate_levels(
                 max_sequences=max_sequences,
                 batch_size=batch_size,
                 capacities=wanted,
+                tick=tick,
+                known=known,
             )
             levels.append(Level(factor, tuple(wanted), tuple(boundaries)))
     finally:

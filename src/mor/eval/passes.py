@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,7 @@ from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import decision_accuracy
 
 Tick = Callable[[], None]
+Look = Callable[[Tensor, Any], None]
 
 
 @dataclass
@@ -107,6 +109,7 @@ def run_pass(
     max_depth: int | None = None,
     tick: Tick = lambda: None,
     keep_hits: bool = False,
+    look: Look = lambda ids, output: None,
 ) -> PassResult:
     """Score the first ``count`` sequences under one routing rule and depth cap.
 
@@ -119,6 +122,7 @@ def run_pass(
         max_depth: depth cap.
         tick: called after each batch.
         keep_hits: note for every target whether it was the most likely token.
+        look: called with each batch's ids [B, T] and the model's output, for what else is counted.
     """
     recursions = model.config.num_recursions
     result, hits = PassResult(recursions), []
@@ -143,6 +147,7 @@ def run_pass(
             agree, candidates = decision_accuracy(model.model.router, trace, depth)
             result.agreements[depth] += agree.cpu()
             result.candidates[depth] += candidates.cpu()
+        look(ids, output)
         tick()
     if hits:
         result.hits = torch.cat(hits)

@@ -4,9 +4,20 @@ Importing this package registers the model with Transformers' Auto classes.
 """
 
 from mor.hf.cache import MoRCache
-from mor.hf.modeling import MoRForCausalLM, register
-from mor.hf.outputs import MoRCausalLMOutput
+from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
+from mor.hf.modeling import MoRForCausalLM
+from mor.hf.outputs import MoRBaseOutput, MoRCausalLMOutput, MoRClassifierOutput
+from mor.hf.register import register
 
-__all__ = ["MoRCache", "MoRCausalLMOutput", "MoRForCausalLM", "register"]
+__all__ = [
+    "MoRBaseModel",
+    "MoRBaseOutput",
+    "MoRCache",
+    "MoRCausalLMOutput",
+    "MoRClassifierOutput",
+    "MoRForCausalLM",
+    "MoRForSequenceClassification",
+    "register",
+]
 
 register()

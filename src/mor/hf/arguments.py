@@ -20,8 +20,10 @@ from torch import Tensor
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import TransformersKwargs
 
+from mor.config import MoRConfig
 from mor.errors import MorError, nearest
 from mor.hf.cache import MoRCache
+from mor.hf.foreign import become_ours, is_empty, is_plain, pour_from
 
 CACHE_NAMES = ("cache", "past_key_values")
 """The new name and the old one."""
@@ -121,40 +123,51 @@ def _show(value: Any) -> str:
     return text if len(text) <= 60 else f"<{type(value).__name__}>"
 
 
-def one_cache(past_key_values: Any, cache: Any) -> MoRCache | None:
-    """The cache, whichever of its two names it came by.
+def one_cache(past_key_values: Any, cache: Any, config: MoRConfig) -> MoRCache | None:
+    """The cache, whichever of its two names it came by, as ours (see :mod:`mor.hf.foreign`).
+
+    A learned prefix may stand beside our empty cache: it is then what that one begins with.
 
     Raises:
         ArgumentError: two caches, or one of a foreign kind.
+        ValueError: a filled ``DynamicCache`` that is not of this model's shape.
     """
     given = [
         (name, value)
         for name, value in zip(CACHE_NAMES, (cache, past_key_values), strict=True)
         if value is not None
     ]
-    if not given:
-        return None
     for name, found in given:
-        if not isinstance(found, MoRCache):
+        if not (isinstance(found, MoRCache) or is_plain(found)):
             raise ArgumentError(
                 f"{name} is a {type(found).__name__}; MoR caches per depth: use MoRCache"
             )
-    if len(given) == 2 and cache is not past_key_values:
+    held = list({id(value): value for _, value in given}.values())
+    if len(held) == 2:
+        ours = [value for value in held if isinstance(value, MoRCache) and is_empty(value)]
+        prefix = [value for value in held if is_plain(value) and not is_empty(value)]
+        if ours and prefix:
+            return pour_from(prefix[0], ours[0])
         raise ArgumentError(
             "cache and past_key_values are two names of one argument and hold two caches; give one"
         )
-    return given[-1][1]
+    if not held:
+        return None
+    return held[0] if isinstance(held[0], MoRCache) else become_ours(held[0], config)
 
 
 def check_ids(input_ids: Tensor | None, vocab_size: int) -> None:
     """Refuse token ids outside the vocabulary, on the CPU.
 
-    A wrong id on a GPU kills the process long after; there the check would cost a sync.
+    A wrong id on a GPU kills the process long after; there the check would cost a sync. A traced
+    graph (``torch.export``) cannot branch on numbers: there it is left out.
 
     Raises:
         ValueError: naming the id.
     """
-    if input_ids is None or input_ids.device.type != "cpu" or not input_ids.numel():
+    if torch.compiler.is_compiling() or input_ids is None or input_ids.device.type != "cpu":
+        return
+    if not input_ids.numel():
         return
     low, high = int(input_ids.min()), int(input_ids.max())
     if low < 0 or high >= vocab_size:
@@ -172,6 +185,8 @@ def check_length(
     Raises:
         ValueError: naming the length.
     """
+    if torch.compiler.is_compiling():  # as for ids
+        return
     width = 0 if inputs is None else inputs.shape[1]
     if width + (0 if cache is None else cache.columns) <= limit:
         return

@@ -79,6 +79,7 @@ class Backbone:
         cu_seq_lens_q: Tensor | None = None,
         seq_idx: Tensor | None = None,
         return_dict: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> BaseModelOutput | tuple:
         """Hidden states [B, T, D] for ids [B, T] or embeddings [B, T, D]; never a cache.
@@ -88,6 +89,8 @@ class Backbone:
             position_ids: [B, T].
             cu_seq_lens_q, seq_idx: see :func:`packed_documents`.
             return_dict: False for a tuple.
+            logits_to_keep: nothing: there are no logits here, and callers cut hidden states
+                themselves, as with every model of Transformers.
             kwargs: what :func:`mor.hf.arguments.take_known` lets through, ``use_cache=False`` too.
 
         Raises:
@@ -110,7 +113,7 @@ class Backbone:
 
 _PARAMETERS = tuple(inspect.signature(Backbone.__call__).parameters)[1:-1]
 _ELSEWHERE = dict.fromkeys(
-    ("labels", "logits_to_keep", "num_items_in_batch", "output_hidden_states", "use_cache"),
+    ("labels", "num_items_in_batch", "output_hidden_states", "use_cache"),
     "call the whole model for that",
 ) | dict.fromkeys(CACHE_NAMES, "call the whole model for that")
 
@@ -142,6 +145,8 @@ def packed_documents(
         places = torch.arange(int(cu_seq_lens_q[-1]), device=cu_seq_lens_q.device)
         return torch.bucketize(places, cu_seq_lens_q[1:-1], right=True)[None]
     if position_ids is None or attention_mask is not None or position_ids.shape[-1] < 2:
+        return None
+    if torch.compiler.is_exporting():  # a traced graph cannot branch on them: one document a row
         return None
     begins = torch.zeros_like(position_ids, dtype=torch.bool)
     begins[..., 1:] = position_ids[..., 1:] <= position_ids[..., :-1]

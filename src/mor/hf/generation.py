@@ -8,7 +8,7 @@ from typing import Any
 from transformers import GenerationMixin
 
 from mor.config import MoRConfig
-from mor.hf.arguments import CACHE_NAME, one_cache
+from mor.hf.arguments import CACHE_NAME, ArgumentError, one_cache
 from mor.hf.cache import MoRCache
 
 # What grows and can be cropped, as ours does; older versions' assistants ask for the second.
@@ -34,6 +34,8 @@ class DepthGeneration(GenerationMixin):
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As in every model, with a :class:`MoRCache` unless one is given or none is wanted.
 
+        An empty ``DynamicCache`` becomes a :class:`MoRCache` (the same object).
+
         Raises:
             ValueError: a cache of another kind is asked for or given.
         """
@@ -47,10 +49,43 @@ class DepthGeneration(GenerationMixin):
             )
         if settings.cache_implementation is not None:
             kwargs["cache_implementation"] = None
-        cache = one_cache(*(kwargs.pop(name, None) for name in ("past_key_values", "cache")))
+        given = [kwargs.pop(name, None) for name in ("past_key_values", "cache")]
+        cache = one_cache(given[0], given[1], self.config)
         if cache is None and kwargs.get("use_cache", settings.use_cache) is not False:
             cache = MoRCache(self.config)
         if cache is not None:
             kwargs[CACHE_NAME] = cache
         generate: Any = super().generate
         return generate(*args, **kwargs)
+
+    def generate_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available: :meth:`init_continuous_batching` says why.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise _no_batching("generate_batch")
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available: Transformers' pages know layers and no depths; :mod:`mor.engine` does.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise _no_batching("init_continuous_batching")
+
+    def continuous_batching_context_manager(self, *args: Any, **kwargs: Any) -> Any:
+        """Not available: :meth:`init_continuous_batching` says why.
+
+        Raises:
+            ArgumentError: always.
+        """
+        raise _no_batching("continuous_batching_context_manager")
+
+
+def _no_batching(name: str) -> ArgumentError:
+    return ArgumentError(
+        f"{name} is not available: Transformers' continuous batching keeps pages per layer and MoR "
+        "caches per depth; use generate with a padded batch, or mor.engine.Engine, which batches "
+        "continuously"
+    )

@@ -16,9 +16,13 @@ from mor.data.index import DataIndex
 from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.hf.register import CLASSES
 from mor.model.packed import Quantization, serving_view
 from mor.model.packed_layers import copy_around
 from mor.run_files import TOKENIZER, beside_model, model_folder
+
+# What else a folder of ours may hold, and what loads it.
+_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind is not MoRForCausalLM}
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCausalLM:
@@ -45,6 +49,12 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
     except Exception as error:  # the library raises whatever a broken file happens to cause
         raise _unreadable(folder, error) from error
     model, info = loaded
+    named = (config.architectures or [MoRForCausalLM.__name__])[0]
+    if named in _OTHERS:
+        raise MorError(
+            f"{folder} holds a {named}, not a {MoRForCausalLM.__name__}: it has no vocabulary "
+            f"projection; load it with {_OTHERS[named]}, or give the model that it was made from"
+        )
     problems = {
         "missing": info["missing_keys"],
         "not known": info["unexpected_keys"],

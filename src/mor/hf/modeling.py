@@ -3,89 +3,27 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import GenerationMixin
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from mor.config import MoRConfig
 from mor.config.choices import Routing
 from mor.hf.arguments import (
     CACHE_NAME,
-    CACHE_NAMES,
-    check_ids,
-    check_length,
-    one_cache,
-    take_known,
 )
-from mor.hf.backbone import Backbone, hang_router_losses, packed_documents
+from mor.hf.backbone import Backbone, hang_router_losses
 from mor.hf.cache import MoRCache
 from mor.hf.generation import DepthGeneration
+from mor.hf.network import call_network
 from mor.hf.outputs import MoRCausalLMOutput
-from mor.model.layers import RMSNorm
+from mor.hf.pretrained import MoRPreTrainedModel
 from mor.model.loss import combine_losses, exit_weights, next_token_targets
 from mor.model.model import MoRModel
-from mor.model.relaxation import Relaxation
-from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.model.routers.base import active_router
-from mor.model.routers.net import RouterNet
-from mor.ops.alignment import align_weights
 from mor.ops.cross_entropy import plain_cross_entropy
-
-
-class MoRPreTrainedModel(PreTrainedModel):
-    """What Transformers needs to know to make, save and load the model."""
-
-    config: MoRConfig
-    config_class = MoRConfig
-    base_model_prefix = "model"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
-    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
-    # Routers compare float32 numbers with float32 boundaries in every training dtype.
-    _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
-        """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
-        loaded = super().from_pretrained(*args, **kwargs)
-        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
-        return loaded
-
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """As PyTorch's; tensors that are taken over (``assign``) are laid in aligned memory."""
-        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        if assign:
-            align_weights(self)
-        return found
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """Normal(0, initializer_range) for matrices, ones for norms, constants for routers."""
-        std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Embedding)):
-            nn.init.normal_(module.weight, 0.0, std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            # A row of a loaded embedding no longer carries the mark that keeps it from being reset.
-            loaded = getattr(module.weight, "_is_hf_initialized", False)
-            if isinstance(module, nn.Embedding) and module.padding_idx is not None and not loaded:
-                nn.init.zeros_(module.weight[module.padding_idx])
-        elif isinstance(module, RMSNorm):
-            nn.init.ones_(module.weight)
-        elif isinstance(module, (Relaxation, RouterNet)):
-            module.reset(std)
-        elif isinstance(module, BoundaryRouter):
-            nn.init.constant_(module.boundary, module.half_rule)
-            nn.init.zeros_(module.boundary_steps)
-        elif isinstance(module, TokenChoiceRouter):
-            nn.init.zeros_(module.bias)
 
 
 # GenerationMixin by its name: Transformers asks the direct parents whether a model can generate.
@@ -117,19 +55,11 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
         """The network without its head, as TRL calls it."""
         return Backbone(self.model)
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embedding."""
-        return self.model.embed_tokens
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.model.embed_tokens = value
-
     def get_output_embeddings(self) -> nn.Module:
         """The vocabulary projection."""
         return self.model.lm_head
 
-    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+    def set_output_embeddings(self, new_embeddings: Any) -> None:
         """Replace the vocabulary projection."""
         self.model.lm_head = new_embeddings
 
@@ -161,7 +91,8 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
             input_ids: [B, T]; or ``inputs_embeds`` [B, T, D].
             attention_mask: [B, T'] with 1 for real tokens; the last T columns are these tokens'.
             position_ids: [B, T]; default counts the real tokens of each row.
-            past_key_values, cache: a :class:`MoRCache`, by its old or its new name.
+            past_key_values, cache: a :class:`MoRCache`, by its old or its new name; an empty
+                ``DynamicCache`` becomes one.
             document_ids: [B, T], where several documents share a row and must not see each other.
                 Transformers' own ways to say so are understood too: ``cu_seq_lens_q``, ``seq_idx``
                 and, without a mask and a cache, positions that start again within a row.
@@ -185,34 +116,29 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
             ArgumentError: an unknown argument, one that is not supported, a foreign cache.
             ValueError: wrong shapes, a token id out of range, too long a sequence.
         """
-        cache = one_cache(past_key_values, cache)
         shift_labels, seq_idx = (kwargs.pop(name, None) for name in _MORE)
-        inputs = inputs_embeds if input_ids is None else input_ids
-        if kwargs:
-            past = 0 if cache is None else cache.columns
-            width = 0 if inputs is None else inputs.shape[1]
-            known = {"cu_seq_lens_q": cu_seq_lens_q, "past": past, "width": width}
-            take_known(type(self).__name__, kwargs, _PARAMETERS, context=known)
-        check_ids(input_ids, self.config.vocab_size)
-        if document_ids is None:
-            positions = position_ids if cache is None else None
-            document_ids = packed_documents(positions, attention_mask, cu_seq_lens_q, seq_idx)
         labelled = labels is not None or shift_labels is not None
-        if use_cache is None:
-            use_cache = self.config.use_cache and not self.training and document_ids is None
-        if cache is None and use_cache and not labelled:
-            cache = MoRCache(self.config)
-        check_length(inputs, attention_mask, cache, self.config.max_position_embeddings)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         states = bool(output_hidden_states)
-        output = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            positions=position_ids,
-            cache=cache,
-            inputs_embeds=inputs_embeds,
-            document_ids=document_ids,
+        output, cache = call_network(
+            type(self).__name__,
+            self.model,
+            {
+                "input_ids": input_ids,
+                "attention_mask": attention_mask,
+                "position_ids": position_ids,
+                "past_key_values": past_key_values,
+                "inputs_embeds": inputs_embeds,
+                "document_ids": document_ids,
+                "cu_seq_lens_q": cu_seq_lens_q,
+                "cache": cache,
+                "seq_idx": seq_idx,
+            },
+            kwargs,
+            _PARAMETERS,
+            use_cache=False if labelled else use_cache,
+            by_default=self.config.use_cache and not self.training,
             routing=routing,
             max_depth=max_depth,
             keep_states=states,
@@ -275,8 +201,4 @@ def _list_class(kind: type) -> None:
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[f"mor:{kind.__name__}"] = kind.__name__
 
 
-def register() -> None:
-    """Make Transformers know ``model_type: mor``: the Auto classes, and the name of our class."""
-    AutoConfig.register("mor", MoRConfig, exist_ok=True)
-    AutoModelForCausalLM.register(MoRConfig, MoRForCausalLM, exist_ok=True)
-    _list_class(MoRForCausalLM)
+_list_class(MoRForCausalLM)

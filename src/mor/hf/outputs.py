@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
 
 from mor.hf.arguments import CACHE_NAME
 from mor.model.recorder import DepthTrace
@@ -36,6 +40,33 @@ class MoRCausalLMOutput(CausalLMOutputWithPast):
     traces: tuple[DepthTrace, ...] | None = None
 
 
+@dataclass
+class MoRBaseOutput(BaseModelOutputWithPast):
+    """Hidden states [B, T, D] after the final norm, and what the routers did.
+
+    Attributes:
+        router_losses: unweighted router terms by name, in training.
+        depths: [B, T] recursions each token ran, 0 at padding.
+    """
+
+    router_losses: dict[str, Tensor] | None = None
+    depths: Tensor | None = None
+
+
+@dataclass
+class MoRClassifierOutput(SequenceClassifierOutputWithPast):
+    """Logits [B, num_labels], the loss with the weighted router losses, and what the routers did.
+
+    Attributes:
+        router_losses: unweighted router terms by name, in training.
+        depths: [B, T] recursions each token ran, 0 at padding.
+    """
+
+    router_losses: dict[str, Tensor] | None = None
+    depths: Tensor | None = None
+
+
 if CACHE_NAME != "cache":  # before 5.24; since then the other name is a property
-    _output: Any = MoRCausalLMOutput
-    _output.cache = property(lambda output: output.past_key_values)
+    _outputs: tuple[Any, ...] = (MoRCausalLMOutput, MoRBaseOutput, MoRClassifierOutput)
+    for _output in _outputs:
+        _output.cache = property(lambda output: output.past_key_values)

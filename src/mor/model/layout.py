@@ -5,7 +5,8 @@ The stages run over tokens [A, N] that are all real, or real at the front of eac
 - without a cache, padding leaves by laying the real tokens end to end, in one run [1, N]. Documents
   become rows of their own in that run;
 - with a cache, each row's real tokens move to its front, [B, N];
-- a batch without padding, documents or cache stays as it is.
+- a batch without padding, documents or cache stays as it is;
+- a traced graph (``torch.export``) keeps padding where it is: its shapes cannot depend on a mask.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 from mor.config import MoRConfig
 from mor.model.attend.cached import CacheKV
 from mor.model.attend.protocol import KV
-from mor.model.attend.rows import RowKV
+from mor.model.attend.rows import PaddedAttend, RowKV
 from mor.model.cache import DepthCache
 from mor.ops.compaction import Packing, pack_flat
 
@@ -68,6 +69,7 @@ class Layout:
         rows: how the batch's rows lie in [A, N].
         kv: where the stages keep keys and values.
         packing: from the batch to [A, N], where padding left; else None.
+        real: [B, T] bool, where padding stays; else None.
     """
 
     shape: tuple[int, int]
@@ -75,6 +77,7 @@ class Layout:
     rows: Rows
     kv: KV
     packing: Packing | None = None
+    real: Tensor | None = None
 
     @classmethod
     def of(
@@ -100,6 +103,11 @@ class Layout:
             ValueError: inputs of the wrong shape, documents with a cache.
         """
         batch, width = shape = tokens.shape[0], tokens.shape[1]
+        if torch.compiler.is_exporting():
+            _check_exportable(config, documents, cache)
+            if mask is not None:
+                return _lay_with_padding(config, mask[:, -width:].bool(), positions)
+            return _lay_without_cache(config, tokens, None, None, positions)
         real = find_real(mask, batch, width)
         if documents is not None and documents.shape != shape:
             raise ValueError(
@@ -127,9 +135,40 @@ class Layout:
 
         Padding is zero.
         """
+        if self.real is not None:
+            return laid * self.real.view(*self.shape, *[1] * (laid.dim() - 2)).to(laid.dtype)
         if self.packing is None:
             return laid if self.rows.row_of is None else laid.view(*self.shape, *laid.shape[2:])
         return self.packing.scatter(laid.new_zeros(*self.shape, *laid.shape[2:]), laid)
+
+
+def _check_exportable(
+    config: MoRConfig, documents: Tensor | None, cache: DepthCache | None
+) -> None:
+    """Refuse what a traced graph cannot hold, in one sentence instead of torch's pages.
+
+    Raises:
+        ValueError: a routed model, documents, or a cache.
+    """
+    if config.is_routed:
+        raise ValueError(
+            f"torch.export traces one computation for all tokens, and router={config.router!r} "
+            "gives each its own; only router='fixed' can be exported"
+        )
+    if documents is not None or cache is not None:
+        raise ValueError(
+            "torch.export traces a forward without document_ids and without a cache; give "
+            "use_cache=False and one document a row"
+        )
+
+
+def _lay_with_padding(config: MoRConfig, real: Tensor, positions: Tensor | None) -> Layout:
+    """The rows themselves, padding included, for a traced graph."""
+    shape = real.shape[0], real.shape[1]
+    if positions is None:
+        positions = (real.long().cumsum(1) - 1).clamp(min=0)
+    kv = RowKV(config, shape, None, PaddedAttend(real))
+    return Layout(shape, positions, Rows(shape[1]), kv, real=real)
 
 
 def _lay_for_cache(

@@ -23,14 +23,15 @@ def active_fraction(depths: Tensor, num_recursions: int) -> list[float]:
 
 def entropy(shares: Tensor) -> float:
     """Entropy in nats of the distribution of final depths; ln(R) where all are used alike."""
-    return float(-(shares * shares.clamp(min=1e-12).log()).sum())
+    # Never below 0, nor -0.0, which is what one depth for all comes to.
+    return max(0.0, float(-(shares * shares.clamp(min=1e-12).log()).sum()))
 
 
 def max_violation(shares: Tensor) -> float:
     """MaxVio = (largest load - mean load) / mean load over final depths 1..R (paper, table 3)."""
     load = shares[1:]
     mean = load.mean()
-    return float((load.max() - mean) / mean) if mean > 0 else 0.0
+    return max(0.0, float((load.max() - mean) / mean)) if mean > 0 else 0.0
 
 
 def dead_positions(reached: Tensor) -> float:

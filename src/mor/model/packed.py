@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mor.errors import MorError
 from mor.model.attend.protocol import Attend
 from mor.model.model import MoRModel
-from mor.model.packed_layers import PackedMap, PackedStage
+from mor.model.packed_layers import PackedMap, PackedStage, fit_kernels, release, release_stage
 from mor.model.recorder import Recorder
 from mor.ops import native
 from mor.ops.cross_entropy import plain_cross_entropy
@@ -51,6 +51,7 @@ class PackedModel(MoRModel):
         self.coda_layers = PackedStage(model.coda_layers, work, int8)
         self.norm, self.lm_head, self.router = model.norm, model.lm_head, model.router
         self.packed_head: PackedLinear | None = None
+        self.only_head: str | None = None
         if type(model.lm_head) is nn.Linear and model.config.hidden_size % 16 == 0:
             self.packed_head = PackedLinear([model.lm_head.weight], [None], int8=int8)
         elif type(model.lm_head) is nn.Linear:
@@ -58,7 +59,7 @@ class PackedModel(MoRModel):
 
     def head(self, hidden: Tensor) -> Tensor:
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
-        if self.packed_head is None or not fits(hidden):
+        if self.packed_head is None or not fit_kernels(hidden, self.only_head):
             return super().head(hidden)
         flat, norm = hidden.flatten(0, -2), self.norm
         logits = self.packed_head.after_norm(flat, norm.weight, norm.eps, self.work)
@@ -66,13 +67,25 @@ class PackedModel(MoRModel):
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropies of :meth:`head` at ``targets``, some rows at a time."""
-        if self.packed_head is None or not fits(hidden):
+        if self.packed_head is None or not fit_kernels(hidden, self.only_head):
             return super().head_loss(hidden, targets)
         rows, wanted = hidden.flatten(0, -2).split(256), targets.split(256)
         parts = [
             plain_cross_entropy(self.head(one), own) for one, own in zip(rows, wanted, strict=True)
         ]
         return torch.stack(parts).sum()
+
+    def release_plain(self) -> None:
+        """Free the weights that are there packed too: half the memory of serving.
+
+        The model that this view was made of cannot run afterwards. A head tied to the embedding
+        stays, since the embedding is read as it is.
+        """
+        for stage in (self.prelude_layers, self.block, self.coda_layers):
+            release_stage(stage)
+        if self.packed_head is not None and self.lm_head.weight is not self.embed_tokens.weight:
+            release(self.lm_head)
+            self.only_head = "packed"
 
     def run_layers(
         self,

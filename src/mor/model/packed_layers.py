@@ -25,7 +25,7 @@ class PackedHalves:
 
     def __init__(self, layer: DecoderLayer, work: Workspace, int8: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.work, self.int8 = work, int8
+        self.work, self.only = work, "int8" if int8 else None
 
         def packed(*linears: nn.Linear, paired: bool = False) -> PackedLinear:
             biases: list[Tensor | None] = [m.bias for m in linears]
@@ -58,9 +58,9 @@ class PackedHalves:
         """Whether the halves can run on hidden [A, M, D].
 
         Raises:
-            MorError: weights of bytes, and tokens that the kernels cannot take.
+            MorError: there are no plain weights, and tokens that the kernels cannot take.
         """
-        return _fits(hidden, self.int8)
+        return fit_kernels(hidden, self.only)
 
     def enter(
         self, hidden: Tensor, rope: Rotation, use: int | Tensor, with_kv: bool | int
@@ -89,12 +89,12 @@ class PackedMap(nn.Module):
 
     def __init__(self, linear: nn.Linear, work: Workspace, int8: bool) -> None:
         super().__init__()
-        self.linear, self.work, self.int8 = linear, work, int8
+        self.linear, self.work, self.only = linear, work, "int8" if int8 else None
         self.packed = PackedLinear([linear.weight], [linear.bias], int8=int8)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        if not _fits(hidden, self.int8):
+        if not fit_kernels(hidden, self.only):
             return self.linear(hidden)
         flat = self.packed(hidden.flatten(0, -2), self.work)
         return flat.unflatten(0, hidden.shape[:-1])
@@ -185,13 +185,34 @@ def copy_around(module: _Module, **replaced: nn.Module) -> _Module:
     return view
 
 
-def _fits(hidden: Tensor, int8: bool) -> bool:
-    """Whether kernels can run; weights of bytes must not silently be the others instead."""
+def release(linear: nn.Linear) -> None:
+    """Free the plain weights of a linear map; its packed ones are all there is then."""
+    empty = torch.empty(0, dtype=linear.weight.dtype)
+    linear.weight = nn.Parameter(empty, requires_grad=False)
+
+
+def release_stage(stage: nn.ModuleList) -> None:
+    """Free the plain weights of all linear maps of a :class:`PackedStage`."""
+    for part in stage.modules():
+        if type(part) is nn.Linear:
+            release(part)
+        elif isinstance(part, PackedMap):
+            part.only = part.only or "packed"
+        elif isinstance(part, PackedDecoderLayer):
+            part.halves.only = part.halves.only or "packed"
+
+
+def fit_kernels(hidden: Tensor, only: str | None) -> bool:
+    """Whether kernels can run on ``hidden``.
+
+    Raises:
+        MorError: they cannot, and ``only`` says which weights are all there is.
+    """
     if fits(hidden):
         return True
-    if int8:
+    if only is not None:
         raise MorError(
-            f"int8 weights take float32 on the CPU without gradients; got {hidden.dtype} on "
+            f"{only} weights take float32 on the CPU without gradients; got {hidden.dtype} on "
             f"{hidden.device.type}, gradients {'on' if torch.is_grad_enabled() else 'off'}"
         )
     return False

@@ -9,6 +9,7 @@ Plots need the ``report`` extra; tables and terminal colours do not.
 
 from mor.report.build import build_report
 from mor.report.colors import render_terminal
+from mor.report.find import find_runs
 from mor.report.records import Run, Sample, load_run, load_runs
 from mor.report.tables import depth_sentence, markdown_table, rich_table
 
@@ -17,6 +18,7 @@ __all__ = [
     "Sample",
     "build_report",
     "depth_sentence",
+    "find_runs",
     "load_run",
     "load_runs",
     "markdown_table",

@@ -95,7 +95,7 @@ def render_html(
         title = f"depth {depth} of {num_recursions}"
         cost = nll[index] if nll else None
         if cost is not None:
-            title += f", NLL {cost:.3f} nats"
+            title += f", NLL {cost:z.3f} nats"
         shown = "".join(
             '<span class="nl">⏎</span>\n' if is_break else html.escape(piece)
             for piece, is_break in _pieces(token)

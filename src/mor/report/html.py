@@ -85,7 +85,7 @@ def _passage(run: Run, sample: Sample) -> dict[str, Any]:
     mean = sum(sample.depths) / max(1, len(sample.depths))
     return {
         "title": sample.title or "A passage of validation text",
-        "summary": f"{len(sample.tokens)} tokens, mean depth {mean:.2f} of {depth}",
+        "summary": f"{len(sample.tokens)} tokens, mean depth {mean:z.2f} of {depth}",
         "spans": render_html(sample.tokens, sample.depths, depth, sample.nll),
     }
 

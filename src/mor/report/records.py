@@ -126,6 +126,7 @@ class EvalResult(_Record):
     causal: Score
     leaky: Score | None = None
     gap: float | None = None
+    random_routes_nll: float | None = None
     depth_cap: list[DepthCap] = []
     router: RouterMetrics | None = None
     sample: Sample | None = None

@@ -81,7 +81,7 @@ def depth_histogram(runs: Sequence[Run], theme: Theme) -> bytes | None:
         middle = [depth + (place - (len(shown) - 1) / 2) * width for depth in xs]
         bar = axes.bar(middle, shares, width * 0.92, color=theme.color(index))
         if len(shown) <= 4:  # more bars are too narrow for their numbers
-            axes.bar_label(bar, [f"{share:.0%}" for share in shares], fontsize=9, padding=2)
+            axes.bar_label(bar, [f"{share:z.0%}" for share in shares], fontsize=9, padding=2)
         bars.append(bar)
     deepest = max(run.summary.num_recursions for _, run, _ in shown)
     lowest = min(min(depths) for _, _, depths in shown)

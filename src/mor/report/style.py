@@ -7,10 +7,11 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from mor.errors import MorError
+from mor.errors import missing_package
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,14 +73,12 @@ DARK = Theme(
 
 
 def require_matplotlib() -> None:
-    """Raise MorError, saying what to install, where matplotlib is absent."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise MorError(
-            "plots need matplotlib, which is not installed: "
-            "pip install mixture-of-recursions[report]"
-        ) from None
+    """Raise MorError, saying what to install, where matplotlib (or Pillow, its own) is absent."""
+    for module, package in (("matplotlib", "matplotlib"), ("PIL", "pillow")):
+        try:
+            import_module(module)
+        except ImportError:
+            raise missing_package("plots need", package, "report") from None
 
 
 @contextmanager
@@ -216,4 +215,4 @@ def legend_line(
 
 def percent_axis(axis: Any) -> None:
     """Print the ticks of ``axis``, fractions of 1, in per cent."""
-    axis.set_major_formatter(lambda value, _: f"{100 * value:.4g}%")
+    axis.set_major_formatter(lambda value, _: f"{100 * value:z.4g}%")

@@ -67,7 +67,7 @@ def columns(runs: Sequence[Run]) -> list[Column]:
         Column(
             "mean depth (recursions per token)",
             lambda run: run.eval.causal.mean_depth if run.eval else None,
-            lambda value: f"{value:.2f}",
+            lambda value: f"{value:z.2f}",
         ),
         Column("training FLOPs", lambda run: run.summary.train_flops, lambda value: f"{value:.2e}"),
     ]
@@ -145,13 +145,13 @@ def depth_sentence(run: Run) -> str:
     start = f"{run.label}: {measured} {depth}; "
     if not math.isfinite(gain):
         return start + "one of them is no finite number, so nothing can be said of depth."
-    size = f"{abs(gain):.{NLL_DIGITS}f}"
+    size = f"{abs(gain):z.{NLL_DIGITS}f}"
     if float(size) == 0:
         return start + f"depth buys nothing that {NLL_DIGITS} decimals show."
     if gain > 0:
-        part = f"perplexity falls by {-math.expm1(-gain):.2%}"
+        part = f"perplexity falls by {-math.expm1(-gain):z.2%}"
         return start + f"depth lowers the NLL by {size} nats per token ({part})."
-    part = f"perplexity rises by {math.expm1(-gain):.2%}"
+    part = f"perplexity rises by {math.expm1(-gain):z.2%}"
     return start + f"depth raises the NLL by {size} nats per token ({part}): it does harm here."
 
 
@@ -161,7 +161,7 @@ def notes(runs: Sequence[Run]) -> list[str]:
     flops = [run.summary.train_flops for run in runs if run.summary.train_flops]
     if flops and max(flops) > 1.02 * min(flops):
         said.append(
-            f"Training FLOPs differ by a factor of {max(flops) / min(flops):.2f}: "
+            f"Training FLOPs differ by a factor of {max(flops) / min(flops):z.2f}: "
             "the NLLs are not at equal compute."
         )
     sets = {(run.eval.data, run.eval.split, run.eval.tokens) for run in runs if run.eval}
@@ -189,15 +189,15 @@ def _scaled(value: float | None, unit: float) -> float | None:
 def _number(value: Value) -> str:
     """Print at least three digits, and no more decimals than that takes."""
     size = abs(float(value or 0))
-    return f"{value:,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
+    return f"{value:z,.{0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3}f}"
 
 
 def _whole(value: Value) -> str:
-    return f"{value:,.0f}"
+    return f"{value:z,.0f}"
 
 
 def _nll(value: Value) -> str:
-    return f"{value:.{NLL_DIGITS}f}"
+    return f"{value:z.{NLL_DIGITS}f}"
 
 
 def _one_line(text: str) -> str:

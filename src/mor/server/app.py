@@ -36,6 +36,7 @@ def create_app(
     api_keys: Sequence[str] = (),
     max_waiting: int = 128,
     max_body: int = MAX_BODY,
+    max_restarts: int = 3,
     chat_template: str | None = None,
     levels: Levels | None = None,
     with_playground: bool = True,
@@ -49,6 +50,8 @@ def create_app(
         api_keys: one of which every path needs but a few; none: open to all.
         max_waiting: completions that may wait beside those with pages; more are answered 429.
         max_body: most bytes of a request's body.
+        max_restarts: how often within a minute the engine may be started again after a failed tick;
+            then the server stays down.
         chat_template: Jinja text in place of the tokenizer's own.
         levels: calibrated capacities that a request may choose from.
         with_playground: serve the page at ``/``.
@@ -60,7 +63,8 @@ def create_app(
     """
     if engine.tokenizer is None:
         raise MorError("engine has no tokenizer; a server needs one: Engine(model, tokenizer)")
-    for name, value in (("max_waiting", max_waiting), ("max_body", max_body)):
+    bounds = {"max_waiting": max_waiting, "max_body": max_body, "max_restarts": max_restarts}
+    for name, value in bounds.items():
         if value < 0:
             raise MorError(f"{name}={value} must be at least 0")
     check_keys(api_keys)
@@ -70,7 +74,7 @@ def create_app(
         levels.check_depths(engine.config.num_recursions)
     template = check_template(engine.tokenizer, chat_template, "chat_template")
     metrics = ServerMetrics(model)
-    loop = EngineLoop(engine, max_waiting, metrics)
+    loop = EngineLoop(engine, max_waiting, metrics, max_restarts)
     tokens = Tokens(engine.tokenizer, engine.config, template)
     grammars = Grammars(tokens.tokenizer, engine.intake.ends, engine.config.vocab_size)
 

@@ -96,11 +96,6 @@ def explain_refusal(error: MorError) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def explain_shutdown(headers: Mapping[str, str] | None = None) -> ApiError:
-    """What is asked of, or under way in, a server that ends."""
-    return ApiError(503, "The server is shutting down", code="shutting_down", headers=headers)
-
-
 def explain_grammar() -> ApiError:
     """A grammar that compiled, and is too much work to follow with this answer."""
     return ApiError(

@@ -35,11 +35,17 @@ class Update:
 
 @dataclass
 class Cursor:
-    """How much of a completion has been sent to the client."""
+    """How much of a completion has been sent to the client.
+
+    Attributes:
+        tokens, chars, done: what it has.
+        cached: tokens of its prompt that came from the cache.
+    """
 
     tokens: int = 0
     chars: int = 0
     done: bool = False
+    cached: int = 0
 
 
 @dataclass(eq=False)
@@ -68,6 +74,13 @@ class Job:
         """Begin with nothing sent."""
         self.left = len(self.prompts) * self.params.n
         self.cursors = [Cursor() for _ in range(self.left)]
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of all prompts that no completion had to compute."""
+        n = self.params.n
+        firsts = range(0, len(self.cursors), n)
+        return sum(min(cursor.cached for cursor in self.cursors[i : i + n]) for i in firsts)
 
     def params_of(self, prompt: Sequence[int]) -> SamplingParams:
         """Parameters of one prompt: where none were asked for, new tokens as far as they fit."""
@@ -103,6 +116,7 @@ class Job:
                 )
                 fresh.append((update, done))
             cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over
+            cursor.cached = done.cached_tokens
             self.left -= over
         return fresh
 

@@ -14,7 +14,8 @@ from typing import Any
 
 from mor.engine import Engine
 from mor.errors import MorError
-from mor.server.errors import ApiError, explain_grammar, explain_refusal, explain_shutdown
+from mor.server import failures
+from mor.server.errors import ApiError, explain_grammar, explain_refusal
 from mor.server.jobs import Job, Update
 from mor.server.metrics import ServerMetrics
 
@@ -33,9 +34,13 @@ class EngineLoop:
         engine: from now on it belongs to this loop's thread.
         max_waiting: completions that may wait for a place.
         metrics: counts what happens.
+        max_restarts: how often within a minute the engine is started again after a failed tick.
     """
 
-    def __init__(self, engine: Engine, max_waiting: int, metrics: ServerMetrics) -> None:
+    def __init__(
+        self, engine: Engine, max_waiting: int, metrics: ServerMetrics, max_restarts: int = 0
+    ) -> None:
+        self.restarts = failures.Restarts(max_restarts)
         self.engine, self.metrics = engine, metrics
         self.most = engine.max_residents + max_waiting
         self.failure: str | None = None
@@ -61,7 +66,7 @@ class EngineLoop:
         """Abort what is under way and end the thread. Any thread may call it."""
 
         def last() -> None:
-            self._drop_all(explain_shutdown())
+            self._drop_all(failures.shutting_down())
             self._stopped = True
 
         self._commands.put(last)
@@ -105,19 +110,13 @@ class EngineLoop:
                 code="invalid_value",
             )
         if self.failure is not None:
-            raise ApiError(503, f"The engine failed: {self.failure}", code="engine_failed")
+            raise failures.engine_failed(self.failure)
         if not self.ready:
-            raise explain_shutdown({"Retry-After": "5"})
+            raise failures.shutting_down({"Retry-After": "5"})
         with self._lock:
             if self._under_way + count > self.most:
                 self.metrics.rejected.inc()
-                raise ApiError(
-                    429,
-                    f"{self._under_way} completions are under way, and {self.most} is the most; "
-                    "try again soon",
-                    code="overloaded",
-                    headers={"Retry-After": "1"},
-                )
+                raise failures.overloaded(self._under_way, self.most)
             self._under_way += count
         return count
 
@@ -164,7 +163,7 @@ class EngineLoop:
         end = time.monotonic() + seconds
         while self._under_way and time.monotonic() < end and self.failure is None:
             await asyncio.sleep(0.02)
-        await self.call(lambda engine: self._drop_all(explain_shutdown()))
+        await self.call(lambda engine: self._drop_all(failures.shutting_down()))
 
     # In the engine's thread ----------------------------------------------------------------------
 
@@ -192,9 +191,15 @@ class EngineLoop:
 
     def _fail(self, error: BaseException) -> None:
         """What the tick had half done is not known: nothing under way can be trusted."""
-        log.error("a tick failed; the server is not ready any more", exc_info=error)
-        self.failure = f"{type(error).__name__}: {error}"[:300]
-        self._drop_all(ApiError(500, f"The engine failed: {self.failure}", code="engine_failed"))
+        log.error("a tick failed", exc_info=error)
+        why = f"{type(error).__name__}: {error}"[:300]
+        if self.restarts.start(self.engine, error):
+            self.metrics.restarts.inc()
+            self._drop_all(failures.engine_restarted(why))
+            return
+        log.error("the server is not ready any more")
+        self.failure = why
+        self._drop_all(failures.engine_failed(why, 500))
 
     def _tick(self) -> None:
         updates: list[tuple[Job, Update | ApiError | None]] = []
@@ -219,8 +224,7 @@ class EngineLoop:
     def _add(self, job: Job) -> None:
         if self.failure is not None or self._stopped:
             self.release(job.left)
-            refusal = ApiError(503, "The server takes no requests", code="not_ready")
-            self._hand_over([(job, refusal)])
+            self._hand_over([(job, failures.not_ready())])
             return
         self._running[job] = None
         try:

@@ -40,6 +40,10 @@ class _Engine(Collector):
                 now.get("pages_used", 0.0) / pages if pages else 0.0,
             ),
             "kv_cache_bytes": ("Bytes of cached keys and values", now.get("kv_bytes", 0.0)),
+            "resident_memory_bytes": (
+                "Memory of the process, weights and touched pages included",
+                now.get("resident_bytes", 0.0),
+            ),
             "mean_depth": ("Mean recursions per token", now.get("mean_depth", 0.0)),
             "tokens_per_tick": ("Mean tokens per block pass", now.get("tokens_per_tick", 0.0)),
         }
@@ -51,6 +55,7 @@ class _Engine(Collector):
             "num_preemptions": ("Requests put back for want of pages", "preemptions"),
             "generation_tokens": ("New tokens", "sampled"),
             "ticks": ("Passes of the block", "ticks"),
+            "prefix_cache_hits": ("Tokens that were cached and not computed", "reused_tokens"),
         }
         for name, (text, key) in totals.items():
             counter = CounterMetricFamily(f"mor:{name}", text, labels=list(self.labels))
@@ -97,6 +102,7 @@ class ServerMetrics:
         self.success = counter("request_success", "Completions that ended", "finished_reason")
         self.aborted = counter("request_aborted", "Completions given up")
         self.rejected = counter("request_rejected", "Requests refused for the load (429)")
+        self.restarts = counter("engine_restarts", "Starts of the engine after a failed tick")
         self.responses = counter("http_responses", "Answers by status", "status")
         self.queue = histogram("request_queue_time_seconds", "Arrival to admission", SLOW)
         self.first = histogram("time_to_first_token_seconds", "Arrival to first token", SLOW)

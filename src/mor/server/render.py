@@ -149,12 +149,13 @@ class Renderer:
             "choices": choices,
         }
 
-    def _usage(self, new: int) -> dict[str, int]:
+    def _usage(self, new: int) -> dict[str, Any]:
         asked = sum(map(len, self.job.prompts))
         return {
             "prompt_tokens": asked,
             "completion_tokens": new,
             "total_tokens": asked + new,
+            "prompt_tokens_details": {"cached_tokens": self.job.cached_tokens},
         }
 
     # Chunk by chunk ------------------------------------------------------------------------------

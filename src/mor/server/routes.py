@@ -14,6 +14,7 @@ from mor.errors import MorError
 from mor.server.bodies import JsonRoute
 from mor.server.errors import ApiError, ErrorResponse, explain_refusal
 from mor.server.events import ClientGone, EventResponse, while_connected
+from mor.server.failures import engine_failed
 from mor.server.jobs import Job
 from mor.server.render import Renderer
 from mor.server.sampling import is_open, sampling_params
@@ -37,7 +38,7 @@ _REASONS = {
     413: "the body is too large",
     429: "too much is under way; see Retry-After",
     500: "the engine failed",
-    503: "the server is shutting down",
+    503: "the server is shutting down, or its engine was started again: try again",
 }
 _STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
 
@@ -164,7 +165,7 @@ async def health(request: Request) -> Health:
     """Whether the process works at all."""
     failure = get_state(request).loop.failure
     if failure is not None:
-        raise ApiError(503, f"The engine failed: {failure}", code="engine_failed")
+        raise engine_failed(failure)
     return Health(status="ok")
 
 

@@ -154,14 +154,14 @@ class ProgressBar:
         if self.silent or "lm_loss" not in entry:
             return
         step, last = int(entry["step"]), self.steps
-        note = f"loss {entry['lm_loss']:.3f} · {entry['tokens_per_s']:,.0f} tokens/s"
+        note = f"loss {entry['lm_loss']:z.3f} · {entry['tokens_per_s']:z,.0f} tokens/s"
         if self._bar is not None:
             self._bar.update(self._task, note=note)
         elif step * 10 // last > self._shown * 10 // last:
             self._shown = step
             spent = (time.monotonic() - self._began) / max(1, step - self._first)
             left = spent * (last - step)
-            self.console.print(f"{self.label}: step {step}/{last} · {note} · {left:.0f} s left")
+            self.console.print(f"{self.label}: step {step}/{last} · {note} · {left:z.0f} s left")
 
     def close(self) -> None:
         """Stop the bar if it runs; safe to call twice."""

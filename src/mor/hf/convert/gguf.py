@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mor.config import MoRConfig
+from mor.errors import install_hint
 from mor.hf.convert.files import ConversionError, one_line
 from mor.hf.convert.llama import llama_fields, plain_depth
 from mor.ops.alignment import aligned
@@ -56,7 +57,8 @@ class GGUFFile:
             import gguf
         except ImportError:
             raise ConversionError(
-                "reading GGUF needs the gguf package: pip install 'mixture-of-recursions[gguf]'"
+                "reading GGUF needs the package gguf, which is not installed: "
+                + install_hint("gguf")
             ) from None
         if not path.is_file():
             raise ConversionError(f"{path}: no such file")

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
@@ -60,6 +61,34 @@ class CausalAttend(Attend):
             return causal_attention(query, key, value)
         one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
         return _as_rows(segment_attention(one, two, three, self.segments), query)
+
+
+class PaddedAttend(CausalAttend):
+    """The same among rows [A, M] that keep their padding: real tokens see real tokens.
+
+    For traced graphs (``torch.export``), whose shapes cannot depend on a mask.
+
+    Args:
+        real: [A, M] bool.
+    """
+
+    def __init__(self, real: Tensor) -> None:
+        super().__init__()
+        width = real.shape[1]
+        causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
+        itself = torch.eye(width, dtype=torch.bool, device=real.device)
+        # Padding sees itself: a row of nothing would be nan.
+        self.seen = ((real[:, None] & causal) | itself)[:, None]
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> Tensor:
+        """Attention over the real tokens up to each."""
+        assert key is not None
+        assert value is not None
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        return F.scaled_dot_product_attention(query, key, value, attn_mask=self.seen)
 
 
 @dataclass(frozen=True)
@@ -143,16 +172,23 @@ class RowKV(KV):
         shape: A and M.
         runs: [A M] which tokens see each other, as non-decreasing numbers (rows laid end to end, or
             documents); None for the rows themselves.
+        padded: how all tokens see each other where padding stays; every token runs every depth.
     """
 
     flat = True
 
-    def __init__(self, config: MoRConfig, shape: tuple[int, int], runs: Tensor | None) -> None:
+    def __init__(
+        self,
+        config: MoRConfig,
+        shape: tuple[int, int],
+        runs: Tensor | None,
+        padded: PaddedAttend | None = None,
+    ) -> None:
         self.config, self.shape, self.runs = config, shape, runs
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
         self.first: Packing | None = None
         self.first_segments: Segments | None = None
-        self.everybody = CausalAttend(None if runs is None else Segments.of(runs))
+        self.everybody = padded or CausalAttend(None if runs is None else Segments.of(runs))
 
     def prelude(self) -> Attend:
         """Causal attention of all tokens."""

@@ -1,18 +1,20 @@
 """Kernels in C++ for the CPU: packed products, layer halves, paged attention.
 
-They are compiled from the sources beside this file at first use (two seconds) and kept in the
+They are compiled from the sources beside this file at first use (a few seconds) and kept in the
 user's cache. Where no compiler is found, or ``MOR_NATIVE=0`` says so, :func:`library` is None and
 the plain PyTorch forms run, which the kernels are held equal to.
 """
 
 from mor.ops.native.build import library, missing
 from mor.ops.native.calls import (
+    ENTRY_TYPES,
     GROUP,
     HEAD_DIMS,
     POINTWISE,
     Workspace,
     argmax,
     fits,
+    holds,
     own_linear,
     pointwise,
 )
@@ -20,6 +22,7 @@ from mor.ops.native.packed import PackedLayer, PackedLinear
 from mor.ops.native.paged import PackedStack, Ragged, paged_attention
 
 __all__ = [
+    "ENTRY_TYPES",
     "GROUP",
     "HEAD_DIMS",
     "POINTWISE",
@@ -30,6 +33,7 @@ __all__ = [
     "Workspace",
     "argmax",
     "fits",
+    "holds",
     "library",
     "missing",
     "own_linear",

@@ -4,20 +4,10 @@
 #include <algorithm>
 #include <vector>
 
+#include "entries.h"
 #include "gemm.h"
 
 namespace mor {
-
-// Pool [pages, page_size, kv_heads, head_dim] and one page table [rows, layers, columns].
-struct Pages {
-    float *keys, *values;
-    const int64_t* table;
-    int64_t page_size, kv_heads, head_dim, layers, columns;
-    int64_t slot(int64_t row, int64_t layer, int64_t place) const {
-        return table[(row * layers + layer) * columns + place / page_size] * page_size +
-               place % page_size;
-    }
-};
 
 // Tokens of a batch: token t is written to place written[t] of table row own_rows[t]; the pieces
 // they lie in, one after the other, read places 0..slots[t] of row rows[s].
@@ -57,12 +47,12 @@ static inline vec sums(const vec* parts) {
 
 // Runs of up to W entries that lie together: visit(begin, count, first entry's slot), while the run
 // after it is fetched from `store` into the cache.
-template <class Visit>
-static inline void runs(const Pages& pages, const float* store, const Item& item, int64_t layer,
+template <class E, class Visit>
+static inline void runs(const Pages& pages, const E* store, const Item& item, int64_t layer,
                         int64_t reach, Visit visit) {
     const int64_t* at = pages.table + (item.row * pages.layers + layer) * pages.columns;
     const int64_t stride = pages.kv_heads * pages.head_dim;
-    const int64_t lines = (item.last - item.head) * pages.head_dim * sizeof(float) / 64;
+    const int64_t lines = (item.last - item.head) * pages.head_dim * (int64_t)sizeof(E) / 64;
     for (int64_t begin = 0; begin < reach; begin += pages.page_size, at++) {
         const int64_t end = std::min(reach - begin, pages.page_size);
         for (int64_t j = 0; j < end; j += W) {
@@ -72,7 +62,7 @@ static inline void runs(const Pages& pages, const float* store, const Item& item
                 const char* from = (const char*)(store + next * stride + item.head * pages.head_dim);
                 for (int64_t e = 0; e < count; e++)
                     for (int64_t line = 0; line < lines; line++)
-                        __builtin_prefetch(from + e * stride * sizeof(float) + line * 64, 0, 3);
+                        __builtin_prefetch(from + e * stride * sizeof(E) + line * 64, 0, 3);
             }
             visit(begin + j, count, slot);
         }
@@ -80,13 +70,17 @@ static inline void runs(const Pages& pages, const float* store, const Item& item
 }
 
 // scores[q][j] = query q . key j of the queries' own head of keys, `group` queries a head.
-template <int ND>
+template <class E, int ND>
 static void score_rows(const Pages& pages, const Item& item, int64_t layer, const float* query,
                        int64_t per_head, int64_t reach, int64_t width, float* scores) {
     const int64_t d = ND * W, stride = pages.kv_heads * d;
-    runs(pages, pages.keys, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
+    const E* keys = (const E*)pages.keys;
+    runs(pages, keys, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
         for (int64_t head = item.head; head < item.last; head++) {
-            const float* key = pages.keys + slot * stride + head * d;
+            const E* key = keys + slot * stride + head * d;
+            [[maybe_unused]] vec scale;
+            if constexpr (std::is_same_v<E, int8_t>)
+                scale = scales_of(pages.key_scales, pages, slot, head, count);
             for (int64_t i = 0; i < per_head; i++) {
                 const int64_t q = (head - item.head) * per_head + i;
                 vec own[ND], parts[W] = {};
@@ -96,7 +90,8 @@ static void score_rows(const Pages& pages, const Item& item, int64_t layer, cons
                     for (int v = 1; v < ND; v++) found += own[v] * load(key + j * stride + v * W);
                     parts[j] = found;
                 }
-                const vec found = sums(parts);
+                vec found = sums(parts);
+                if constexpr (std::is_same_v<E, int8_t>) found *= scale;
                 if (count == W) store(scores + q * width + begin, found);
                 else std::memcpy(scores + q * width + begin, &found, count * sizeof(float));
             }
@@ -105,9 +100,9 @@ static void score_rows(const Pages& pages, const Item& item, int64_t layer, cons
 }
 
 // out[q] += sum over a run of chances[q][j] value j, for N queries.
-template <int ND, int N>
-static inline void mix_run(const float* value, int64_t stride, int64_t count, const float* chances,
-                           int64_t width, float* out) {
+template <class E, int ND, int N>
+static inline void mix_run(const E* value, int64_t stride, int64_t count, const float* chances,
+                           int64_t width, float* out, [[maybe_unused]] const vec& scale) {
     const int64_t d = ND * W;
     vec acc[N][ND];
     for (int q = 0; q < N; q++)
@@ -116,7 +111,9 @@ static inline void mix_run(const float* value, int64_t stride, int64_t count, co
         vec x[ND];
         for (int v = 0; v < ND; v++) x[v] = load(value + j * stride + v * W);
         for (int q = 0; q < N; q++) {
-            const vec chance = splat(chances[q * width + j]);
+            float own = chances[q * width + j];
+            if constexpr (std::is_same_v<E, int8_t>) own *= scale[j];
+            const vec chance = splat(own);
             for (int v = 0; v < ND; v++) acc[q][v] += chance * x[v];
         }
     }
@@ -124,21 +121,34 @@ static inline void mix_run(const float* value, int64_t stride, int64_t count, co
         for (int v = 0; v < ND; v++) store(out + q * d + v * W, acc[q][v]);
 }
 
-template <int ND>
+template <class E, int ND>
 static void mix_rows(const Pages& pages, const Item& item, int64_t layer, const float* chances,
                      int64_t per_head, int64_t reach, int64_t width, float* out) {
     const int64_t d = ND * W, stride = pages.kv_heads * d;
-    runs(pages, pages.values, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
+    const E* values = (const E*)pages.values;
+    runs(pages, values, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
         for (int64_t head = item.head; head < item.last; head++) {
-            const float* value = pages.values + slot * stride + head * d;
+            const E* value = values + slot * stride + head * d;
+            vec scale = {};
+            if constexpr (std::is_same_v<E, int8_t>)
+                scale = scales_of(pages.value_scales, pages, slot, head, count);
             for (int64_t i = 0; i < per_head;) {
                 const int64_t q = (head - item.head) * per_head + i, left = per_head - i;
                 const float* own = chances + q * width + begin;
                 float* to = out + q * d;
-                if (left >= 4) mix_run<ND, 4>(value, stride, count, own, width, to), i += 4;
-                else if (left == 3) mix_run<ND, 3>(value, stride, count, own, width, to), i += 3;
-                else if (left == 2) mix_run<ND, 2>(value, stride, count, own, width, to), i += 2;
-                else mix_run<ND, 1>(value, stride, count, own, width, to), i += 1;
+                const auto run = [&](auto n) {
+                    mix_run<E, ND, n()>(value, stride, count, own, width, to, scale);
+                    i += n();
+                };
+                if (left >= 4) {
+                    run(std::integral_constant<int, 4>());
+                } else if constexpr (std::is_same_v<E, float>) {
+                    if (left == 3) run(std::integral_constant<int, 3>());
+                    else if (left == 2) run(std::integral_constant<int, 2>());
+                    else run(std::integral_constant<int, 1>());
+                } else {  // fewer forms to compile
+                    run(std::integral_constant<int, 1>());
+                }
             }
         }
     });
@@ -164,7 +174,7 @@ static void soften(float* scores, int64_t seen, int64_t width, float scale) {
     for (int64_t j = 0; j < width; j += W) store(scores + j, load(scores + j) * share);
 }
 
-template <int ND>
+template <class E, int ND>
 static void attend_item(const Pages& pages, const Item& item, int64_t layer, const float* query,
                         const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
     const int64_t d = ND * W, group = heads / pages.kv_heads;
@@ -180,41 +190,63 @@ static void attend_item(const Pages& pages, const Item& item, int64_t layer, con
         for (int64_t t = 0; t < item.count; t++)
             std::memcpy(own + (head * per_head + t * group) * d, query + place(t, head),
                         group * d * sizeof(float));
-    score_rows<ND>(pages, item, layer, own, per_head, reach, width, scores);
+    score_rows<E, ND>(pages, item, layer, own, per_head, reach, width, scores);
     const float scale = 1.0f / std::sqrt((float)d);
     for (int64_t q = 0; q < count; q++)
         soften(scores + q * width, slots[item.first + q % per_head / group] + 1, width, scale);
     std::memset(found, 0, count * d * sizeof(float));
-    mix_rows<ND>(pages, item, layer, scores, per_head, reach, width, found);
+    mix_rows<E, ND>(pages, item, layer, scores, per_head, reach, width, found);
     for (int64_t head = 0; head < item.last - item.head; head++)
         for (int64_t t = 0; t < item.count; t++)
             std::memcpy(out + place(t, head), found + (head * per_head + t * group) * d,
                         group * d * sizeof(float));
 }
 
-static void attend_any(const Pages& pages, const Item& item, int64_t layer, const float* query,
+template <class E>
+static void attend_wide(const Pages& pages, const Item& item, int64_t layer, const float* query,
                        const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
     switch (pages.head_dim / W) {
-        case 1: return attend_item<1>(pages, item, layer, query, slots, heads, out, room);
-        case 2: return attend_item<2>(pages, item, layer, query, slots, heads, out, room);
-        case 4: return attend_item<4>(pages, item, layer, query, slots, heads, out, room);
-        case 5: return attend_item<5>(pages, item, layer, query, slots, heads, out, room);
-        case 6: return attend_item<6>(pages, item, layer, query, slots, heads, out, room);
-        default: return attend_item<8>(pages, item, layer, query, slots, heads, out, room);
+        case 1: return attend_item<E, 1>(pages, item, layer, query, slots, heads, out, room);
+        case 2: return attend_item<E, 2>(pages, item, layer, query, slots, heads, out, room);
+        case 4: return attend_item<E, 4>(pages, item, layer, query, slots, heads, out, room);
+        case 5: return attend_item<E, 5>(pages, item, layer, query, slots, heads, out, room);
+        case 6: return attend_item<E, 6>(pages, item, layer, query, slots, heads, out, room);
+        default: return attend_item<E, 8>(pages, item, layer, query, slots, heads, out, room);
+    }
+}
+
+static void attend_any(const Pages& pages, const Item& item, int64_t layer, const float* query,
+                       const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
+    switch (pages.kind) {
+        case 1: return attend_wide<bf16>(pages, item, layer, query, slots, heads, out, room);
+        case 2: return attend_wide<int8_t>(pages, item, layer, query, slots, heads, out, room);
+        default: return attend_wide<float>(pages, item, layer, query, slots, heads, out, room);
     }
 }
 
 // Keys and values of the first `writes` tokens, `stride` floats apart, into their places.
+template <class E>
+static void write_as(const Pages& pages, int64_t layer, const float* key, const float* value,
+                     int64_t stride, const int64_t* rows, const int64_t* places, int64_t begin,
+                     int64_t end) {
+    const int64_t d = pages.head_dim;
+    for (int64_t t = begin; t < end; t++)
+        for (int64_t head = 0; head < pages.kv_heads; head++) {
+            const int64_t at = pages.slot(rows[t], layer, places[t]) * pages.kv_heads + head;
+            const int64_t from = t * stride + head * d;
+            put_entry(key + from, d, (E*)pages.keys + at * d, pages.key_scales + at);
+            put_entry(value + from, d, (E*)pages.values + at * d, pages.value_scales + at);
+        }
+}
+
 static void write_entries(const Pages& pages, int64_t layer, const float* key, const float* value,
                           int64_t stride, const int64_t* rows, const int64_t* places,
                           int64_t writes, int64_t me, int64_t all) {
-    const int64_t width = pages.kv_heads * pages.head_dim, bytes = width * sizeof(float);
-    Share share(writes, me, all);
-    for (int64_t t = share.begin; t < share.end; t++) {
-        const int64_t slot = pages.slot(rows[t], layer, places[t]);
-        std::memcpy(pages.keys + slot * width, key + t * stride, bytes);
-        std::memcpy(pages.values + slot * width, value + t * stride, bytes);
-    }
+    const Share share(writes, me, all);
+    const auto write = pages.kind == 1   ? write_as<bf16>
+                       : pages.kind == 2 ? write_as<int8_t>
+                                         : write_as<float>;
+    write(pages, layer, key, value, stride, rows, places, share.begin, share.end);
 }
 
 // What is to be done for a batch, for all layers alike.

@@ -22,7 +22,16 @@ import torch  # noqa: F401  (its OpenMP runtime has to be the one that is in the
 
 from mor.disk import replace_file
 
-_SOURCES = ("native.cpp", "layer.h", "pointwise.h", "attention.h", "gemm8.h", "gemm.h", "vec.h")
+_SOURCES = (
+    "native.cpp",
+    "layer.h",
+    "pointwise.h",
+    "attention.h",
+    "entries.h",
+    "gemm8.h",
+    "gemm.h",
+    "vec.h",
+)
 _FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-Wno-psabi")
 
 

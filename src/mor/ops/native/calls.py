@@ -22,6 +22,10 @@ GROUP = 64
 """Inputs that share a scale where they are bytes."""
 
 
+ENTRY_TYPES = (torch.float32, torch.bfloat16, torch.int8)
+"""What keys and values in pages may be, by their kind in attention.h."""
+
+
 class LinearStruct(ctypes.Structure):
     """``Linear`` of gemm.h."""
 
@@ -50,8 +54,8 @@ class PagesStruct(ctypes.Structure):
     """``Pages`` of attention.h."""
 
     _fields_: ClassVar[Any] = [
-        *((name, c_void_p) for name in ("keys", "values", "table")),
-        *((n, c_int64) for n in ("page_size", "kv_heads", "head_dim", "layers", "columns")),
+        *((n, c_void_p) for n in ("keys", "values", "key_scales", "value_scales", "table")),
+        *((n, c_int64) for n in ("kind", "page_size", "kv_heads", "head_dim", "layers", "columns")),
     ]
 
 
@@ -113,6 +117,13 @@ def fits(*tensors: Tensor) -> bool:
     if library() is None or torch.is_grad_enabled():
         return False
     return all(t.dtype == torch.float32 and t.device.type == "cpu" for t in tensors)
+
+
+def holds(entries: Tensor) -> bool:
+    """Whether the kernels can work on a cache of these entries, and no gradient is wanted."""
+    if library() is None or torch.is_grad_enabled():
+        return False
+    return entries.dtype in ENTRY_TYPES and entries.device.type == "cpu"
 
 
 def at(tensor: Tensor | None) -> int | None:

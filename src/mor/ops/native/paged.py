@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mor.ops.native.calls import (
+    ENTRY_TYPES,
     LayerStruct,
     PagesStruct,
     RaggedStruct,
@@ -29,6 +30,7 @@ class Ragged:
         own_rows, written: [N] table row and place that each token is written to.
         slots: [N] last place of its row that each token sees; ascending within a piece.
         rows, counts: [S] table row that each piece reads, and its number of tokens.
+        scales: of keys and values of bytes, [pages x page_size, Hkv] each.
     """
 
     def __init__(
@@ -42,13 +44,16 @@ class Ragged:
         slots: Tensor,
         rows: Tensor,
         counts: Tensor,
+        scales: tuple[Tensor, Tensor] | None = None,
     ) -> None:
-        self._kept = (keys, values, table, own_rows, written, slots, rows, counts)
+        columns = (own_rows, written, slots, rows, counts)
+        self._kept = (keys, values, table, scales, columns)
         pages = PagesStruct(
-            keys.data_ptr(), values.data_ptr(), table.data_ptr(), page_size, *keys.shape[1:],
+            keys.data_ptr(), values.data_ptr(), *map(at, scales or (None, None)),
+            table.data_ptr(), ENTRY_TYPES.index(keys.dtype), page_size, *keys.shape[1:],
             *table.shape[1:],
         )  # fmt: skip
-        self.struct = RaggedStruct(pages, *(t.data_ptr() for t in self._kept[3:]), len(rows))
+        self.struct = RaggedStruct(pages, *(column.data_ptr() for column in columns), len(rows))
 
 
 def paged_attention(

@@ -7,12 +7,19 @@ from typing import Literal
 from pydantic import BaseModel, Field
 
 
+class PromptTokensDetails(BaseModel):
+    """Tokens of the prompt that were computed for an earlier request and not again."""
+
+    cached_tokens: int
+
+
 class Usage(BaseModel):
     """Tokens that a request cost."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
 
 
 class CompletionLogprobs(BaseModel):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, Field
 
@@ -54,3 +54,23 @@ def decided_by(section: type[BaseModel], name: str) -> Decides:
 def fields_that_decide(section: type[BaseModel], *what: Decides) -> set[str]:
     """The names of the fields of ``section`` that decide any of ``what``."""
     return {name for name in section.model_fields if decided_by(section, name) in what}
+
+
+def lists_of_one(section: type[BaseModel], raw: Any) -> Any:
+    """``raw`` with a list of one where a field takes a list and a single value was given."""
+    if not isinstance(raw, dict):
+        return raw
+    listed = (list, tuple, type(None))
+    return raw | {
+        name: [raw[name]]
+        for name, field in section.model_fields.items()
+        if _is_list(field.annotation) and not isinstance(raw.get(name), listed)
+    }
+
+
+def _is_list(annotation: Any) -> bool:
+    """Whether a field takes a list and, but for None, nothing else."""
+    if get_origin(annotation) is list:
+        return True
+    kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
+    return len(kinds) == 1 and get_origin(kinds[0]) is list

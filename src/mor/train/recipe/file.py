@@ -82,6 +82,20 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
         close = nearest(str(source), builtin_recipes())
         hint = f"; did you mean {close}?" if close else " (mor recipes lists what comes along)"
         raise RecipeError(f"recipe {str(source)!r} does not exist{hint}")
+    raw = read_mapping(path, "name, model, data, train")
+    return parse_recipe(apply_overrides(raw, overrides or []), str(path))
+
+
+def read_mapping(path: Path, fields: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds, with YAML 1.2's numbers.
+
+    Args:
+        path: of the file.
+        fields: what it should hold, for the message.
+
+    Raises:
+        RecipeError: the file cannot be read, is not YAML or holds something else.
+    """
     try:
         raw = _read_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -90,5 +104,5 @@ def load_recipe(source: str | Path, overrides: list[str] | None = None) -> Recip
         line = " ".join(str(error).split())
         raise RecipeError(f"{path} is not YAML: {line}") from None
     if not isinstance(raw, dict):
-        raise RecipeError(f"{path} must hold a mapping of name, model, data, train")
-    return parse_recipe(apply_overrides(raw, overrides or []), str(path))
+        raise RecipeError(f"{path} must hold a mapping of {fields}")
+    return raw

@@ -7,14 +7,14 @@ import importlib.util
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from mor.errors import MorError
+from mor.errors import MorError, install_hint
 
 # What to install for those that are not called like their module, and the modules' names.
-_PACKAGES = {
+_PACKAGES: dict[str, tuple[str, str | None]] = {
     "azure_ml": ("azureml", "azureml-core"),
     "comet_ml": ("comet_ml", "comet-ml"),
     "flyte": ("flytekit", "flytekit"),
-    "tensorboard": ("tensorboard", "'mixture-of-recursions[tensorboard]'"),
+    "tensorboard": ("tensorboard", None),  # an extra of ours
 }
 
 
@@ -39,8 +39,9 @@ def choose_reporters(asked: list[str] | None) -> list[str]:
         reporter = LOGGER_TYPE_TO_CLASS.get(name) or INTEGRATION_TO_CALLBACK[name]
         theirs = reporter.__module__.startswith(("accelerate.", "transformers."))
         if theirs and importlib.util.find_spec(module) is None:  # a plug-in may need no package
+            how = install_hint(name) if package is None else f"pip install {package}"
             raise MorError(
-                f"train.report_to names {name}, which is not installed: pip install {package} "
+                f"train.report_to names {name}, which is not installed: {how}; "
                 "or set train.report_to=[]"
             )
     return list(asked)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from mor.errors import MorError, nearest
-from mor.train.recipe.fields import decides
+from mor.train.recipe.fields import decides, lists_of_one
 from mor.train.recipe.reporters import known_reporters
 
 
@@ -23,10 +23,18 @@ class RecipeError(MorError, ValueError):
 
 
 class Section(BaseModel):
-    """Base of all sections: unknown fields and lax types are refused."""
+    """Base of all sections: unknown fields and lax types are refused.
+
+    A list of one may be written without its brackets: ``report_to: wandb``.
+    """
 
     # Strict: `batch_size: true` is a slip, not 1. Numbers are read by `mor.train.recipe.file`.
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_a_list(cls, raw: Any) -> Any:
+        return lists_of_one(cls, raw)
 
 
 Folder = Annotated[Path, Field(strict=False)]
@@ -205,12 +213,16 @@ class TrainSection(Section):
         description="per second and device, for MFU; None: known by name, or measured",
     )
     report_to: list[str] | None = decides(
-        "nothing", None, description="wandb, mlflow, trackio, ...; None: tensorboard if installed"
+        "nothing",
+        None,
+        description="wandb, mlflow, ..., one or a list; None: tensorboard if installed",
     )
 
     @field_validator("report_to")
     @classmethod
     def _reporters(cls, names: list[str] | None) -> list[str] | None:
+        if names == ["none"]:  # Transformers' word for it
+            return []
         known = known_reporters()
         for name in names or ():
             if name not in known:

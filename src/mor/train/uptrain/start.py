@@ -1,6 +1,6 @@
 """Uptraining: a run that starts from a model and may learn from the one it was folded from.
 
-    mor fold SOURCE --num-recursions 2 --out folded
+    mor fold SOURCE --num-recursions 2 --out models/folded
     mor uptrain recursive.yaml mor.yaml
 
 A run is one stage. Where a second one adds a router to what the first one made recursive, its

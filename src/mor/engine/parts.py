@@ -1,0 +1,123 @@
+"""The engine put together from its sizes: once at the start, and again after a failed step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mor.checks import check_choice, check_flag
+from mor.engine.attend import PagedAttention, best_attention
+from mor.engine.entries import KVCacheType, entry_type
+from mor.engine.intake import Intake, end_ids
+from mor.engine.lanes import Lanes
+from mor.engine.memory import pages_that_fit
+from mor.engine.options import Sizes
+from mor.engine.runner import Runner
+from mor.engine.scheduler import Policy, Scheduler
+from mor.engine.stats import EngineStats
+from mor.engine.store import KVStore
+from mor.hf.modeling import MoRForCausalLM
+from mor.model.model import MoRModel
+from mor.model.packed import PackedModel, Quantization, serving_view
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that does not change while an engine lives.
+
+    Attributes:
+        network: in evaluation mode, packed where there are kernels.
+        tokenizer: for texts; None where there is none.
+        ends: token ids that end a text.
+        sizes: how much is taken on at a time.
+        num_pages: pages in the pool.
+        policy: of the scheduler, or ``full_depth``.
+        attention: form of paged attention.
+        prefix_caching: whether requests share the pages of equal beginnings.
+        entries: type of keys and values in memory.
+    """
+
+    network: MoRModel
+    tokenizer: Any
+    ends: frozenset[int]
+    sizes: Sizes
+    num_pages: int
+    policy: Policy
+    attention: PagedAttention
+    prefix_caching: bool
+    entries: torch.dtype
+
+
+def make_plan(
+    model: MoRForCausalLM,
+    tokenizer: Any,
+    sizes: Sizes,
+    *,
+    num_pages: int | None,
+    memory_fraction: float,
+    policy: Policy,
+    quantization: Quantization | None,
+    attention: PagedAttention | None,
+    prefix_caching: bool,
+    kv_cache_dtype: KVCacheType,
+    release_weights: bool,
+) -> Plan:
+    """The plan for a model; None stands for a default.
+
+    Raises:
+        MorError: naming the argument, its value and what would be right.
+    """
+    check_choice("policy", policy, Policy)
+    check_flag("prefix_caching", prefix_caching)
+    check_flag("release_weights", release_weights)
+    check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
+    entries = entry_type(kv_cache_dtype, model.dtype)
+    config, device = model.config, model.device
+    # Its packed weights first: pages take a share of the memory that is left.
+    network = serving_view(model.model, quantization)
+    if release_weights and isinstance(network, PackedModel):
+        network.release_plain()
+    if num_pages is None:
+        tokens = sizes.max_residents * sizes.max_model_len
+        num_pages = pages_that_fit(
+            config, sizes.max_depth, sizes.page_size, tokens, memory_fraction, entries, device
+        )
+    sizes = sizes.fit(config, num_pages)
+    attention = attention or best_attention(device, config.head_dim)
+    return Plan(
+        network, tokenizer, end_ids(model), sizes, num_pages, policy, attention, prefix_caching,
+        entries,
+    )  # fmt: skip
+
+
+class Parts:
+    """What a plan becomes: pages, lanes, the runner over them, and the scheduler; all empty.
+
+    Args:
+        plan: how large.
+        stats: counters, which go on.
+    """
+
+    def __init__(self, plan: Plan, stats: EngineStats) -> None:
+        network, sizes = plan.network, plan.sizes
+        config, weight = network.config, network.embed_tokens.weight
+        dtype, device = weight.dtype, weight.device
+        self.store = KVStore(
+            config, plan.num_pages, sizes.page_size, sizes.max_residents, sizes.max_model_len,
+            sizes.max_depth, plan.entries, device,
+        )  # fmt: skip
+        self.intake = Intake(
+            config, self.store, plan.tokenizer, plan.ends, sizes.max_model_len, sizes.max_depth
+        )
+        self.lanes = Lanes(
+            sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin
+        )
+        full = plan.policy == "full_depth"
+        self.runner = Runner(network, self.store, self.lanes, plan.attention, sizes.max_depth, full)
+        self.scheduler = Scheduler(
+            self.store, self.lanes, stats, residents=sizes.max_residents,
+            max_num_seqs=sizes.max_num_seqs, prefill_chunk=sizes.prefill_chunk,
+            min_gather=sizes.min_gather, policy=plan.policy, prefix_caching=plan.prefix_caching,
+        )  # fmt: skip

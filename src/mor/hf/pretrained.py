@@ -1,0 +1,80 @@
+"""What every class of ours is to Transformers: made, saved and loaded in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from mor.config import MoRConfig
+from mor.hf.arguments import CACHE_NAMES
+from mor.model.layers import RMSNorm
+from mor.model.model import MoRModel
+from mor.model.relaxation import Relaxation
+from mor.model.routers import BoundaryRouter, TokenChoiceRouter
+from mor.model.routers.net import RouterNet
+from mor.ops.alignment import align_weights
+
+
+class MoRPreTrainedModel(PreTrainedModel):
+    """What Transformers needs to know to make, save and load the model."""
+
+    config: MoRConfig
+    config_class = MoRConfig
+    model: MoRModel
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["DecoderLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
+    # Routers compare float32 numbers with float32 boundaries in every training dtype.
+    _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+        """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As PyTorch's; tensors that are taken over (``assign``) are laid in aligned memory."""
+        found = super().load_state_dict(state_dict, strict=strict, assign=assign)
+        if assign:
+            align_weights(self)
+        return found
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embedding."""
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: Any) -> None:
+        """Replace the token embedding."""
+        self.model.embed_tokens = value
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Normal(0, initializer_range) for matrices, ones for norms, constants for routers."""
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, 0.0, std)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+            # A row of a loaded embedding no longer carries the mark that keeps it from being reset.
+            loaded = getattr(module.weight, "_is_hf_initialized", False)
+            if isinstance(module, nn.Embedding) and module.padding_idx is not None and not loaded:
+                nn.init.zeros_(module.weight[module.padding_idx])
+        elif isinstance(module, RMSNorm):
+            nn.init.ones_(module.weight)
+        elif isinstance(module, (Relaxation, RouterNet)):
+            module.reset(std)
+        elif isinstance(module, BoundaryRouter):
+            nn.init.constant_(module.boundary, module.half_rule)
+            nn.init.zeros_(module.boundary_steps)
+        elif isinstance(module, TokenChoiceRouter):
+            nn.init.zeros_(module.bias)

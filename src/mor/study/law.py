@@ -1,0 +1,155 @@
+"""What is a loop worth? The recurrence law of 2604.21106, fitted.
+
+    L = E + A (N_once + R^phi N_rec)^-a + B D^-b
+
+N_once are the parameters that a token passes once, N_rec those of the shared block, R the passes
+over it and D the tokens. phi = 1: a loop is worth as much as fresh parameters; phi = 0: nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mor.errors import MorError
+
+_STARTS = [(phi, a, b) for phi in (0.0, 0.5, 1.0) for a in (0.2, 0.5) for b in (0.2, 0.5)]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One trained model: parameters passed once, shared parameters, passes, tokens, nats."""
+
+    once: float
+    shared: float
+    passes: float
+    tokens: float
+    nll: float
+
+
+@dataclass(frozen=True)
+class Law:
+    """The fitted law.
+
+    Attributes:
+        phi: the exponent of a loop's worth.
+        interval: 5% and 95% of phi over resampled points; None where it was not asked for.
+        e, a, alpha, b, beta: E, A, a, B, b; `b` and `beta` are 0 where all points have the same D
+            (then `e` holds that term too).
+        error: root mean square of the residuals, nats.
+        points: how many.
+    """
+
+    phi: float
+    interval: tuple[float, float] | None
+    e: float
+    a: float
+    alpha: float
+    b: float
+    beta: float
+    error: float
+    points: int
+
+
+def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 0) -> Law:
+    """Fit phi and the other five constants by least squares.
+
+    E, A and B are linear given the exponents, so only these are searched for, from several starts.
+
+    Args:
+        points: runs with several numbers of passes and several sizes.
+        resamples: draws with replacement for the interval of phi; 0 for none.
+        seed: of these draws.
+
+    Raises:
+        MorError: too few points, or all with the same number of passes: phi cannot be told.
+    """
+    same_tokens = (
+        max(p.tokens for p in points) < 1.01 * min(p.tokens for p in points) if points else True
+    )
+    needed = 5 if same_tokens else 7
+    if len(points) < needed:
+        raise MorError(f"{len(points)} points, expected at least {needed} to fit the law")
+    if len({p.passes for p in points if p.shared > 0}) < 2:
+        raise MorError("all points have the same number of passes, so phi cannot be told")
+    table = torch.tensor(
+        [[p.once, p.shared, p.passes, p.tokens, p.nll] for p in points], dtype=torch.float64
+    )
+    best = min((_search(table, start, same_tokens) for start in _STARTS), key=lambda fit: fit[1])
+    interval = None
+    if resamples:
+        draw, found = np.random.default_rng(seed), []
+        for _ in range(resamples):
+            rows = torch.from_numpy(draw.integers(0, len(points), len(points)))
+            if len(set(table[rows, 2].tolist())) > 1:
+                start = tuple(best[0].tolist())
+                found.append(float(_search(table[rows], start, same_tokens)[0][0]))
+        low, high = np.quantile(found, [0.05, 0.95])
+        interval = (float(low), float(high))
+    phi, alpha, beta = best[0].tolist()
+    columns, linear = _solve(table, best[0], same_tokens)
+    scale_n, scale_d = _scales(table)
+    constants = linear.tolist()
+    residual = columns @ linear - table[:, 4]
+    return Law(
+        phi=phi,
+        interval=interval,
+        e=constants[0],
+        a=constants[1] * scale_n**alpha,
+        alpha=alpha,
+        b=0.0 if same_tokens else constants[2] * scale_d**beta,
+        beta=0.0 if same_tokens else beta,
+        error=float(residual.square().mean().sqrt()),
+        points=len(points),
+    )
+
+
+def _scales(table: Tensor) -> tuple[float, float]:
+    """Sizes near 1 keep the columns apart."""
+    return float((table[:, 0] + table[:, 1]).mean()), float(table[:, 3].mean())
+
+
+def _solve(table: Tensor, exponents: Tensor, same_tokens: bool) -> tuple[Tensor, Tensor]:
+    """The columns of the linear part [P, 2 or 3] and its least-squares solution."""
+    phi, alpha, beta = exponents
+    once, shared, passes, tokens, nll = table.unbind(1)
+    scale_n, scale_d = _scales(table)
+    size = ((once + passes**phi * shared) / scale_n) ** -alpha
+    columns = [torch.ones_like(size), size]
+    if not same_tokens:
+        columns.append((tokens / scale_d) ** -beta)
+    matrix = torch.stack(columns, 1)
+    # A little ridge keeps the derivative finite where two columns are nearly the same.
+    gram = matrix.T @ matrix + 1e-12 * torch.eye(matrix.shape[1], dtype=matrix.dtype)
+    return matrix, torch.linalg.solve(gram, matrix.T @ nll)
+
+
+def _search(table: Tensor, start: tuple[float, ...], same_tokens: bool) -> tuple[Tensor, float]:
+    """Exponents near `start` with the smallest squared error, and that error."""
+    exponents = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [exponents], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )  # fmt: skip
+
+    def loss() -> Tensor:
+        columns, linear = _solve(table, exponents, same_tokens)
+        # Exponents of no meaning are kept away from; the bounds are far from any fit.
+        outside = (exponents - torch.tensor([0.5, 0.8, 0.8], dtype=torch.float64)).abs() - 2.0
+        error = (columns @ linear - table[:, 4]).square().mean()
+        return 1e4 * error + outside.clamp(min=0).square().sum()
+
+    def closure() -> Tensor:
+        search.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    search.step(closure)
+    with torch.no_grad():
+        value = float(loss())
+    return exponents.detach(), value if np.isfinite(value) else float("inf")
