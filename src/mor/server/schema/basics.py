@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 LARGE = 2**31 - 1
 # Codes of answers that refuse a field.
@@ -73,4 +73,5 @@ def neutral_only(hint: str, *neutral: Any) -> Any:
             return value
         raise Refusal(UNSUPPORTED, None, f"is not supported by this server; {hint}")
 
-    return Annotated[Any, AfterValidator(check)]
+    shown = {"enum": [None, "", [], {}, *neutral]}
+    return Annotated[Any, AfterValidator(check), WithJsonSchema(shown)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from mor.server.schema.basics import (
     MISSING,
@@ -24,8 +24,52 @@ _OTHER_PARTS = (
 _ASSISTANT_ONLY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
 
 
+def _needing(schema: dict[str, Any], key: str, value: str, *names: str) -> dict[str, Any]:
+    """A shape of ``schema``: where ``key`` is ``value``, these fields are there and not null."""
+    fields = dict(schema["properties"]) | {key: {"const": value}}
+    for name in names:
+        forms = [form for form in fields[name]["anyOf"] if form != {"type": "null"}]
+        fields[name] = fields[name] | {"anyOf": forms}
+    return {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": fields,
+        "required": [key, *names],
+    }
+
+
+def _show(schema: dict[str, Any], shapes: list[dict[str, Any]]) -> None:
+    """Tell what the validators hold: in ``/openapi.json`` an object has one of some shapes."""
+    kept: dict[str, Any] = {n: schema[n] for n in ("title", "description") if n in schema}
+    schema.clear()
+    schema.update(kept, anyOf=shapes)
+
+
+def _show_part(schema: dict[str, Any]) -> None:
+    _show(schema, [_needing(schema, "type", kind, kind) for kind in ("text", "refusal")])
+
+
+def _show_message(schema: dict[str, Any]) -> None:
+    needs: dict[str, tuple[str, ...]] = {
+        **dict.fromkeys(("system", "developer", "user"), ("content",)),
+        "tool": ("content", "tool_call_id"),
+        "function": ("name",),
+    }
+    shapes = [_needing(schema, "role", role, *names) for role, names in needs.items()]
+    for shape in shapes:
+        shape["properties"] |= {
+            "refusal": {"enum": [None, ""]},
+            "annotations": {"enum": [None, []]},
+            "tool_calls": {"enum": [None, []]},
+            "function_call": {"enum": [None]},
+        }
+    _show(schema, [*shapes, _needing(schema, "role", "assistant")])
+
+
 class Part(Strict):
     """A piece of a message's content."""
+
+    model_config = ConfigDict(json_schema_extra=_show_part)
 
     type: Literal["text", "refusal"]
     text: Text | None = None
@@ -95,6 +139,8 @@ class CallInHistory(Strict):
 
 class Message(Strict):
     """One turn of a chat; an answer may be sent back as ``message.model_dump()`` gives it."""
+
+    model_config = ConfigDict(json_schema_extra=_show_message)
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Text | Annotated[list[Part], Field(fail_fast=True)] | None = None

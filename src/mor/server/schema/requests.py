@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
 from mor.engine.params import MAX_LOGPROBS
 from mor.server.schema.basics import (
@@ -148,6 +148,9 @@ class CompletionRequest(Sampling):
         return bool(self.echo) or super().reads_only
 
 
+_TEXTS: dict[str, Any] = {"type": "array", "items": {"const": "text"}}
+
+
 def _text_only(modalities: list[str]) -> list[str]:
     if set(modalities) - {"text"}:
         raise Refusal(UNSUPPORTED, None, "only 'text' is supported by this server")
@@ -158,7 +161,9 @@ class AskedOfOpenAI(Strict):
     """Fields of OpenAI's that change nothing here, and those that must ask for nothing."""
 
     metadata: dict[str, Any] | None = Field(None, description=UNUSED)
-    modalities: Annotated[list[Text], AfterValidator(_text_only)] | None = None
+    modalities: Annotated[list[Text], AfterValidator(_text_only), WithJsonSchema(_TEXTS)] | None = (
+        None
+    )
     prompt_cache_key: Text | None = Field(None, description=UNUSED)
     prompt_cache_options: dict[str, Any] | None = Field(None, description=UNUSED)
     prompt_cache_retention: Text | None = Field(None, description=UNUSED)
