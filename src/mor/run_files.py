@@ -26,7 +26,7 @@ CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER = "adapter_config.json"
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 DEFAULT_MODEL = Path("prose")
-"""The shipped model that ``mor generate``, ``mor serve`` and ``mor eval`` take where none is named."""
+"""The shipped model that ``mor generate``, ``serve`` and ``eval`` take where none is named."""
 HELD_OUT = "held-out"
 """Beside a shipped model: a prepared folder of text that the model was not trained on."""
 

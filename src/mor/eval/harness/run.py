@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from mor.errors import MorError
+from mor.errors import MorError, missing_package
 
 TASKS = Path(__file__).parent / "tasks"
 
@@ -23,9 +23,7 @@ def local_tasks() -> list[str]:
 def need_harness() -> None:
     """Raise `MorError` where lm-eval is not installed."""
     if find_spec("lm_eval") is None:
-        raise MorError(
-            "few-shot tasks need the package lm-eval: pip install 'mixture-of-recursions[eval]'"
-        )
+        raise missing_package("few-shot tasks need", "lm-eval", "eval")
 
 
 def choose_tasks(names: str) -> list[str]:

@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mor.errors import install_hint
 from mor.server.errors import ApiError
 from mor.server.structure.sources import MAX_SOURCE, Source
 
 CACHED = 64
-NEEDED = "needs the package llguidance on the server: pip install 'mixture-of-recursions[grammar]'"
+NEEDED = f"needs the package llguidance on the server: {install_hint('grammar')}"
 
 
 class MatcherConstraint:
