@@ -22,7 +22,7 @@ from mor.hf.convert import hub
 from mor.hf.convert.files import ConversionError
 from mor.hf.load import load_model, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
-from mor.model.flops import count_parameters
+from mor.model.flops import count_parameters, flops_per_token
 from tests.tiny import SEQ_LEN, prepare_tiny
 
 LAYERS = 6
@@ -98,6 +98,9 @@ def test_stopped_and_gone_on_with(settings: Settings, monkeypatch: pytest.Monkey
     whole = count_parameters(load_model(settings.source).config)[0]
     assert count_parameters(model.config)[0] == scores["result"]["weights"] <= 0.75 * whole
     assert load_tokenizer(folder) is not None
+    sizes = {"source": load_model(settings.source).config, "result": model.config}
+    for whose, config in sizes.items():
+        assert scores[whose]["flops"] == flops_per_token(config, SEQ_LEN).forward
     text = (folder / "README.md").read_text()
     assert text == (settings.out / "report.md").read_text()
     assert f"{scores['result']['nll']:.4f}" in text
@@ -134,6 +137,10 @@ def test_routed_and_by_command(settings: Settings) -> None:
     assert "compressed:" in result.output
     assert "layers before the gap run twice" in result.output
     assert torch.isfinite(model.model.router.boundary[1:]).all()
+    done = json.loads((settings.out / "compress.json").read_text())["done"]
+    score = done["record"]["scores"]["result"]
+    flops = flops_per_token(model.config, SEQ_LEN, score["active_fraction"])
+    assert score["flops"] == flops.forward
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from mor.cli.app import app
 from mor.data import PackedDataset, prepare
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
+from mor.eval import evaluate
 from mor.eval.answers import score_answers
 from mor.hf.load import load_model, load_tokenizer
-from mor.run_files import find_folder, model_folder, shipped_models
+from mor.run_files import DEFAULT_MODEL, HELD_OUT, find_folder, model_folder, shipped_models
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +64,7 @@ def test_the_engine_answers_as_generate_does(documents: PackedDataset) -> None:
 
 
 def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped_models() == ["hops", "hops-dense"]
+    assert shipped_models() == ["hops", "hops-dense", "prose"]
     assert model_folder(Path("hops")).name == "hops"
     assert len(load_tokenizer("hops")) == load_model("hops").config.vocab_size
     with pytest.raises(MorError, match="'hop' does not exist"):
@@ -70,3 +74,39 @@ def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.Mo
     (tmp_path / "hops").mkdir()
     assert find_folder(Path("hops")) == Path("hops")
     assert find_folder(tmp_path / "hops-dense") == tmp_path / "hops-dense"
+
+
+# The text model ---------------------------------------------------------------------------------
+
+
+def test_depth_and_routes_are_worth_something_on_held_out_text() -> None:
+    model, held_out = load_model(DEFAULT_MODEL), find_folder(DEFAULT_MODEL) / HELD_OUT
+    found = evaluate(model, PackedDataset(held_out, "validation", 256), max_sequences=16)
+    nll, caps = found["causal"]["nll"], [cap["nll"] for cap in found["depth_cap"]]
+    assert nll < 4.3
+    assert found["causal"]["mean_depth"] < 2.2
+    assert caps[0] - nll > 0.05
+    assert found["random_routes_nll"] - nll > 0.02
+
+
+def test_commands_take_it_where_no_model_is_named() -> None:
+    arguments = ["generate", "--prompt", "It was", "--max-new-tokens", "3", "--greedy", "--json"]
+    told = CliRunner().invoke(app, arguments)
+    assert told.exit_code == 0, told.output
+    named = CliRunner().invoke(app, ["generate", "prose", *arguments[1:]])
+    assert json.loads(told.stdout)["token_ids"] == json.loads(named.stdout)["token_ids"]
+    scored = CliRunner().invoke(app, ["eval", "--max-sequences", "1", "--seq-len", "32", "--json"])
+    assert scored.exit_code == 0, scored.output
+    assert json.loads(scored.stdout)["data"] == "texts"
+    refused = CliRunner().invoke(app, ["eval", "hops"])
+    assert refused.exit_code != 0  # it has no text of its own
+    assert "data is missing" in str(refused.exception)
+
+
+def test_what_ships_is_small_and_says_where_it_came_from() -> None:
+    root = find_folder(DEFAULT_MODEL).parent
+    assert sum(path.stat().st_size for path in root.rglob("*") if path.is_file()) < 20e6
+    for name in shipped_models():
+        card = (root / name / "README.md").read_text("utf-8")
+        assert "## Licence, use and limits" in card
+        assert "mor data prepare" in card

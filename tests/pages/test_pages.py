@@ -58,6 +58,7 @@ TINY = {
 SHORT = {
     "train": ["--dry-run"],
     "uptrain": ["--dry-run"],
+    "study": ["--dry-run"],
     "generate": ["--max-new-tokens", "2"],
     "calibrate": ["--max-sequences", "4"],
     "eval": ["--max-sequences", "4"],

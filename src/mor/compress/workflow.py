@@ -195,11 +195,11 @@ class Compression:
         size = self.settings.batch_size
         ours = run_pass(network, self._dataset, self._sequences, size, "causal")
         theirs = self._nll(self._model)
-        bytes_per_token = self._dataset.bytes_per_token
+        score: dict[str, Any] = ours.score(self._dataset.bytes_per_token)
         return {
             "source": self._size(source) | {"nll": theirs},
             "folded_nll": self._nll(self._placed(folded)),
-            "result": self._size(run, ours.shares.tolist()) | ours.score(bytes_per_token),
+            "result": self._size(run, score["active_fraction"]) | score,
             "sequences": self._sequences,
             "seq_len": self._dataset.seq_len,
             "data": self._dataset.index.source,
@@ -254,9 +254,10 @@ class Compression:
             model.cuda()  # type: ignore[call-arg]
         return model.eval()
 
-    def _size(self, folder: Path, shares: list[float] | None = None) -> dict[str, Any]:
+    def _size(self, folder: Path, active: list[float] | None = None) -> dict[str, Any]:
+        """Weights and FLOPs; ``active`` is the share of tokens that ran each depth."""
         config = load_model(folder).config
-        flops = flops_per_token(config, self._dataset.seq_len, shares)
+        flops = flops_per_token(config, self._dataset.seq_len, active)
         return {
             "weights": count_parameters(config)[0],
             "flops": flops.forward,
