@@ -352,7 +352,7 @@ def test_ctrl_c(mor_: Mor, recipe: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_eval(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
     done = mor_("eval", run, "--data", data, "--json", "--out", tmp_path / "eval.json")
     assert done.code == 0
-    assert done.err == ""
+    assert done.err == f"kept: {run / 'eval.json'}\n"
     found = json.loads(done.out)
     assert json.loads((tmp_path / "eval.json").read_text()) == found
     dataset = PackedDataset(data, "validation", SEQ_LEN)  # a run folder's own seq_len

@@ -124,5 +124,6 @@ def test_an_evaluation_reads_the_answers_off_its_own_passes(
     monkeypatch.setattr(type(model.model), "forward", counted)
     result = evaluate(model, hops, max_sequences=8, batch_size=8)
     assert result["answers"] == alone
-    # One batch: the three caps and training's rule, then twice for routes by chance.
-    assert calls == [1, 2, 3, None, None, None]
+    # One batch: the three caps, all depths dealt out by chance, training's rule, then twice for
+    # the queries' depths by chance.
+    assert calls == [1, 2, 3, None, None, None, None]

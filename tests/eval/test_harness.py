@@ -251,7 +251,7 @@ def test_names_of_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MorError, match=r"tasks='a,,b' must be names"):
         choose_tasks("a,,b")
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(MorError, match=r"pip install 'mixture-of-recursions\[eval\]'"):
+    with pytest.raises(MorError, match=r"pip install -e '.\[eval\]'"):
         need_harness()
 
 

@@ -226,7 +226,7 @@ class NeverServing:
     def __init__(self, *args: Any, **options: Any) -> None:
         pass
 
-    def run(self) -> None:
+    def run(self, sockets: Any = None) -> None:
         pass
 
 
@@ -237,6 +237,7 @@ def marked(page: Path) -> list[Block]:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # matplotlib's own
 @pytest.mark.filterwarnings("ignore::UserWarning")  # thinning is meant
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing.:FutureWarning")  # PEFT asks
+@pytest.mark.filterwarnings("ignore:.gradient_checkpointing. is deprecated:FutureWarning")  # TRL
 @pytest.mark.parametrize(
     "page",
     [p for p in PAGES if any(b.language and not b.reason for b in marked(p))],

@@ -37,5 +37,5 @@ def task_table(scores: dict[str, Any]) -> Table:
         count = values.get("samples")
         for metric, value in values.items():
             if metric != "samples" and "stderr" not in metric:
-                table.add_row(task, metric, f"{value:.4f}", "" if count is None else f"{count:,}")
+                table.add_row(task, metric, f"{value:z.4f}", "" if count is None else f"{count:,}")
     return table

@@ -16,7 +16,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mor.config import MoRConfig
 from mor.disk import check_new, replace_file
-from mor.errors import MorError
+from mor.errors import MorError, missing_package
 from mor.hf.convert.gguf import ARCHITECTURES, LAYER_NAMES, NAMES
 from mor.hf.export.gguf_tokenizer import write_tokenizer
 from mor.hf.export.llama import as_llama
@@ -50,9 +50,7 @@ def export_gguf(
     try:
         import gguf
     except ImportError:
-        raise MorError(
-            "writing GGUF needs the gguf package: pip install 'mixture-of-recursions[gguf]'"
-        ) from None
+        raise missing_package("writing GGUF needs", "gguf", "gguf") from None
     check_new(out)
     source = model_folder(folder)
     model = load_model(source)
