@@ -10,6 +10,8 @@
     python benchmarks/depth/hops.py collect runs/depth/hops-*     # runs/bench/depth.jsonl
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
 
+The harder size has the same stages by other names: depth/cycle-*, and `draw --family cycle`.
+
 ``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
 which the picture is drawn unless told otherwise. A line holds the answers of one finished run
 (:mod:`mor.eval.answers`), its size, its training FLOPs and where it came from.
@@ -24,7 +26,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "depth.jsonl"
-IMAGE = ROOT / "docs" / "images" / "depth-hops.png"
+IMAGES = ROOT / "docs" / "images"
 KEPT = ("name", "family", "router", "parameters", "tokens", "steps", "train_flops", "seed")
 WHERE = ("commit", "machine", "versions", "command", "date")
 
@@ -70,7 +72,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
             )
 
 
-def draw(found: dict[tuple[str, int], dict[str, Any]]) -> None:
+def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     """Left: exact match by hops for depth caps and controls. Right: depth by difficulty."""
     import matplotlib
 
@@ -80,20 +82,20 @@ def draw(found: dict[tuple[str, int], dict[str, Any]]) -> None:
     by_name = {name: line["answers"] for (name, seed), line in found.items() if seed == 0}
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4))
     shades = plt.get_cmap("viridis")
-    caps = by_name["hops-recursive"]["depth_cap"]
+    caps = by_name[f"{family}-recursive"]["depth_cap"]
     for number, cap in enumerate(caps):
         label = f"{cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''} for every token"
         color = shades(0.85 - 0.75 * number / max(1, len(caps) - 1))
         left.plot(*_line(cap["by_level"]), "o-", color=color, label=label, markersize=4)
     others = {
-        "hops-dense": ("dense, the same weights", "--"),
-        "hops-two": ("trained for two passes", "-."),
-        "hops-untied": ("ten layers", ":"),
+        f"{family}-dense": ("dense, the same weights", "--"),
+        f"{family}-two": ("trained for two passes", "-."),
+        f"{family}-untied": ("ten layers", ":"),
     }
     for name, (label, style) in others.items():
         if name in by_name:
             left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color="grey", label=label)
-    routed = by_name["hops-final"]
+    routed = by_name[f"{family}-final"]
     share = routed["causal"]["mean_depth"] / len(caps)
     label = f"MoR, {share:.0%} of the passes"
     left.plot(*_line(routed["causal"]["by_level"]), "s-", color="crimson", label=label)
@@ -104,8 +106,8 @@ def draw(found: dict[tuple[str, int], dict[str, Any]]) -> None:
     right.set(xlabel="hops", ylabel="passes that the router gives a query", ylim=(0.9, len(caps)))
     figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8)
     figure.tight_layout(rect=(0, 0.11, 1, 1))
-    figure.savefig(IMAGE, dpi=130)
-    print(IMAGE)
+    figure.savefig(IMAGES / f"depth-{family}.png", dpi=130)
+    print(IMAGES / f"depth-{family}.png")
 
 
 def _line(scores: dict[str, float]) -> tuple[list[int], list[float]]:
@@ -120,6 +122,7 @@ def main() -> None:
     collecting.add_argument("folders", nargs="+", type=Path)
     collecting.add_argument("--records", type=Path, default=Path("runs/bench/depth.jsonl"))
     drawing.add_argument("--records", type=Path, default=RESULTS)
+    drawing.add_argument("--family", choices=("hops", "cycle"), default="hops")
     options = parser.parse_args()
     if options.what == "collect":
         options.records.parent.mkdir(parents=True, exist_ok=True)
@@ -129,7 +132,7 @@ def main() -> None:
     found = read_newest(options.records)
     print_table(list(found.values()))
     if options.what == "draw":
-        draw(found)
+        draw(found, options.family)
 
 
 if __name__ == "__main__":
