@@ -29,7 +29,7 @@ from mor.eval import calibrate
 from mor.eval.folds import fold_table
 from mor.eval.passes import run_pass
 from mor.hf.fold.fold import fold_folder
-from mor.hf.load import load_model
+from mor.hf.load import load_config, load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters, flops_per_token
 from mor.provenance import provenance
@@ -74,7 +74,7 @@ class Compression:
         self._model, self._dataset = self._open(source, data)
         config = self._model.config
         shapes = find_shapes(config, self.settings.goal, self._dataset.seq_len)
-        state.step("estimate", lambda: self._estimate(shapes))
+        estimate = state.step("estimate", lambda: self._estimate(shapes))
         trials = [
             state.step(shape.name, partial(self._try_shape, shape, source, data))
             for shape in shapes
@@ -83,15 +83,16 @@ class Compression:
         run = state.step("trained", lambda: self._train(chosen["folder"], source, data))
         if self.settings.route:
             run = state.step("routed", lambda: self._route(run, source, data))
+        nll = estimate["source_nll"]
         result = state.step(
-            "scores", lambda: self._score(source, Path(chosen["folder"]), Path(run))
+            "scores", lambda: self._score(source, nll, Path(chosen["folder"]), Path(run))
         )
         return self._publish(Path(run), result, trials, chosen)
 
     # Steps ------------------------------------------------------------------------------------
 
     def _open(self, source: Path, data: Path) -> tuple[MoRForCausalLM, PackedDataset]:
-        model = load_model(source)
+        model = _load(source)
         if model.config.num_recursions != 1:
             raise MorError(
                 f"source {source} is recursive already (num_recursions="
@@ -101,8 +102,6 @@ class Compression:
             self.tell("note: --route makes the result faster still than --speed asks for")
         longest = int(model.config.max_position_embeddings)
         length = min(self.settings.seq_len, longest)
-        if torch.cuda.is_available():
-            model.cuda()  # type: ignore[call-arg]
         return model, PackedDataset(data, "validation", length)
 
     @property
@@ -158,7 +157,7 @@ class Compression:
                 "folder": str(folder),
                 "gap": [before, before + shape.leave_out - 1],
                 "nll_before_training": rows[best].nll,
-                "trial_nll": self._nll(self._placed(run)),
+                "trial_nll": self._nll(_load(run)),
             }
             | self._size(folder)
         )
@@ -182,23 +181,22 @@ class Compression:
         steps = self._steps(ROUTE_SHARE)
         model = {"router": "threshold", "router_capacity_warmup_steps": max(1, steps // 3)}
         routed = self._uptrain("routed", Path(run), source, data, ROUTE_SHARE, model)
-        network = self._placed(routed)
+        network = _load(routed)
         calibrate(network, self._dataset, max_sequences=self._sequences)
         with replace_folder(routed / MODEL, overwrite=True) as fresh:
             shutil.copytree(routed / MODEL, fresh, dirs_exist_ok=True)
             network.save_pretrained(fresh)
         return str(routed)
 
-    def _score(self, source: Path, folded: Path, run: Path) -> dict[str, Any]:
+    def _score(self, source: Path, source_nll: float, folded: Path, run: Path) -> dict[str, Any]:
         """The result beside the source, on the same held-out tokens."""
-        network = self._placed(run)
+        network = _load(run)
         size = self.settings.batch_size
         ours = run_pass(network, self._dataset, self._sequences, size, "causal")
-        theirs = self._nll(self._model)
         score: dict[str, Any] = ours.score(self._dataset.bytes_per_token)
         return {
-            "source": self._size(source) | {"nll": theirs},
-            "folded_nll": self._nll(self._placed(folded)),
+            "source": self._size(source) | {"nll": source_nll},
+            "folded_nll": self._nll(_load(folded)),
             "result": self._size(run, score["active_fraction"]) | score,
             "sequences": self._sequences,
             "seq_len": self._dataset.seq_len,
@@ -248,21 +246,23 @@ class Compression:
             train(recipe, resume=recipe.run_dir.exists())
         return recipe.run_dir
 
-    def _placed(self, folder: Path) -> MoRForCausalLM:
-        model = load_model(folder)
-        if self._model.device.type == "cuda":
-            model.cuda()  # type: ignore[call-arg]
-        return model.eval()
-
     def _size(self, folder: Path, active: list[float] | None = None) -> dict[str, Any]:
         """Weights and FLOPs; ``active`` is the share of tokens that ran each depth."""
-        config = load_model(folder).config
+        config = load_config(folder)
         flops = flops_per_token(config, self._dataset.seq_len, active)
         return {
             "weights": count_parameters(config)[0],
             "flops": flops.forward,
             "layers_run": config.num_hidden_layers,
         }
+
+
+def _load(folder: Path) -> MoRForCausalLM:
+    """The model of ``folder``, in evaluation mode, on the GPU where there is one."""
+    model = load_model(folder)
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]
+    return model.eval()
 
 
 def _gap(folding: Any, shape: Shape) -> str:

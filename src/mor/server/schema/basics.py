@@ -75,3 +75,14 @@ def neutral_only(hint: str, *neutral: Any) -> Any:
 
     shown = {"enum": [None, "", [], {}, *neutral]}
     return Annotated[Any, AfterValidator(check), WithJsonSchema(shown)]
+
+
+class FunctionsOnly(Strict):
+    """A tool, or a call of one: functions, and nothing else that OpenAI has."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _functions_only(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("type") == "custom":
+            raise Refusal(UNSUPPORTED, None, "custom tools are not supported; only functions")
+        return value

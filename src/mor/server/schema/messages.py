@@ -11,6 +11,7 @@ from mor.server.schema.basics import (
     MISSING,
     UNSUPPORTED,
     WRONG,
+    FunctionsOnly,
     Refusal,
     Strict,
     Text,
@@ -116,20 +117,13 @@ class CalledFunction(Strict):
         return {"name": self.name, "arguments": arguments}
 
 
-class CallInHistory(Strict):
+class CallInHistory(FunctionsOnly):
     """A call that an assistant made earlier."""
 
     id: Text | None = None
     type: Literal["function"] = "function"
     function: CalledFunction
     index: int | None = Field(None, description="not used; chunks of a stream have it")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _functions_only(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") == "custom":
-            raise Refusal(UNSUPPORTED, None, "custom tools are not supported; only functions")
-        return value
 
     def plain(self) -> dict[str, Any]:
         """As chat templates know it."""

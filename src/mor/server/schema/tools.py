@@ -10,6 +10,7 @@ from mor.server.schema.basics import (
     MISSING,
     UNSUPPORTED,
     WRONG,
+    FunctionsOnly,
     Refusal,
     Strict,
     Text,
@@ -29,19 +30,12 @@ class Function(Strict):
     strict: bool | None = Field(None, description="not used: a call that is forced is always so")
 
 
-class Tool(Strict):
+class Tool(FunctionsOnly):
     """A function that the model may call."""
 
     type: Literal["function"]
     function: Function
     cache_control: dict[str, Any] | None = Field(None, description="not used")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _functions_only(cls, value: Any) -> Any:
-        if isinstance(value, dict) and value.get("type") == "custom":
-            raise Refusal(UNSUPPORTED, None, "custom tools are not supported; only functions")
-        return value
 
     def plain(self) -> dict[str, Any]:
         """As chat templates know it."""
