@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from mor.cli.app import app
 from mor.compress import Compression, Goal, Settings, workflow
 from mor.config import MoRConfig
-from mor.data import DataIndex
+from mor.data import DataIndex, PackedDataset
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import Interrupted, MorError
 from mor.hf.bos import save_tokenizer
@@ -124,7 +124,14 @@ class Counted:
         return self.do(*args, **kwargs)
 
 
-def test_routed_and_by_command(settings: Settings) -> None:
+def test_routed_and_by_command(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits, real = [], workflow.calibrate
+
+    def calibrate(model: Any, dataset: PackedDataset, **options: Any) -> Any:
+        splits.append(dataset.split)
+        return real(model, dataset, **options)
+
+    monkeypatch.setattr(workflow, "calibrate", calibrate)
     arguments = [
         settings.source, "--out", str(settings.out), "--speed", "1.3", "--data", settings.data,
         "--tokens", str(settings.tokens), "--seq-len", str(SEQ_LEN), "--batch-size", "2",
@@ -136,6 +143,7 @@ def test_routed_and_by_command(settings: Settings) -> None:
     assert (model.config.router, model.config.num_recursions) == ("threshold", 2)
     assert "compressed:" in result.output
     assert "layers before the gap run twice" in result.output
+    assert splits == ["train"]  # the result is scored on the other one
     assert torch.isfinite(model.model.router.boundary[1:]).all()
     done = json.loads((settings.out / "compress.json").read_text())["done"]
     score = done["record"]["scores"]["result"]

@@ -182,7 +182,9 @@ class Compression:
         model = {"router": "threshold", "router_capacity_warmup_steps": max(1, steps // 3)}
         routed = self._uptrain("routed", Path(run), source, data, ROUTE_SHARE, model)
         network = _load(routed)
-        calibrate(network, self._dataset, max_sequences=self._sequences)
+        # Not on the texts that the result is scored on.
+        sample = PackedDataset(data, "train", self._dataset.seq_len)
+        calibrate(network, sample, max_sequences=min(self._sequences, len(sample)))
         with replace_folder(routed / MODEL, overwrite=True) as fresh:
             shutil.copytree(routed / MODEL, fresh, dirs_exist_ok=True)
             network.save_pretrained(fresh)
