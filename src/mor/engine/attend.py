@@ -13,6 +13,7 @@ from mor.engine.batch import KVView
 from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention
+from mor.ops.paged import Pages, Rows, plain_attention
 
 PagedAttention = Callable[[Tensor, Tensor | None, Tensor | None, KVView, int], Tensor]
 """(query [N, H, d], key and value [writes, Hkv, d], view, layer of the table) -> [N, H, d].
@@ -71,10 +72,22 @@ def native_attention(
     """The same in one call of a kernel that reads the pages where they lie."""
     if not native.fits(query) or not native.holds(view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
-    if view.origins is None:
-        return native.paged_attention(query, key, value, view.ragged, layer)
+    return native.paged_attention(query, key, value, view.ragged, layer)
+
+
+def table_attention(
+    query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
+) -> Tensor:
+    """The same for static batches, a row for every query: sizes that hang on no length."""
     _write(key, value, view, layer)
-    return native.paged_attention(query, None, None, view.gathered(layer), 0)
+    pool, table, size = view.table.pool, view.table.table, view.table.pool.page_size
+    if view.origins is None:
+        pages = table[view.pieces.row, layer]
+    else:  # single entries, wherever each lies
+        pages, size = view.read_slots(layer), 1
+    parts = [pool.keys, pool.values, *(pool.scales or ())]
+    rows = Rows(pages.int(), (view.tokens.slot + 1).int())
+    return plain_attention(query, Pages(*(part.unflatten(0, (-1, size)) for part in parts)), rows)
 
 
 def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
@@ -131,7 +144,7 @@ class PagedAttend(Attend):
         view = self.view
         if self.attention is not native_attention or self.repeats is not None:
             return None
-        if view.origins is not None or not native.holds(view.table.pool.keys):
+        if not native.holds(view.table.pool.keys):
             return None
         return view.ragged, self.first
 

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 
 from mor.checks import check_choice, check_flag
-from mor.engine.attend import PagedAttention, best_attention
+from mor.engine.attend import PagedAttention, best_attention, table_attention
 from mor.engine.entries import KVCacheType, entry_type
 from mor.engine.intake import Intake, end_ids
 from mor.engine.lanes import Lanes
 from mor.engine.memory import pages_that_fit
+from mor.engine.mirror import Reads
 from mor.engine.options import Sizes
 from mor.engine.runner import Runner
 from mor.engine.scheduler import Policy, Scheduler
+from mor.engine.static_runner import StaticRunner
 from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
 from mor.hf.modeling import MoRForCausalLM
@@ -37,6 +39,7 @@ class Plan:
         attention: form of paged attention.
         prefix_caching: whether requests share the pages of equal beginnings.
         entries: type of keys and values in memory.
+        static: whether stages run over static buffers, and are read late.
     """
 
     network: MoRModel
@@ -48,6 +51,7 @@ class Plan:
     attention: PagedAttention
     prefix_caching: bool
     entries: torch.dtype
+    static: bool
 
 
 def make_plan(
@@ -63,6 +67,7 @@ def make_plan(
     prefix_caching: bool,
     kv_cache_dtype: KVCacheType,
     release_weights: bool,
+    static_stages: bool | None,
 ) -> Plan:
     """The plan for a model; None stands for a default.
 
@@ -85,10 +90,13 @@ def make_plan(
             config, sizes.max_depth, sizes.page_size, tokens, memory_fraction, entries, device
         )
     sizes = sizes.fit(config, num_pages)
-    attention = attention or best_attention(device, config.head_dim)
+    static = device.type != "cpu" if static_stages is None else static_stages
+    check_flag("static_stages", static)
+    if attention is None:
+        attention = table_attention if static else best_attention(device, config.head_dim)
     return Plan(
         network, tokenizer, end_ids(model), sizes, num_pages, policy, attention, prefix_caching,
-        entries,
+        entries, static,
     )  # fmt: skip
 
 
@@ -115,7 +123,9 @@ class Parts:
             sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin
         )
         full = plan.policy == "full_depth"
-        self.runner = Runner(network, self.store, self.lanes, plan.attention, sizes.max_depth, full)
+        kind = StaticRunner if plan.static else Runner
+        self.reads = Reads(late=1) if plan.static else Reads(late=None)
+        self.runner = kind(network, self.store, self.lanes, plan.attention, sizes.max_depth, full)
         self.scheduler = Scheduler(
             self.store, self.lanes, stats, residents=sizes.max_residents,
             max_num_seqs=sizes.max_num_seqs, prefill_chunk=sizes.prefill_chunk,
