@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from mor.checks import check_choice, check_flag
-from mor.engine.attend import PagedAttention, best_attention
+from mor.engine.attend import PagedAttention
 from mor.engine.entries import KVCacheType, entry_type
+from mor.engine.forms import AttentionName, Setting, choose_attention
 from mor.engine.intake import Intake, end_ids
 from mor.engine.lanes import Lanes
 from mor.engine.memory import pages_that_fit
@@ -59,7 +60,7 @@ def make_plan(
     memory_fraction: float,
     policy: Policy,
     quantization: Quantization | None,
-    attention: PagedAttention | None,
+    attention: AttentionName | PagedAttention | None,
     prefix_caching: bool,
     kv_cache_dtype: KVCacheType,
     release_weights: bool,
@@ -75,6 +76,7 @@ def make_plan(
     check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
     entries = entry_type(kv_cache_dtype, model.dtype)
     config, device = model.config, model.device
+    chosen = choose_attention(attention, Setting(config, device, model.dtype, entries))
     # Its packed weights first: pages take a share of the memory that is left.
     network = serving_view(model.model, quantization)
     if release_weights and isinstance(network, PackedModel):
@@ -85,9 +87,8 @@ def make_plan(
             config, sizes.max_depth, sizes.page_size, tokens, memory_fraction, entries, device
         )
     sizes = sizes.fit(config, num_pages)
-    attention = attention or best_attention(device, config.head_dim)
     return Plan(
-        network, tokenizer, end_ids(model), sizes, num_pages, policy, attention, prefix_caching,
+        network, tokenizer, end_ids(model), sizes, num_pages, policy, chosen, prefix_caching,
         entries,
     )  # fmt: skip
 

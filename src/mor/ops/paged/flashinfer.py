@@ -1,9 +1,8 @@
 """Attention over pages by FlashInfer's wrapper for a paged cache.
 
 FlashInfer splits the work on the host: ``plan`` takes the lengths of all rows, as the host knows
-them, and has to be called before every run and before every replay of a captured run. A plan of
-other lengths is run without a word, and gives wrong numbers; so :meth:`FlashInfer.__call__` refuses
-a second run over another batch without a plan, and a replay is the caller's to watch over.
+them, and has to be called before every run over another batch and before every replay of a captured
+run. A plan of other lengths is run without a word, and gives wrong numbers.
 
 All layers of a batch share one plan, since their rows are equally long. Their pages differ: each
 run first copies its own into the buffer that the wrapper reads, on the device, so that the copy is

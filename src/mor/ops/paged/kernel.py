@@ -32,7 +32,16 @@ def _load(entries: Any, at: Any, inside: Any, dtype: tl.constexpr, kind: tl.cons
         bits = found.to(tl.int16)
         half = ((bits & 0x80) << 8) | ((bits & 0x7F) << 7)
         return (half.to(tl.float16, bitcast=True).to(tl.float32) * 256.0).to(dtype)
+    if kind == 1:
+        return found.to(tl.float32).to(dtype)
     return found.to(dtype)
+
+
+@triton.jit
+def _dot(left: Any, right: Any, wide: tl.constexpr) -> Any:
+    if wide:
+        return tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
+    return tl.dot(left, right, input_precision="ieee")
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -62,6 +71,7 @@ def _attend(
     WIDTH_ROOM: tl.constexpr,
     QUERIES: tl.constexpr,  # of a tile
     PLACES: tl.constexpr,  # of a step
+    WIDE: tl.constexpr,  # products in float32, whatever the queries are
 ) -> None:
     tile = tl.program_id(0)
     kv_head = tl.program_id(1)
@@ -109,7 +119,7 @@ def _attend(
         where = entry[:, None] * WIDTH + inner[None, :]
         inside = there[:, None] & narrow[None, :]
         key = _load(keys, where, inside, dtype, KIND)
-        score = tl.dot(asked, tl.trans(key), input_precision="ieee") * scale
+        score = _dot(asked, tl.trans(key), WIDE) * scale
         if KIND > 0:
             score *= tl.load(key_scales + entry, mask=there, other=0.0)[None, :]
         score = tl.where(places[None, :] < reach[:, None], score, float("-inf"))
@@ -121,7 +131,7 @@ def _attend(
         if KIND > 0:
             weight *= tl.load(value_scales + entry, mask=there, other=0.0)[None, :]
         value = _load(values, where, inside, dtype, KIND)
-        fresh = tl.dot(weight.to(dtype), value, input_precision="ieee")
+        fresh = _dot(weight.to(dtype), value, WIDE)
         mixed = mixed * keep[:, None] + fresh
         top = now
     mixed = mixed / tl.where(total > 0, total, 1.0)[:, None]
@@ -175,7 +185,7 @@ def triton_attention(query: Tensor, pages: Pages, rows: Rows, scale: float | Non
     if ragged:
         tiles += count // sizes["QUERIES"]
     out = torch.zeros((count, heads, width), dtype=query.dtype, device=query.device)
-    # The kernel reads no scales and no starts where there are none; it is given something to point at.
+    # Where there are no scales and no starts the kernel reads none: it needs any pointer.
     _attend[(tiles, kv_heads)](
         out, query, keys, values,
         out if pages.key_scales is None else pages.key_scales,
@@ -184,6 +194,8 @@ def triton_attention(query: Tensor, pages: Pages, rows: Rows, scale: float | Non
         width**-0.5 if scale is None else scale,
         len(rows.table), query.stride(0), query.stride(1), rows.table.stride(0),
         RAGGED=ragged, SEARCH=max(0, len(rows.table) - 1).bit_length(), KIND=kind, PAGE=size,
-        KV_HEADS=kv_heads, GROUP=group, WIDTH=width, **sizes, **options,
+        KV_HEADS=kv_heads, GROUP=group, WIDTH=width,
+        WIDE=query.device.type == "cpu",  # Triton's interpreter multiplies the bits of bfloat16
+        **sizes, **options,
     )  # fmt: skip
     return out

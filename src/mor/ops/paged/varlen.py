@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from inspect import signature
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
 
 from mor.ops.paged.rows import Pages, Rows
 
@@ -27,11 +27,16 @@ def missing_flash(capability: tuple[int, int]) -> str | None:
     parent = module.partition(".")[0]
     if find_spec(parent) is None or (parent != module and find_spec(module) is None):
         return f"varlen_attn needs {name} to read pages, and the module {module} is not installed"
-    return None
+    from torch.nn.attention.varlen import varlen_attn
+
+    missing = {"block_table", "seqused_k", "num_splits"} - set(signature(varlen_attn).parameters)
+    return f"varlen_attn of torch {torch.__version__} has no block_table" if missing else None
 
 
 def activate_flash(capability: tuple[int, int]) -> None:
     """Make torch use the implementation that reads pages, in this whole process."""
+    from torch.nn.attention import activate_flash_attention_impl, current_flash_attention_impl
+
     name, _ = IMPLEMENTATIONS[capability[0]]
     if current_flash_attention_impl() != name:
         activate_flash_attention_impl(name)
