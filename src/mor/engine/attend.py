@@ -10,10 +10,10 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.batch import KVView
+from mor.engine.device import write
 from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention
-from mor.ops.paged import Pages, Rows, plain_attention
 
 PagedAttention = Callable[[Tensor, Tensor | None, Tensor | None, KVView, int], Tensor]
 """(query [N, H, d], key and value [writes, Hkv, d], view, layer of the table) -> [N, H, d].
@@ -22,18 +22,11 @@ Leaves the entries of the new tokens in their pages, and attends over the pages 
 """
 
 
-def _write(key: Tensor | None, value: Tensor | None, view: KVView, layer: int) -> None:
-    if key is None:
-        return
-    assert value is not None
-    view.table.pool.write(view.write_slots[:, layer], key, value)
-
-
 def padded_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
 ) -> Tensor:
     """The plain form: every row's pages gathered into one padded batch, and a mask."""
-    _write(key, value, view, layer)
+    write(key, value, view, layer)
     slots, pool = view.read_slots(layer), view.table.pool
     keys, values = (found.transpose(1, 2) for found in pool.read(slots, query.dtype))
     queries = view.segments.pad(query).transpose(1, 2)
@@ -49,7 +42,7 @@ def row_attention(
     For the CPU, where one call more costs little beside keys and values as long as the longest
     row's, copied for every row.
     """
-    _write(key, value, view, layer)
+    write(key, value, view, layer)
     pool, slots = view.table.pool, view.read_slots(layer)
     mixed = []
     queries, places = query.split(view.counts), view.tokens.slot.split(view.counts)
@@ -73,30 +66,6 @@ def native_attention(
     if not native.fits(query) or not native.holds(view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
     return native.paged_attention(query, key, value, view.ragged, layer)
-
-
-def table_attention(
-    query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
-) -> Tensor:
-    """The same for static batches, a row for every query: sizes that hang on no length."""
-    _write(key, value, view, layer)
-    pool, table, size = view.table.pool, view.table.table, view.table.pool.page_size
-    if view.origins is None:
-        pages = table[view.pieces.row, layer]
-    else:  # single entries, wherever each lies
-        pages, size = view.read_slots(layer), 1
-    parts = [pool.keys, pool.values, *(pool.scales or ())]
-    rows = Rows(pages.int(), (view.tokens.slot + 1).int())
-    return plain_attention(query, Pages(*(part.unflatten(0, (-1, size)) for part in parts)), rows)
-
-
-def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
-    """The form for a device."""
-    if device.type != "cpu":
-        return padded_attention
-    if native.library() is not None and head_dim in native.HEAD_DIMS:
-        return native_attention
-    return row_attention
 
 
 class PagedAttend(Attend):

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mor.engine.mirror import to_int64
@@ -107,6 +108,37 @@ class KVView:
         """How many tokens of its row each piece sees: queries ascend, so its last one decides."""
         ends = self.pieces.size.cumsum(0) - 1
         return (self.tokens.slot[ends] + 1).tolist()
+
+    @cached_property
+    def seen(self) -> list[int]:
+        """How many tokens of its row each query sees."""
+        return (self.tokens.slot + 1).tolist()
+
+    @cached_property
+    def longest(self) -> int:
+        """Most tokens of one piece."""
+        return max(self.counts)
+
+    @property
+    def tail(self) -> bool:
+        """Whether every piece stands at the end of what it sees, token after token."""
+        return self.longest == 1 or (self.origins is None and self.writes == sum(self.counts))
+
+    @cached_property
+    def used(self) -> Tensor:
+        """int32 [N], how many tokens of its row each query sees."""
+        return (self.tokens.slot + 1).int()
+
+    @cached_property
+    def starts(self) -> Tensor:
+        """int32 [S + 1], the first of each piece's tokens, and their number."""
+        return F.pad(self.pieces.size.cumsum(0), (1, 0)).int()
+
+    @cached_property
+    def page_rows(self) -> Tensor:
+        """int32 [layers, S, columns], the pages that each piece reads."""
+        found = self.table.table.index_select(0, self.pieces.row)
+        return found.transpose(0, 1).int().contiguous()
 
     @cached_property
     def ragged(self) -> Ragged:

@@ -16,6 +16,7 @@ import torch
 
 from mor.engine.attend import PagedAttention
 from mor.engine.entries import KVCacheType
+from mor.engine.forms import AttentionName, name_of
 from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
 from mor.engine.memory import resident_memory
@@ -57,12 +58,12 @@ class Engine:
             ``full_depth`` (every token runs all recursions, whatever the router says).
         quantization: ``int8`` for weights of 8 bits on the CPU; see
             :func:`mor.model.packed.serving_view`.
-        kv_cache_dtype: of keys and values: ``auto`` (the model's), ``bfloat16`` or ``int8``.
+        kv_cache_dtype: of keys and values: ``auto`` (the model's), ``bfloat16``, ``int8``, ``fp8``.
         release_weights: free the plain weights where they are packed too; ``model`` cannot run
             afterwards. Those of a folder always are.
-        attention: form of paged attention; default by device.
         static_stages: padded stages over static buffers, captured as graphs on CUDA, whose answers
-            are read one tick late; default where the model is not on the CPU.
+            are read one tick late; default where the form of attention is for that.
+        attention: form of paged attention (docs/engine.md), or ``auto``; the attribute is its name.
         prefix_caching: share pages between requests that begin alike. After the weights have been
             changed in place, call :meth:`forget_prefixes`.
 
@@ -86,7 +87,7 @@ class Engine:
         max_depth: int | None = None,
         policy: Policy = "refill",
         quantization: Quantization | None = None,
-        attention: PagedAttention | None = None,
+        attention: AttentionName | PagedAttention | None = None,
         prefix_caching: bool = True,
         kv_cache_dtype: KVCacheType = "auto",
         release_weights: bool = False,
@@ -112,6 +113,7 @@ class Engine:
         sizes = self._plan.sizes  # as far as they fit into the pool
         self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
         self.max_depth, self.tokenizer = sizes.max_depth, tokenizer
+        self.attention = name_of(self._plan.attention)
         self.stats = EngineStats(config.num_recursions)
         self._put_together()
         self._groups: dict[str, list[Request]] = {}

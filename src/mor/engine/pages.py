@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mor.engine.entries import entry_bytes, pack, unpack
+from mor.engine.entries import entry_bytes, has_scales, pack, raw, unpack
 from mor.engine.mirror import Mirror
 
 
@@ -48,7 +48,7 @@ class PagePool:
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.scales: tuple[Tensor, Tensor] | None = None
-        if dtype == torch.int8:
+        if has_scales(dtype):
             scales = torch.zeros((2, *shape[:2]), device=device)
             self.scales = (scales[0], scales[1])
         # Taken from the end: the page given back last is used first, while it is in the caches.
@@ -124,7 +124,7 @@ class PagePool:
         """Copy all entries of ``pages`` into the pages ``to``."""
         shape = (self.num_pages + 1, self.page_size)
         for store in (self.keys, self.values, *(self.scales or ())):
-            paged = store.unflatten(0, shape)
+            paged = raw(store).unflatten(0, shape)
             paged[list(to)] = paged[list(pages)]
 
     def free_pages(self) -> list[int]:
@@ -142,7 +142,8 @@ class PagePool:
     def write(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep key, value [..., Hkv, d] at ``slots`` [...]."""
         for place, (store, fresh) in enumerate(((self.keys, key), (self.values, value))):
-            store[slots], scales = pack(fresh, store.dtype)
+            packed, scales = pack(fresh, store.dtype)
+            raw(store)[slots] = raw(packed)
             if self.scales is not None and scales is not None:
                 self.scales[place][slots] = scales
 
@@ -150,7 +151,7 @@ class PagePool:
         """Keys and values [..., Hkv, d] at ``slots`` [...], in ``dtype``."""
         scales = [None, None] if self.scales is None else [own[slots] for own in self.scales]
         key, value = (
-            unpack(store[slots], own, dtype)
+            unpack(raw(store)[slots].view(store.dtype), own, dtype)
             for store, own in zip((self.keys, self.values), scales, strict=True)
         )
         return key, value
