@@ -13,7 +13,7 @@ from rich.table import Table
 from mor.checks import check_real
 from mor.cli.plan import duration
 from mor.report.style import require_matplotlib
-from mor.study.cost import Cost, plan_study
+from mor.study.cost import Cost, missing_data, plan_study
 from mor.study.file import builtin_studies, load_study
 from mor.study.report import write_report
 from mor.study.runs import run_study
@@ -59,6 +59,8 @@ def study(
     folder = Path("runs/study") / Path(source).stem if out is None else out
     if dry_run:
         show_cost(plan_study(loaded, folder, scale), flops_per_s, workers or 1)
+        if note := missing_data(loaded, folder):
+            typer.echo(note)
         return
     require_matplotlib()
     records = run_study(

@@ -41,11 +41,11 @@ def curve_table(curves: Curves) -> Table:
                 [
                     name,
                     f"{word} {point.value:g}",
-                    f"{point.mean_depth:.3f}",
+                    f"{point.mean_depth:z.3f}",
                     f"{point.recursion_flops:.4g}",
                     f"{point.forward_flops:.4g}",
-                    f"{point.nll:.4f}",
-                    f"{point.nll - full.nll:+.4f}",
+                    f"{point.nll:z.4f}",
+                    f"{point.nll - full.nll:+z.4f}",
                     *([_percent(point)] if task else []),
                 ]
             )
