@@ -178,15 +178,17 @@ def stored_boundaries(model: MoRForCausalLM, boundaries: Sequence[float]) -> Ite
 def elastic_range(points: Sequence[Point], tolerance: float) -> float:
     """How many times the recursion FLOPs can vary at next to no loss.
 
-    The ratio of the highest to the lowest recursion FLOPs of neighbours, around the point with the
-    lowest NLL, that stay within `tolerance` nats of it; 1 where nothing else does.
+    The ratio of the highest to the lowest recursion FLOPs of neighbours, around the best point, that
+    lose at most `tolerance` against it; 1 where nothing else does. Text loses nats, tasks the share
+    of right answers.
     """
     ordered = sorted(points, key=lambda point: point.recursion_flops)
-    best = min(range(len(ordered)), key=lambda place: ordered[place].nll)
-    limit = ordered[best].nll + tolerance
+    losses = [point.nll if point.exact_match is None else -point.exact_match for point in ordered]
+    best = min(range(len(ordered)), key=losses.__getitem__)
+    limit = losses[best] + tolerance
     low = high = best
-    while low > 0 and ordered[low - 1].nll <= limit:
+    while low > 0 and losses[low - 1] <= limit:
         low -= 1
-    while high + 1 < len(ordered) and ordered[high + 1].nll <= limit:
+    while high + 1 < len(ordered) and losses[high + 1] <= limit:
         high += 1
     return ordered[high].recursion_flops / ordered[low].recursion_flops

@@ -53,24 +53,26 @@ def curve_table(curves: Curves) -> Table:
 
 
 def range_table(curves: Curves, tolerance: float = TOLERANCE) -> Table:
-    """How far each model's recursion FLOPs can vary within `tolerance` nats of its best."""
-    rows = []
+    """How far each model's recursion FLOPs can vary within `tolerance` of its best."""
+    task, rows = _is_task(curves), []
     for name, points in curves.items():
         for kind, title in (("depth", "caps on depth"), ("capacity", "capacities")):
             mine = [point for point in points if point.kind == kind]
             if len(mine) > 1:
-                low, high = min(p.nll for p in mine), max(p.nll for p in mine)
+                scores = [float(p.exact_match or 0) if task else p.nll for p in mine]
+                spread = max(scores) - min(scores)
                 rows.append(
                     [
                         name,
                         title,
-                        f"{elastic_range(mine, tolerance):.2f}x",
-                        f"{high - low:.4f}",
-                        f"{elastic_range(mine, float('inf')):.2f}x",
+                        f"{elastic_range(mine, tolerance):z.2f}x",
+                        f"{100 * spread:z.1f}%" if task else f"{spread:z.4f}",
+                        f"{elastic_range(mine, float('inf')):z.2f}x",
                     ]
                 )
-    columns = ["model", "set", f"range within {tolerance:g} nats", "spread of all", "whole range"]
-    note = "Ranges are of recursion FLOPs, around the setting with the lowest NLL."
+    within = f"{100 * tolerance:g}% of the answers" if task else f"{tolerance:g} nats"
+    columns = ["model", "set", f"range within {within}", "spread of all", "whole range"]
+    note = "Ranges are of recursion FLOPs, around the best setting."
     return Table("How elastic a checkpoint is", columns, rows, note)
 
 
