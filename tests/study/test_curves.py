@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mor.cli.app import app
-from mor.cli.curves import _name, parse_factors
+from mor.cli.curves import distinct_name, parse_factors
 from mor.errors import MorError
 from mor.eval.elastic import Point
 from mor.study.curves import curve_table, range_table, write_curves
@@ -50,7 +50,7 @@ def test_one_checkpoint_beside_models_of_one_depth(tmp_path: Path) -> None:
 def test_names_are_kept_apart() -> None:
     taken: dict[str, Any] = {}
     for path in ("runs/a", "other/a", "other/a", "runs/b/model"):
-        taken[_name(Path(path), taken)] = []
+        taken[distinct_name(Path(path), taken)] = []
     assert list(taken) == ["a", "other/a", "other/a #2", "b"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
 from pathlib import Path
 from typing import Annotated
 
@@ -61,7 +62,7 @@ def curves(
     folder = find_held_out(models[0]) if data is None else data
     found: dict[str, list[Point]] = {}
     for path in models:
-        found[_name(path, found)] = _measure(
+        found[distinct_name(path, found)] = _measure(
             path, folder, split, factors, seq_len, max_sequences, batch_size
         )
     if as_json:
@@ -99,7 +100,7 @@ def parse_factors(text: str) -> list[float]:
     return sorted(set(factors))
 
 
-def _name(path: Path, taken: dict[str, list[Point]]) -> str:
+def distinct_name(path: Path, taken: Container[str]) -> str:
     """The folder's name; with its parent, then with a number, where that is taken."""
     name = path.name if path.name != "model" else path.resolve().parent.name
     if name in taken:

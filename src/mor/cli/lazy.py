@@ -62,6 +62,10 @@ COMMANDS = {
         "mor.cli.curves:curves",
         "NLL against executed FLOPs, for depth caps and capacities of one checkpoint or several.",
     ),
+    "analyse": (
+        "mor.cli.analyse:analyse",
+        "Which tokens recurse: by part of speech, place in the word, entropy; what it gave them.",
+    ),
     "report": (
         "mor.cli.report:report",
         "Write table.md, table.csv, results.jsonl, plots and one self-contained index.html.",
