@@ -58,9 +58,7 @@ def fakes(tmp_path: Path) -> dict[str, str]:
 
 def launch(folder: Path, size: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     command = ["bash", f"examples/reproduce/{size}.sh", *words]
-    return subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("size", ["135m", "360m", "730m", "1.7b"])
@@ -68,7 +66,10 @@ def test_launcher_scripts(size: str, tmp_path: Path, fakes: dict[str, str]) -> N
     dry = launch(tmp_path, size, "--dry-run", **fakes).stdout.splitlines()
     assert dry == [f"mor train paper/{size}-{row} --dry-run" for row in paper_recipes.ROWS]
     here = launch(tmp_path, size, "vanilla", "--set", "a=1", **fakes, GPUS="2").stdout
-    assert here.strip() == f"torchrun --standalone --nproc-per-node 2 -m mor.cli train paper/{size}-vanilla --set a=1"
+    assert (
+        here.strip()
+        == f"torchrun --standalone --nproc-per-node 2 -m mor.cli train paper/{size}-vanilla --set a=1"
+    )
 
 
 def test_a_job_that_was_stopped_goes_back_into_the_queue(

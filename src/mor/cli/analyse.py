@@ -12,6 +12,7 @@ from mor.cli.common import open_model, show_progress, tokenizer_for
 from mor.cli.curves import distinct_name, show
 from mor.cli.evaluate import BatchSize, SeqLen, find_held_out, sequence_length
 from mor.data import DataIndex, PackedDataset
+from mor.errors import install_hint
 from mor.eval.evaluate import check_data
 from mor.eval.routes import collect_routes
 from mor.eval.words import can_tag
@@ -49,7 +50,7 @@ def analyse(
 ) -> None:
     """Which tokens recurse: by part of speech, place in the word, entropy; and what it gave them.
 
-    Parts of speech need TextBlob: pip install 'mixture-of-recursions[analyse]'.
+    Parts of speech need the extra `analyse`.
     """
     if out is not None:
         require_matplotlib()
@@ -70,9 +71,7 @@ def analyse(
             show(table)
     if not can_tag():
         typer.echo(
-            "no parts of speech: TextBlob is not installed "
-            "(pip install 'mixture-of-recursions[analyse]')",
-            err=True,
+            f"no parts of speech: textblob is not installed ({install_hint('analyse')})", err=True
         )
     if out is not None:
         page = write_analysis(found, records, "Which tokens recurse", out)

@@ -26,9 +26,7 @@ from mor.study.curves import TOLERANCE, curve_records, curve_table, range_table,
 
 
 def curves(
-    models: Annotated[
-        list[Path], typer.Argument(help="model or run folders, or models that ship")
-    ],
+    models: Annotated[list[Path], typer.Argument(help="model or run folders, or models that ship")],
     data: Annotated[
         Path | None,
         typer.Option(help="a folder made by `mor data prepare`; a model that ships has its own"),

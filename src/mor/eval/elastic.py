@@ -98,9 +98,7 @@ def measure_elastic(
         return _score(model, dataset, count, batch_size, kind, value, cap, tick)
 
     try:
-        points = [
-            score("depth", cap, cap) for cap in range(1, model.config.num_recursions + 1)
-        ]
+        points = [score("depth", cap, cap) for cap in range(1, model.config.num_recursions + 1)]
         if not capacities or not has_capacity(model):
             return points
         if levels is None:
@@ -142,9 +140,7 @@ def _score(
         if answers is not None:
             answers.look(ids, output)
 
-    result: PassResult = run_pass(
-        model, dataset, count, batch_size, "causal", cap, tick, look=look
-    )
+    result: PassResult = run_pass(model, dataset, count, batch_size, "causal", cap, tick, look=look)
     shares = result.shares
     return Point(
         kind=kind,

@@ -154,9 +154,7 @@ def _look(model: MoRForCausalLM, ids: Tensor, tick: Tick) -> dict[str, Any]:
     }
 
 
-def _scores(
-    traces: tuple[DepthTrace, ...], recursions: int
-) -> list[tuple[np.ndarray, np.ndarray]]:
+def _scores(traces: tuple[DepthTrace, ...], recursions: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """What decided at each depth, and what was decided; of the places that hold a token."""
     nothing = np.zeros(0), np.zeros(0, dtype=bool)
     found = [nothing] * recursions

@@ -7,6 +7,7 @@ the package. Words are tagged one by one and by their neighbours; about one in t
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -48,6 +49,12 @@ def can_tag() -> bool:
 
 def tag_words(words: Sequence[str]) -> list[str]:
     """Parts of speech of the words of a text, punctuation among them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves its lexicon's file open
+        return _tag(words)
+
+
+def _tag(words: Sequence[str]) -> list[str]:
     from textblob.en import tag
 
     # A slash and a space would be taken for the tagger's own marks.

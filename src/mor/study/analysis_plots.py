@@ -46,12 +46,15 @@ def draw_groups(records: Records, question: str) -> bytes | None:
 
 
 def draw_scores(models: Models) -> bytes | None:
-    """What decides at each depth: those that went on and those that left, with the boundary."""
+    """What decides at each depth: those that went on and those that left, with the boundary.
+
+    A depth that every token runs decides nothing, and has no panel.
+    """
     panels = [
         (f"{name}, depth {depth}", values, active, model.routes.boundaries[depth : depth + 1])
         for name, model in models.items()
         for depth, (values, active) in enumerate(model.routes.scores)
-        if len(values) > 1
+        if len(values) > 1 and not (model.routes.boundaries and active.all())
     ]
     if not panels:
         return None
@@ -64,7 +67,7 @@ def draw_scores(models: Models) -> bytes | None:
                 if mask.any():
                     color = LIGHT.color(place)
                     axes.hist(values[mask], edges, alpha=0.65, color=color, label=label)
-            if boundary and not active.all():
+            if boundary:
                 axes.axvline(boundary[0], color=LIGHT.ink, linestyle="--", linewidth=1.2)
             axes.set_title(title, fontsize=10)
             axes.set_yticks([])
