@@ -89,6 +89,26 @@ def test_likelihoods_are_those_of_hf_and_of_one_by_one(folder: Path, ours: Any) 
     assert len(set(depths.flatten().tolist())) > 1  # or nothing was tested of the routing
 
 
+def test_the_engine_reads_what_requests_share_once(folder: Path, ours: Any) -> None:
+    from mor.eval.harness.lm import MorLM
+
+    shots = "the king said to thee and thou my lord of night "
+    texts = [(shots, " crown"), (shots, " night"), (shots, " night"), (shots + "and", " thou")]
+    texts += [("the king " * 60, " night of thee"), *TEXTS]  # one that is cut to the length
+    asked = requests("loglikelihood", texts)
+    served = MorLM(str(folder), engine=True, batch_size=2)
+    wanted = ours.loglikelihood(asked, disable_tqdm=True)
+    for mine, other in zip(served.loglikelihood(asked, disable_tqdm=True), wanted, strict=True):
+        assert mine[0] == pytest.approx(other[0], abs=1e-4)
+        assert mine[1] == other[1]
+    engine = served._open_engine()
+    assert engine.stats.reused_tokens > 0
+    rolled = requests("loglikelihood_rolling", [(text * 9,) for text, _ in TEXTS if text])
+    assert served.loglikelihood_rolling(rolled, disable_tqdm=True) == pytest.approx(
+        ours.loglikelihood_rolling(rolled, disable_tqdm=True), abs=1e-3
+    )
+
+
 def test_weights_of_the_engine_and_generation(folder: Path, ours: Any) -> None:
     from mor.eval.harness.lm import MorLM
 
