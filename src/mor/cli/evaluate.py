@@ -223,7 +223,8 @@ def answer_table(answers: dict[str, Any]) -> Table:
     table.add_row("depth of queries", f"{causal['query_depth']:z.2f}", *depths)
     if causal["rank_correlation"] is not None:
         table.caption = (
-            f"rank correlation of depth and difficulty {causal['rank_correlation']:z.3f}"
+            f"rank correlation of depth and difficulty: {causal['rank_correlation']:z.3f} over "
+            f"queries, {causal['level_rank_correlation']:z.3f} over the means of difficulties"
         )
     return table
 
