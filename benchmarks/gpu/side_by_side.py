@@ -1,14 +1,14 @@
 """135M vanilla and R = 2 at equal FLOPs, as far as some minutes of one GPU go.
 
     python benchmarks/gpu/side_by_side.py --data data/english --minutes 25
-    python benchmarks/gpu/side_by_side.py --device cpu --minutes 2     # at a toy size, to try it out
+    python benchmarks/gpu/side_by_side.py --device cpu --minutes 2   # at a toy size, to try it
 
 A few steps of each are timed, and both get the same training FLOPs: as many as fit into the minutes
 together. Each is then trained to the end of its cool-down and evaluated (causal NLL, the leaky one,
 time, peak memory). Called again the same command goes on; with `--call-minutes 9` it stops by then,
 a checkpoint saved, for machines that are lent a little at a time. Results are appended to
-`OUT/side_by_side.jsonl`. `--data` is a prepared folder; its vocabulary is the models'. Without it the
-text that ships with the model `prose` is used, which shows that the steps work and nothing else.
+`OUT/side_by_side.jsonl`. `--data` is a prepared folder; its vocabulary is the models'. Without it
+the text that ships with the model `prose` is used, which shows that the steps work, no more.
 """
 
 from __future__ import annotations

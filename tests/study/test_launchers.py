@@ -145,7 +145,7 @@ def slurm_launcher(out: Path, **options: object) -> SlurmLauncher:
 
 
 def test_an_array_is_submitted_and_watched(slurm: Path, tmp_path: Path) -> None:
-    once = "p = sys.argv[0]; import pathlib; f = pathlib.Path(%r)\n" % str(tmp_path / "seen")
+    once = f"import pathlib; f = pathlib.Path({str(tmp_path / 'seen')!r})\n"
     stopped = once + "if not f.exists(): f.touch(); sys.exit(130)"
     work = tasks(tmp_path, "pass", "sys.exit('no luck')", stopped)
     launcher = slurm_launcher(tmp_path / "a study", workers=2, options=["gres=gpu:1", "exclusive"])
@@ -179,7 +179,7 @@ def test_jobs_of_before_are_waited_for(
     monkeypatch.setenv("PATH", f"{slurm}:{os.environ['PATH']}")
     monkeypatch.setenv("FAKE", str(slurm))
     (tmp_path / "slurm/job-1.status").write_text("1\n")  # this one had failed
-    ends, lines = run(slurm_launcher(tmp_path), work)
+    ends, _ = run(slurm_launcher(tmp_path), work)
     assert ends == {"job-1": None}  # tried again; the other was done
     assert "0) log=" in (tmp_path / "slurm/array.sh").read_text()
     assert "1) log=" not in (tmp_path / "slurm/array.sh").read_text()
@@ -214,7 +214,7 @@ def test_slurm_that_refuses_or_is_not_there(
 class FakeRay(types.ModuleType):
     """What the launcher asks of Ray, in this process. (The real one takes a minute to start.)"""
 
-    class exceptions:  # noqa: N801 (as Ray has it)
+    class exceptions:
         class RayError(Exception):
             """A task or its node died."""
 

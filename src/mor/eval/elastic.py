@@ -88,7 +88,7 @@ def measure_elastic(
         tick: called after each batch.
 
     Raises:
-        MorError: nothing to score, a capacity is outside the levels, or neither levels nor a sample.
+        MorError: nothing to score, a capacity outside the levels, or neither levels nor a sample.
     """
     count = check_sample(dataset, max_sequences, batch_size)
     was_training = model.training
@@ -174,9 +174,9 @@ def stored_boundaries(model: MoRForCausalLM, boundaries: Sequence[float]) -> Ite
 def elastic_range(points: Sequence[Point], tolerance: float) -> float:
     """How many times the recursion FLOPs can vary at next to no loss.
 
-    The ratio of the highest to the lowest recursion FLOPs of neighbours, around the best point, that
-    lose at most `tolerance` against it; 1 where nothing else does. Text loses nats, tasks the share
-    of right answers.
+    The ratio of the highest to the lowest recursion FLOPs of neighbours, around the best point,
+    that lose at most `tolerance` against it; 1 where nothing else does. Text loses nats, tasks the
+    share of right answers.
     """
     ordered = sorted(points, key=lambda point: point.recursion_flops)
     losses = [point.nll if point.exact_match is None else -point.exact_match for point in ordered]

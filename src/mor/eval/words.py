@@ -1,7 +1,7 @@
 """What a token is in its text: part of speech, place in its word, punctuation.
 
-Parts of speech come from TextBlob's tagger (the lexicon and rules of Pattern), which has its data in
-the package. Words are tagged one by one and by their neighbours; about one in twenty is wrong.
+Parts of speech come from TextBlob's tagger (the lexicon and rules of Pattern), which has its data
+in the package. Words are tagged one by one and by their neighbours; about one in twenty is wrong.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Routing analysis: which tokens recurse, and whether it helped them. Tables of one or more models."""
+"""Routing analysis: which tokens recurse, and whether it helped them, in one or more models."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def group_records(name: str, model: Analysed) -> list[dict[str, Any]]:
     routes, records = model.routes, []
     depths, first, last = routes.depths[:, :-1], routes.hits[0], routes.hits[-1]
     for question, groups in groups_of(model).items():
-        mine = []
+        mine: list[dict[str, Any]] = []
         for group, mask in groups.items():
             count = int(mask.sum())
             if count < LEAST:
@@ -95,7 +95,7 @@ def group_records(name: str, model: Analysed) -> list[dict[str, Any]]:
                 }
             )
         if question in ("part of speech", "place in the word"):
-            mine.sort(key=lambda record: -record["mean_depth"])
+            mine.sort(key=lambda record: record["mean_depth"], reverse=True)
         records += mine
     return records
 
@@ -109,7 +109,7 @@ def group_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
     """A table for each question, its models below each other."""
     several = len({record["model"] for record in records}) > 1
     heads = ["tokens", "of all", "depth", "deepest", "entropy", "NLL", "gain", "right", "spoiled"]
-    tables = []
+    tables: list[Table] = []
     for question in dict.fromkeys(r["question"] for r in records if "group" in r):
         rows = [
             [
@@ -133,9 +133,9 @@ def group_tables(records: Sequence[Mapping[str, Any]]) -> list[Table]:
 
 
 _NOTE = (
-    "Depth: recursions of the token read; deepest: share that runs them all. Entropy and NLL (nats) "
-    "are of the next token. Gain: nats that passes after the first save; right and spoiled: next "
-    "tokens that were wrong after one pass and are right now, and the other way round."
+    "Depth: recursions of the token read; deepest: share that runs them all. Entropy and NLL "
+    "(nats) are of the next token. Gain: nats that passes after the first save; right and spoiled: "
+    "next tokens that were wrong after one pass and are right now, and the other way round."
 )
 
 

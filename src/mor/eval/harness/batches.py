@@ -46,7 +46,5 @@ def score_in_engine(
         for output, (_, length) in zip(outputs, part, strict=True):
             told = output.completions[0].prompt_logprobs or ()
             own = [one for one in told[length:] if one is not None]
-            scores.append(
-                (sum(one.logprob for one in own), all(one.rank == 1 for one in own))
-            )
+            scores.append((sum(one.logprob for one in own), all(one.rank == 1 for one in own)))
     return [scores[distinct[key]] for key in keys]

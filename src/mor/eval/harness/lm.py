@@ -19,6 +19,7 @@ from mor.checks import check_flag, check_whole
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
 from mor.eval.harness.batches import score_in_engine
+from mor.eval.harness.devices import choose_device
 from mor.hf.load import load_model, load_tokenizer, serving_copy
 from mor.hf.modeling import MoRForCausalLM
 
@@ -44,7 +45,8 @@ class MorLM(TemplateLM):
         max_depth: depth cap, 1..R.
         max_gen_toks: new tokens of a generation that says nothing itself.
         dtype: of the weights, such as `bfloat16`.
-        device: such as `cuda:0`; default the GPU where there is one.
+        device: such as `cuda:0`; default the GPU where there is one. A GPU where there is none is
+            the CPU, as for `hf`: lm-eval's command asks for `cuda:0` whoever runs it.
         quantization: `int8`; needs `engine=true`.
         max_batch_size: taken and not used: lm-eval always gives it.
 
@@ -74,7 +76,7 @@ class MorLM(TemplateLM):
             raise MorError(f"dtype={dtype!r} is not known; use float32, bfloat16 or float16")
         self.tokenizer = load_tokenizer(pretrained)
         model = load_model(pretrained, weights)
-        model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+        model.to(choose_device(device))  # type: ignore[arg-type]
         config = model.config
         # "auto" asks for as many as fit: a fixed number does on every device that we run on.
         self.batch_size = 16 if batch_size in (None, "auto") else int(str(batch_size))
@@ -175,7 +177,7 @@ class MorLM(TemplateLM):
         """In batches of rows, padded on the left."""
         asked: dict[tuple[int, ...], list[tuple[int, Ids]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
-            row = sum(self._cut(context, continuation), [])[:-1]
+            row = [token for part in self._cut(context, continuation) for token in part][:-1]
             asked.setdefault(tuple(row), []).append((number, continuation))
         rows = sorted(asked, key=lambda row: (-len(row), row))
         scores: dict[int, Score] = {}

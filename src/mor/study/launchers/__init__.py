@@ -33,7 +33,8 @@ def make_launcher(
     if name == "process":
         if options:
             raise MorError(
-                f"launcher_option={options[0]!r}: launcher=process takes no options; slurm and ray do"
+                f"launcher_option={options[0]!r}: launcher=process takes no options; slurm and ray "
+                "do"
             )
         return ProcessLauncher(workers)
     if name == "slurm":

@@ -82,7 +82,7 @@ class RayLauncher:
                 )
         # A job whose node dies is tried again, and goes on from its checkpoint.
         call = ray.remote(max_retries=3, **needs)(run_command)
-        waiting, running = list(tasks), {}
+        waiting, running = list(tasks), dict[Any, Task]()
         try:
             while waiting or running:
                 while waiting and (self.workers is None or len(running) < self.workers):
@@ -115,7 +115,8 @@ def _parse(options: Sequence[str]) -> dict[str, Any]:
         key, _, text = option.partition("=")
         if key not in _OPTIONS or not text:
             raise MorError(
-                f"launcher_option={option!r}: launcher=ray takes {', '.join(_OPTIONS)}, as KEY=VALUE"
+                f"launcher_option={option!r}: launcher=ray takes {', '.join(_OPTIONS)}, "
+                "as KEY=VALUE"
             )
         try:
             found[key] = text if key == "address" else float(text)

@@ -47,10 +47,10 @@ class SlurmLauncher:
                     f"launcher_option={option!r} must be an option of sbatch without dashes, such "
                     "as partition=gpu"
                 )
-            if option.partition("=")[0] in _OWN:
+            name = option.partition("=")[0]
+            if name in _OWN:
                 raise MorError(
-                    f"launcher_option={option!r}: the study sets {option.partition('=')[0]} itself; "
-                    "leave it out"
+                    f"launcher_option={option!r}: the study sets {name} itself; leave it out"
                 )
         self.folder, self.workers = out.resolve() / "slurm", workers
         self.options, self.seconds = list(options), seconds
@@ -136,7 +136,7 @@ class SlurmLauncher:
             "esac",
             'srun "$@" >"$log" 2>&1',
             "ended=$?",
-            "# Told to stop before the time limit, a training has saved a checkpoint: it queues again.",
+            "# Told to stop before the time limit, a training has saved its state: it queues again.",
             'if [ $ended -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; exit 130; fi',
             'echo $ended >"$status"',
             "exit $ended",
