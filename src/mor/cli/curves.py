@@ -24,6 +24,8 @@ from mor.report.style import require_matplotlib
 from mor.study import tables
 from mor.study.curves import TOLERANCE, curve_records, curve_table, range_table, write_curves
 
+DEFAULT_CAPACITIES = ",".join(f"{factor:g}" for factor in CAPACITIES)
+
 
 def curves(
     models: Annotated[list[Path], typer.Argument(help="model or run folders, or models that ship")],
@@ -34,7 +36,7 @@ def curves(
     split: Annotated[str, typer.Option(help="which split to score")] = "validation",
     capacities: Annotated[
         str, typer.Option(help="factors on the trained capacities; empty for none")
-    ] = ",".join(f"{capacity:g}" for capacity in CAPACITIES),
+    ] = DEFAULT_CAPACITIES,
     seq_len: SeqLen = None,
     max_sequences: Annotated[
         int | None, typer.Option(min=1, help="default: the whole split")

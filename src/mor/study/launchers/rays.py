@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,9 @@ class RayLauncher:
     def __init__(self, workers: int | None = None, options: Sequence[str] = ()) -> None:
         self.workers, self.options = workers, _parse(options)
         try:
-            import ray
+            self.ray: Any = import_module("ray")
         except ImportError:
             raise missing_package("launcher='ray' needs", "ray", "ray") from None
-        self.ray: Any = ray
 
     def run(
         self,

@@ -136,7 +136,7 @@ class SlurmLauncher:
             "esac",
             'srun "$@" >"$log" 2>&1',
             "ended=$?",
-            "# Told to stop before the time limit, a training has saved its state: it queues again.",
+            "# Told to stop before the time limit, a training has saved a checkpoint: queue again.",
             'if [ $ended -eq 130 ]; then scontrol requeue "$SLURM_JOB_ID"; exit 130; fi',
             'echo $ended >"$status"',
             "exit $ended",
