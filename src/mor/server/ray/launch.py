@@ -23,6 +23,7 @@ from mor.server.sockets import open_sockets, refusal
 
 log = logging.getLogger("uvicorn.error")
 APP = "mor"
+STARTS = 2  # of Ray: its processes have 15 seconds to begin, which a busy machine may not give
 
 
 def run_replicas(
@@ -87,19 +88,22 @@ def _start_ray(count: Count, cores: int, gpus: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # A replica imports what this process would, from the same places.
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    try:
-        ray.init(
-            address="local",
-            num_cpus=count.most * cores,
-            num_gpus=count.most * gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.WARNING,
-        )
-        serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
-    except Exception as error:  # whatever keeps its processes from starting
-        raise MorError(f"Ray did not start: {_first_line(str(error))}") from None
+    for attempt in range(STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=count.most * cores,
+                num_gpus=count.most * gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
+            return
+        except Exception as error:  # whatever keeps its processes from starting
+            ray.shutdown()
+            if attempt == STARTS - 1:
+                raise MorError(f"Ray did not start: {_first_line(str(error))}") from None
 
 
 def _messages() -> str:
