@@ -196,7 +196,9 @@ def kill(args: argparse.Namespace, prompts: list[list[int]], right: list[Answer]
         back = time.monotonic() - began
         after = asyncio.run(load(url, name, prompts, order[:100], args.tokens, args.clients))
         metrics = httpx.get(f"{url}/metrics", timeout=60).text
-        told = dict(re.findall(r"^(mor:(?:replicas|front_\w+_total))\{[^}]*\} (\S+)", metrics, re.M))
+        told = dict(
+            re.findall(r"^(mor:(?:replicas|front_\w+_total))\{[^}]*\} (\S+)", metrics, re.M)
+        )
     fates = judge(done, right)
     print(json.dumps({
         "what": "kill", "replicas": args.replicas, "requests": len(done), "fates": fates,

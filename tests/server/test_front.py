@@ -149,9 +149,7 @@ def test_the_opening_of_a_chat_is_taken_back(apps: Any) -> None:
 
 
 @pytest.mark.parametrize("after", [2, 3, 5])
-def test_a_stream_that_is_cut_ends_with_an_error(
-    apps: Any, right: list[int], after: int
-) -> None:
+def test_a_stream_that_is_cut_ends_with_an_error(apps: Any, right: list[int], after: int) -> None:
     fakes = Fakes({}, dies={"a": after})
     answer = ask(apps, fakes, **ASK, stream=True)
     *_, error, done = events(answer)
@@ -282,7 +280,9 @@ def test_metrics_are_summed_and_told_one_by_one_and_never_fall(apps: Any) -> Non
     count = f"mor:e2e_request_latency_seconds_count{name}"
     assert one[count] == both[count] > 0
     usage = f"mor:mean_depth{name}"
-    each_usage = [both[f'mor:replica_mean_depth{{model_name="{NAME}",replica="{r}"}}'] for r in "ab"]
+    each_usage = [
+        both[f'mor:replica_mean_depth{{model_name="{NAME}",replica="{r}"}}'] for r in "ab"
+    ]
     assert both[usage] == pytest.approx(sum(each_usage) / 2)
 
 

@@ -178,6 +178,7 @@ def test_arguments_come_as_texts_or_values() -> None:
     assert (settings.count(), settings.share()) == (Count(2, 2, 2), Share(4))
     assert settings.served().max_waiting == 7
     assert read_settings({}).count() == Count(1, 1, 1)
+    read_settings({"model": "prose"}).served().check()
 
 
 @pytest.mark.parametrize(

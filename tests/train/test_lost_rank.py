@@ -73,7 +73,9 @@ def test_a_rank_is_killed_and_the_run_goes_on_with_fewer(data: Path, tmp_path: P
         "parallel": "fsdp", "batch_size": 1, "global_batch_size": 12, "save_steps": 2,
         "gradient_accumulation_steps": 1, "adam_epsilon": 1e-3,
     }  # fmt: skip
-    whole = tiny_recipe(data, tmp_path / "whole", "fixed", **fields | {"parallel": "ddp", "batch_size": 12})
+    whole = tiny_recipe(
+        data, tmp_path / "whole", "fixed", **fields | {"parallel": "ddp", "batch_size": 12}
+    )
     train(whole)
     recipe = tiny_recipe(data, tmp_path / "cut", "fixed", **fields)
     codes = run(recipe, 4, dies=True)
@@ -83,9 +85,7 @@ def test_a_rank_is_killed_and_the_run_goes_on_with_fewer(data: Path, tmp_path: P
     assert newest.name == f"checkpoint-{DIES_AT - 1}"
     assert checkpoints.damage(newest) is None
     assert run(recipe, 3, resume=True) == [0, 0, 0]
-    one, other = (
-        load_file(r.run_dir / "model" / "model.safetensors") for r in (whole, recipe)
-    )
+    one, other = (load_file(r.run_dir / "model" / "model.safetensors") for r in (whole, recipe))
     assert one.keys() == other.keys()
     for name in one:
         torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=2e-6, msg=name)

@@ -28,7 +28,6 @@ class Settings(BaseModel):
         cores, gpus: of one replica.
         fingerprint: of the model, where the node that builds the application does not have it.
         api_key: one key; more of them, or none on the command line, by ``MOR_API_KEY``.
-        engine: more options of :class:`mor.engine.Engine`.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -52,7 +51,12 @@ class Settings(BaseModel):
     kv_cache_dtype: str = "auto"
     drain_seconds: float = Field(30.0, ge=0)
     playground: bool = True
-    engine: dict[str, Any] = Field(default_factory=dict)
+    max_residents: int | None = None
+    max_depth: int | None = None
+    prefill_chunk: int = 64
+    min_gather: int | None = None
+    page_size: int = 16
+    prefix_caching: bool = True
 
     def count(self) -> Count:
         """Of replicas; 1 where nothing is said.
@@ -81,7 +85,12 @@ class Settings(BaseModel):
             "num_pages": self.num_pages,
             "quantization": self.quantization,
             "kv_cache_dtype": self.kv_cache_dtype,
-            **self.engine,
+            "max_residents": self.max_residents,
+            "max_depth": self.max_depth,
+            "prefill_chunk": self.prefill_chunk,
+            "min_gather": self.min_gather,
+            "page_size": self.page_size,
+            "prefix_caching": self.prefix_caching,
         }
         return Served(
             self.model,
