@@ -1,4 +1,4 @@
-"""The tables of docs/sizing.md, from the cost model: `python benchmarks/sizing.py [--shape 360m]`."""
+"""The tables of docs/sizing.md, from the cost model: `python benchmarks/sizing.py --shape 360m`."""
 
 from __future__ import annotations
 

@@ -2,9 +2,10 @@
 
     python examples/ray_train.py my-recipe.yaml --workers 8 --gpus
 
-Ray Train starts the workers, joins them, and starts all of them again where one dies; each time the run
-goes on from its newest whole checkpoint. `output` and `data.path` must lie on storage that all nodes
-share. With `train.global_batch_size` in the recipe the number of workers may change in between.
+Ray Train starts the workers, joins them, and starts all of them again where one dies; each time
+the run goes on from its newest whole checkpoint. `output` and `data.path` must lie on storage that
+all nodes share. With `train.global_batch_size` in the recipe the number of workers may change in
+between.
 """
 
 from __future__ import annotations

@@ -158,7 +158,7 @@ def test_a_folder_that_changed_is_another_model(tmp_path: Path) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(MorError, match="replica x: the model in .* is not the one"):
+    with pytest.raises(MorError, match=r"replica x: the model in .* is not the one"):
         check_fingerprint(folder, expected, "replica x")
     weights.write_bytes(bytes(content[:-1]) + bytes([content[-1] ^ 1]))
     check_fingerprint(folder, expected, "replica x")
@@ -166,7 +166,7 @@ def test_a_folder_that_changed_is_another_model(tmp_path: Path) -> None:
     config.write_text(config.read_text() + "\n")
     with pytest.raises(MorError, match="is not the one"):
         check_fingerprint(folder, expected, "replica x")
-    with pytest.raises(MorError, match="replica x: model folder .* does not exist"):
+    with pytest.raises(MorError, match=r"replica x: model folder .* does not exist"):
         check_fingerprint(tmp_path / "nowhere", expected, "replica x")
 
 

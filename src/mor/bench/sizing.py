@@ -39,8 +39,8 @@ class Machine:
     itemsize: int
 
 
-# A core: rates of one of two cores of a Xeon with AVX-512 at 32 rows (docs/benchmarks.md). GPUs: half
-# of the data sheets' dense bfloat16 peak, 80% of their bandwidth.
+# A core: rates of one of two cores of a Xeon with AVX-512 at 32 rows. GPUs: half of the data
+# sheets' dense bfloat16 peak, 80% of their bandwidth.
 MACHINES = (
     Machine("core, float32", 65e9, 10e9, 4),
     Machine("A100, bfloat16", 156e12, 1.6e12, 2),

@@ -122,7 +122,8 @@ def _serve(
         from mor.server.build import Served
         from mor.server.keys import choose_keys
         from mor.server.ray.counts import parse_count
-        from mor.server.sockets import open_sockets, refusal
+        from mor.server.serve import serve_on
+        from mor.server.sockets import open_sockets
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
@@ -150,10 +151,7 @@ def _serve(
         server = make_server(
             application, host, port, drain_seconds=drain_seconds, log_level=log_level
         )
-        try:
-            server.run(sockets)
-        except OSError as error:  # another that began at the same time was ready first
-            raise refusal(host, port, error) from None
+        serve_on(server, sockets, host, port)
     finally:
         for one in sockets:
             one.close()

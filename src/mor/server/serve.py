@@ -12,7 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
-from mor.server.sockets import url_of
+from mor.server.sockets import refusal, url_of
 
 log = logging.getLogger("uvicorn.error")
 
@@ -111,3 +111,15 @@ def make_server(
         server_header=False,
     )
     return DrainingServer(config, loop, drain_seconds)
+
+
+def serve_on(server: DrainingServer, sockets: list[socket.socket], host: str, port: int) -> None:
+    """Serve on bound sockets until a signal comes.
+
+    Raises:
+        MorError: another server that began at the same time was ready first.
+    """
+    try:
+        server.run(sockets)
+    except OSError as error:
+        raise refusal(host, port, error) from None

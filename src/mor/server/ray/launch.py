@@ -18,8 +18,8 @@ from mor.server.ray.deploy import ServeBackend, engines, guard
 from mor.server.ray.fingerprint import fingerprint
 from mor.server.ray.front import Front
 from mor.server.ray.totals import Totals
-from mor.server.serve import make_server
-from mor.server.sockets import open_sockets, refusal
+from mor.server.serve import make_server, serve_on
+from mor.server.sockets import open_sockets
 
 log = logging.getLogger("uvicorn.error")
 APP = "mor"
@@ -67,10 +67,7 @@ def run_replicas(
             guard(front, served), host, port, loop=front, drain_seconds=drain_seconds,
             log_level=log_level,
         )  # fmt: skip
-        try:
-            server.run(sockets)
-        except OSError as error:
-            raise refusal(host, port, error) from None
+        serve_on(server, sockets, host, port)
     finally:
         for one in sockets:
             one.close()
