@@ -160,6 +160,9 @@ def _serve(
 def _serve_replicas(
     served: Served, count: Count, host: str, port: int, drain_seconds: float, log_level: str
 ) -> None:
+    from mor.server.ray.counts import choose_transport
+
+    choose_transport()
     try:
         from mor.server.ray.launch import run_replicas
     except ModuleNotFoundError as error:

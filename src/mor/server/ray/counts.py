@@ -90,6 +90,14 @@ def share_out(count: Count, cores: int, gpus: int) -> Share:
     return Share(cores // count.most, 1 if gpus else 0)
 
 
+def choose_transport() -> None:
+    """Let replicas answer by gRPC and not through Ray's object store: fewer steps per token.
+
+    Ray Serve reads the variable when it is imported: this comes before. A value of the user's stays.
+    """
+    os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
+
+
 def count_cores() -> int:
     """CPU cores that this process may use."""
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None

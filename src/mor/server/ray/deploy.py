@@ -6,13 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from ray import serve
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 from ray.serve.config import AutoscalingConfig, RequestRouterConfig
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-)
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp, Message
 
@@ -67,9 +63,9 @@ class ServeBackend:
         except (BackPressureError, DeploymentUnavailableError) as error:
             over = True
             raise (TooMany if isinstance(error, BackPressureError) else NoReplica) from error
-        except (RayError, ReplicaUnavailableError) as error:
+        except Exception as error:  # of Ray, or of gRPC below it: a replica out of reach
             over = True
-            raise ReplicaLost(str(error).splitlines()[0]) from error
+            raise ReplicaLost(f"{type(error).__name__}: {error}".splitlines()[0]) from error
         finally:
             if not over:
                 response.cancel()
