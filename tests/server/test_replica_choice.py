@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from mor.cli.app import app
 from mor.errors import MorError
 from mor.run_files import SHIPPED
+from mor.server.ray import app as builder
 from mor.server.ray.counts import Count, Share, parse_count, share_memory, share_out
 from mor.server.ray.fingerprint import check_fingerprint, fingerprint
 from mor.server.ray.prefixes import BLOCK, MOST_BLOCKS, PrefixTable, blocks_of
@@ -195,3 +199,15 @@ def test_wrong_arguments(args: dict[str, Any], told: str) -> None:
     with pytest.raises(MorError) as caught:
         read_settings(args)
     assert told in str(caught.value)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("application", "deploy", "launch", "router"):
+        monkeypatch.delitem(sys.modules, f"mor.server.ray.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.setenv("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")  # which the command sets
+    done = CliRunner().invoke(app, ["serve", "prose", "--port", "0", "--replicas", "1"])
+    assert isinstance(done.exception, MorError), done.output
+    assert str(done.exception).startswith("mor serve --replicas needs the package ray")
+    with pytest.raises(MorError, match=r"the package ray.*'\.\[ray\]'"):
+        builder({})

@@ -93,7 +93,7 @@ def share_out(count: Count, cores: int, gpus: int) -> Share:
 def choose_transport() -> None:
     """Let replicas answer by gRPC and not through Ray's object store: fewer steps per token.
 
-    Ray Serve reads the variable when it is imported: this comes before. A value of the user's stays.
+    Ray Serve reads the variable when it is imported: this comes before. A user's value stays.
     """
     os.environ.setdefault("RAY_SERVE_USE_GRPC_BY_DEFAULT", "1")
 

@@ -12,6 +12,7 @@ import ray
 from ray import serve
 
 from mor.errors import MorError
+from mor.run_files import find_folder
 from mor.server.build import Served
 from mor.server.ray.counts import Count, count_cores, count_gpus, share_memory, share_out
 from mor.server.ray.deploy import ServeBackend, engines, guard
@@ -48,6 +49,7 @@ def run_replicas(
         MorError: more replicas than cores or GPUs, a port in use, a replica that cannot start.
     """
     share = share_out(count, count_cores(), count_gpus())
+    served = replace(served, model=find_folder(served.model).resolve())  # replicas live elsewhere
     served.check()
     expected = fingerprint(served.model)
     sockets = open_sockets(host, port)

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mor.errors import MorError, nearest
-from mor.run_files import DEFAULT_MODEL, MODEL
+from mor.run_files import DEFAULT_MODEL, MODEL, find_folder
 from mor.server.app import MAX_BODY
 from mor.server.build import Served
 from mor.server.keys import choose_keys
@@ -93,7 +93,7 @@ class Settings(BaseModel):
             "prefix_caching": self.prefix_caching,
         }
         return Served(
-            self.model,
+            find_folder(self.model).resolve(),  # replicas live elsewhere
             self.served_model_name or name,
             api_keys=choose_keys([self.api_key] if self.api_key else None, os.environ),
             max_waiting=self.max_waiting,
