@@ -199,7 +199,6 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         "finetune",
         "gguf",
         "grammar",
-        "ray",
         "report",
         "serve",
         "tensorboard",
