@@ -69,6 +69,21 @@ class RaggedStruct(ctypes.Structure):
     ]
 
 
+class FlashStruct(ctypes.Structure):
+    """``Flash`` of flash.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((n, c_void_p) for n in ("query", "key", "value", "out", "sums", "pieces", "slots")),
+        *((n, c_int64) for n in ("count", "heads", "kv_heads", "d")),
+    ]
+
+
+class FlashGradientsStruct(ctypes.Structure):
+    """``FlashGradients`` of flash_backward.h."""
+
+    _fields_: ClassVar[Any] = [(n, c_void_p) for n in ("direction", "query", "key", "value")]
+
+
 @cache
 def kernels() -> Any:
     """The compiled functions, their arguments declared. Only where :func:`library` is there."""
@@ -89,6 +104,8 @@ def kernels() -> Any:
     found.mor_stack.argtypes = (
         [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
     )
+    found.mor_flash.argtypes = [address, c_int]
+    found.mor_flash_backward.argtypes = [address, address, c_int]
     found.mor_own_linear.argtypes = [
         address,
         number,

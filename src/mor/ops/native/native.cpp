@@ -1,6 +1,7 @@
 // The functions that mor.ops.native calls. All of them share work out over `threads` OpenMP threads;
 // the pool of threads is PyTorch's own.
 #include "attention.h"
+#include "flash_backward.h"
 #include "layer.h"
 #include "pointwise.h"
 
@@ -65,6 +66,34 @@ void mor_attend(const Ragged* batch, int64_t layer, int64_t heads, const float* 
 #pragma omp parallel num_threads(threads)
     attend(*batch, items, layer, heads, query, key, value, stride, writes, out, omp_get_thread_num(),
            omp_get_num_threads());
+}
+
+void mor_flash(const Flash* how, int threads) {
+    const std::vector<Job> jobs = jobs_of(*how, nullptr);
+    const int64_t many = (int64_t)jobs.size();
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Room room;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < many; i++) flash_forward(*how, jobs[i], room);
+    }
+}
+
+// Gradients of keys and values hold zeros before.
+void mor_flash_backward(const Flash* how, const FlashGradients* to, int threads) {
+    std::vector<float> partial;
+    const std::vector<Job> jobs = jobs_of(*how, &partial);
+    const int64_t many = (int64_t)jobs.size();
+    const int64_t shared = partial.empty() ? 0 : how->count * how->kv_heads;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Room room;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < many; i++) flash_backward(*how, *to, jobs[i], room);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < shared; i++)
+            add_up(*how, *to, jobs, i / how->kv_heads, i % how->kv_heads);
+    }
 }
 
 // Layers in a row over x [m, width], in place; layer i has the table's layer `first` + i.
