@@ -17,9 +17,11 @@ from mor.ops.native.calls import (
     holds,
     own_linear,
     pointwise,
+    read_through,
+    spin,
 )
 from mor.ops.native.flash import FlashAttention, Pieces, trains
-from mor.ops.native.packed import PackedLayer, PackedLinear
+from mor.ops.native.packed import PackedLayer, PackedLinear, choose_tuning
 from mor.ops.native.paged import PackedStack, Ragged, paged_attention
 
 __all__ = [
@@ -42,5 +44,8 @@ __all__ = [
     "own_linear",
     "paged_attention",
     "pointwise",
+    "read_through",
+    "spin",
     "trains",
+    "choose_tuning",
 ]

@@ -3,6 +3,7 @@
 #include "attention.h"
 #include "flash_backward.h"
 #include "layer.h"
+#include "machine.h"
 #include "pointwise.h"
 
 using namespace mor;
@@ -11,6 +12,8 @@ extern "C" {
 
 // What the caller has to know to allocate: columns of a panel, rows of a tile.
 void mor_shape(int64_t* panel, int64_t* tile) { *panel = PANEL, *tile = TILE; }
+
+void mor_tune(int64_t rows_bytes, int64_t fetch) { tuning = {rows_bytes, fetch}; }
 
 void mor_pack(const float* weight, int64_t n, int64_t k, float* out) { pack(weight, n, k, out); }
 
@@ -128,6 +131,25 @@ void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, i
         Share share(m, omp_get_thread_num(), omp_get_num_threads());
         own_rows(x, k, weight, outputs, index, share.begin, share.end, out);
     }
+}
+
+// What the machine does at best: `steps` x 24 x W fused multiply-adds on each thread, and reading
+// x [n] once, a share on each thread. The result is of no use.
+float mor_spin(int64_t steps, int threads) {
+    float all = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : all)
+    all += spin(steps);
+    return all;
+}
+
+float mor_read(const float* x, int64_t n, int threads) {
+    float all = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : all)
+    {
+        Share share(n / (8 * W), omp_get_thread_num(), omp_get_num_threads());
+        all += read_all(x + share.begin * 8 * W, (share.end - share.begin) * 8 * W);
+    }
+    return all;
 }
 
 // out [n]: function `kind` of each number of x [n].
