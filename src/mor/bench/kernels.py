@@ -1,8 +1,8 @@
 """``mor bench kernels``: each kernel's rate beside the best that this machine can do.
 
 The best is measured too: multiply-adds that stay in registers, and reading a vector that no cache
-holds. A product of few rows has to read its weights, one of many rows has to compute: its least time
-is the longer of the two, and the share of it that was reached is what can be compared between
+holds. A product of few rows has to read its weights, one of many rows has to compute: its least
+time is the longer of the two, and the share of it that was reached can be compared between
 processors.
 """
 

@@ -161,7 +161,7 @@ def curve_table(results: Results, systems: Sequence[str]) -> Table:
 
 
 def kernel_table(records: Sequence[dict[str, Any]]) -> Table:
-    """Of ``mor bench kernels``: the machine's best in the title, then a line per kernel and size."""
+    """Of ``mor bench kernels``: the machine's best in the title, a line per kernel and size."""
     best, *rest = records
     table = Table(
         *("kernel", "rows", "microseconds", "GFLOP/s", "GB/s", "of the best"),

@@ -1,4 +1,4 @@
-"""Kernels in C++ for the CPU: packed products, layer halves, paged attention, attention in training.
+"""Kernels in C++ for the CPU: packed products, layer halves, attention over pages and in training.
 
 They are compiled from the sources beside this file at first use (a few seconds) and kept in the
 user's cache. Where no compiler is found, or ``MOR_NATIVE=0`` says so, :func:`library` is None and
