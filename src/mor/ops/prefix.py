@@ -45,7 +45,8 @@ class Walk:
         """The same over rows of ``keys`` keys, for the kernel in C++ that takes slots itself."""
         assert self.slots is not None
         if self._pieces is None:
-            self._pieces = Pieces.of_rows(*self.slots.shape, keys, self.slots)
+            rows, queries = self.slots.shape
+            self._pieces = Pieces.of_rows(rows, queries, keys, self.slots)
         return self._pieces
 
     def chunks(self, queries: int) -> list[tuple[int, int, int]]:

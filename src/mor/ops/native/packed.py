@@ -117,9 +117,9 @@ def choose_tuning() -> Tuning:
         clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
         spent = {24: 0.0, 384: 0.0}
         with torch.no_grad():
-            for packed, x in made:
+            for linear, x in made:
                 began = clock()
-                packed(x, work)
+                linear(x, work)
                 spent[len(x)] += clock() - began
         # Few rows count as much as many, though they take less.
         return math.sqrt(spent[24] * spent[384])
