@@ -89,7 +89,7 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
 
 
 def fetch_wheel(name: str, version: str, sha256: str, tags: WheelTags | None = None) -> Path:
-    """Return the path of a wheel, as `fetch_sdist` does; `name-version-py3-none-any.whl` by default.
+    """Return the path of a wheel, as `fetch_sdist` does; of a pure one where no `tags` are given.
 
     It is neither installed nor unpacked.
 

@@ -10,5 +10,15 @@ that a model of images or of sounds trains on it as one of text trains on token 
 
 from mor.data.media.dataset import MediaDataset, collate_media
 from mor.data.media.index import IMAGES, SOUNDS, MediaIndex
+from mor.data.media.prepare import MEDIA_SOURCES, MediaOptions, prepare_media
 
-__all__ = ["MediaDataset", "collate_media", "MediaIndex", "IMAGES", "SOUNDS"]
+__all__ = [
+    "prepare_media",
+    "MediaOptions",
+    "MEDIA_SOURCES",
+    "MediaDataset",
+    "collate_media",
+    "MediaIndex",
+    "IMAGES",
+    "SOUNDS",
+]

@@ -13,14 +13,13 @@ import gzip
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mor.data.media.arrays import read_pickled_array
 from mor.data.media.index import IMAGES, SOUNDS, TEST, TRAIN, VALIDATION
-from mor.data.media.splits import drop_copies, split_off
+from mor.data.media.splits import Fractions, drop_copies, split_off
 from mor.data.media.writer import Examples, Gathered
 from mor.data.packages import WheelTags, fetch_wheel
 from mor.errors import MorError
@@ -38,26 +37,8 @@ ANIMALS = (
 )
 SKTIME = ("sktime", "1.2.0", "dbffc6731d2d683b668dceb5e2bbc5804bebc8446b4c580803a281684d90e4ae")
 ANIMAL_NAMES = [
-    "bear",
-    "bird",
-    "cat",
-    "cow",
-    "dog",
-    "elephant",
-    "giraffe",
-    "horse",
-    "sheep",
-    "zebra",
+    *("bear", "bird", "cat", "cow", "dog", "elephant", "giraffe", "horse", "sheep", "zebra"),
 ]
-
-
-@dataclass(frozen=True)
-class Fractions:
-    """What is held out of each class, where the source has no split of its own."""
-
-    validation: float
-    test: float
-    seed: int
 
 
 def read_digits(fractions: Fractions) -> Gathered:

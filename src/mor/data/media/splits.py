@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
 from mor.data.media.index import TEST, TRAIN, VALIDATION
 from mor.data.media.writer import Examples
+
+
+@dataclass(frozen=True)
+class Fractions:
+    """What is held out of each class, where the source has no split of its own."""
+
+    validation: float
+    test: float
+    seed: int
 
 
 def split_off(examples: Examples, fraction: float, seed: int) -> Examples:
