@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from mor.cli.app import app
 from mor.data.media import MediaDataset
 from mor.errors import MorError
+from mor.eval import write_card
 from mor.eval.examples import evaluate_examples
 from mor.hf.load import load_media_model, load_model
 from mor.train import parse_recipe, train
@@ -103,6 +104,9 @@ def test_mor_eval_prints_both_rules(kind: str, runs: dict[str, Path]) -> None:
     assert result["train_flops"] > 0
     kept = json.loads((runs[kind] / "eval.json").read_text("utf-8"))
     assert kept["topk"] == result["topk"]
+    card = write_card(runs[kind]).read_text("utf-8")
+    assert f"pipeline_tag: {'image' if kind == 'images' else 'audio'}-classification" in card
+    assert "each token by itself" in card
 
 
 @pytest.mark.parametrize("kind", KINDS)
