@@ -29,7 +29,7 @@ from mor import ConfigError, MoRConfig
 from mor.hf import MoRFeatureExtractor
 from mor.hf.arguments import ArgumentError
 from mor.hf.grey import MoRImageProcessor, make_grey
-from mor.hf.media import next_targets
+from mor.hf.next_frame import next_targets
 from mor.hf.register import class_for
 from mor.train import RouterCallback
 

@@ -6,8 +6,9 @@ Importing this package registers the model with Transformers' Auto classes.
 from mor.hf.cache import MoRCache
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
-from mor.hf.media import MoRForAudioClassification, MoRForImageClassification, MoRForNextFrame
+from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
 from mor.hf.modeling import MoRForCausalLM
+from mor.hf.next_frame import MoRForNextFrame
 from mor.hf.outputs import (
     MoRBaseOutput,
     MoRCausalLMOutput,

@@ -25,8 +25,9 @@ from transformers.utils import is_vision_available
 from mor.config import MoRConfig
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
-from mor.hf.media import MoRForAudioClassification, MoRForImageClassification, MoRForNextFrame
+from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
 from mor.hf.modeling import MoRForCausalLM
+from mor.hf.next_frame import MoRForNextFrame
 from mor.hf.pretrained import MoRPreTrainedModel
 
 CLASSES = {

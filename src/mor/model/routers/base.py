@@ -76,8 +76,7 @@ class Router(nn.Module):
     Attributes:
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
             so that resuming needs no counter of our own.
-        selects_in_rows: whether ``select`` compares a token with those of its own row alone, so
-            that an encoder may follow it in inference too.
+        selects_in_rows: whether ``select`` compares tokens of a row alone, as an encoder may too.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.

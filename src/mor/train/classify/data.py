@@ -129,11 +129,11 @@ def resolve_media(recipe: Recipe) -> Recipe:
 
 
 def tokens_of_example(config: MoRConfig, index: MediaIndex, split: str) -> int:
-    """Tokens of one example: the patches, or those of a sound of mean length, at least one."""
+    """Tokens of one example: the patches, or those of a sound of mean length; counted as 2 if 1."""
     if config.modality == "image":
-        return config.num_patches
+        return max(2, config.num_patches)
     part = index.split(split)
-    return max(1, config.tokens_of_frames(round((part.frames or 0) / max(1, part.examples))))
+    return max(2, config.tokens_of_frames(round((part.frames or 0) / max(1, part.examples))))
 
 
 def media_config(recipe: Recipe, index: MediaIndex) -> MoRConfig:

@@ -71,7 +71,7 @@ class DataSection(Section):
         min_length=1,
         description="in place of path: several folders with weights",
     )
-    seq_len: int = decides("weights and speed", 512, ge=1, description="tokens per sequence")
+    seq_len: int = decides("weights and speed", 512, ge=2, description="tokens per sequence")
     packing: Literal["concat", "best_fit"] = decides(
         "weights and speed",
         "concat",
