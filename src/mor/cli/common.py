@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -18,21 +17,9 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
 from mor.disk import write_whole
 from mor.errors import MorError
-from mor.hf.load import is_media_model, load_media_model, load_model, tokenizer_beside
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.load import is_media_model, load_media_model, tokenizer_beside
+from mor.hf.load import open_model as open_model
 from mor.run_files import CONFIG, beside_model
-
-
-def open_model(folder: Path) -> MoRForCausalLM:
-    """The model of a model folder or a run folder, on the GPU where there is one.
-
-    Raises:
-        MorError: see :mod:`mor.hf.load`.
-    """
-    model = load_model(folder)
-    if torch.cuda.is_available():
-        model.cuda()  # type: ignore[call-arg]
-    return model
 
 
 def open_any_model(folder: Path) -> Any:

@@ -93,6 +93,18 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     return model.eval()
 
 
+def open_model(folder: str | Path) -> MoRForCausalLM:
+    """The model of a model folder or a run folder, on the GPU where there is one.
+
+    Raises:
+        MorError: see :func:`load_model`.
+    """
+    model = load_model(folder)
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]
+    return model
+
+
 def load_config(folder: str | Path) -> MoRConfig:
     """The configuration of the model in ``folder``, without its weights.
 
