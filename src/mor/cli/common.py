@@ -18,7 +18,7 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
 from mor.disk import write_whole
 from mor.errors import MorError
-from mor.hf.load import load_model, tokenizer_beside
+from mor.hf.load import is_media_model, load_media_model, load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import CONFIG, beside_model
 
@@ -33,6 +33,14 @@ def open_model(folder: Path) -> MoRForCausalLM:
     if torch.cuda.is_available():
         model.cuda()  # type: ignore[call-arg]
     return model
+
+
+def open_any_model(folder: Path) -> Any:
+    """The same for models of images and sounds too. Raises as :func:`open_model`."""
+    if not is_media_model(folder):
+        return open_model(folder)
+    model = load_media_model(folder)
+    return model.cuda() if torch.cuda.is_available() else model  # type: ignore[call-arg]
 
 
 def tokenizer_for(folder: Path, index: DataIndex) -> Any:

@@ -12,12 +12,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from mor.cli.common import write_json
+from mor.cli.common import open_any_model, write_json
 from mor.data.media import MediaDataset
 from mor.errors import MorError
 from mor.eval.examples import evaluate_examples
 from mor.eval.keep import keep_result, run_of
-from mor.hf.load import load_media_model
 from mor.provenance import provenance
 from mor.run_files import RECIPE, SUMMARY
 
@@ -36,9 +35,7 @@ def evaluate_media(
     Raises:
         MorError: no data is named and the model is of no run, or it does not fit.
     """
-    loaded = load_media_model(model)
-    if torch.cuda.is_available():
-        loaded.cuda()  # type: ignore[call-arg]
+    loaded = open_any_model(model)
     dataset = MediaDataset(find_data(model) if data is None else data, split)
     console = Console(stderr=True)
     quiet = as_json or not console.is_terminal

@@ -62,6 +62,12 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     """The model of ``folder`` as one of class ``kind``; see :func:`load_model`."""
     config = load_config(folder)
     folder = model_folder(Path(folder))
+    named = (config.architectures or [kind.__name__])[0]
+    if named in _OTHERS and kind is MoRForCausalLM:
+        raise MorError(
+            f"{folder} holds a {named}, not a {kind.__name__}: it has no vocabulary "
+            f"projection; load it with {_OTHERS[named]}, or give the model that it was made from"
+        )
     try:
         with _quiet():
             loaded: Any = kind.from_pretrained(
@@ -75,12 +81,6 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     except Exception as error:  # the library raises whatever a broken file happens to cause
         raise _unreadable(folder, error) from error
     model, info = loaded
-    named = (config.architectures or [kind.__name__])[0]
-    if named in _OTHERS and kind is MoRForCausalLM:
-        raise MorError(
-            f"{folder} holds a {named}, not a {kind.__name__}: it has no vocabulary "
-            f"projection; load it with {_OTHERS[named]}, or give the model that it was made from"
-        )
     problems = {
         "missing": info["missing_keys"],
         "not known": info["unexpected_keys"],

@@ -13,7 +13,7 @@ twins of different ``num_recursions`` then differ in one word.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -30,13 +30,12 @@ from mor.train.recipe.fields import decides
 from mor.train.recipe.sections import (
     DataSection,
     Folder,
-    MixturePart,
     RecipeError,
     Section,
     TrainSection,
     suggest,
 )
-from mor.train.recipe.uptrain import DistillSection, UptrainSection
+from mor.train.recipe.uptrain import UptrainSection
 
 
 class Recipe(Section):
@@ -167,13 +166,18 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names that may stand beside the last part of ``location``."""
     section: Any = Recipe
     for part in location[:-1]:
-        if part == "mixture":
-            section = MixturePart
-        elif part in ("uptrain", "distill"):
-            section = UptrainSection if part == "uptrain" else DistillSection
-        elif not isinstance(part, int):  # a number is a place in a list
-            section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
+        if not isinstance(part, int):  # a number is a place in a list
+            kind = section.model_fields[part].annotation
+            section = _MODEL_SECTION if part == "model" else _section_in(kind)
     return list(section.model_fields)
+
+
+def _section_in(kind: Any) -> Any:
+    """The section that a field holds, be it optional or one of a list."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    found = (_section_in(part) for part in get_args(kind))
+    return next((section for section in found if section is not None), None)
 
 
 def _problems(section: type[BaseModel], raw: Any, prefix: tuple[str, ...] = ()) -> list[str]:
