@@ -19,6 +19,7 @@ from mor.config.choices import Routing
 from mor.data.media import MediaDataset, collate_media
 from mor.errors import MorError
 from mor.eval.exits import count_changes
+from mor.eval.shown import show_examples
 from mor.hf.media import MediaModel
 from mor.model.flops import example_flops
 from mor.model.limits import choose_rule
@@ -32,23 +33,40 @@ class Answers:
 
     Attributes:
         nll_sum: nats over all examples.
-        hits: [n] bool, whether the most likely class was the right one.
+        nlls: [n] nats of each example's own class.
+        chosen: [n] the most likely class.
+        hits: [n] bool, whether that was the right one.
         mean_depths: [n] recursions of an example's tokens, their mean.
         depths, real: of every batch, [B, T] each; ``real`` None for all.
     """
 
     nll_sum: float = 0.0
+    nlls: Tensor = field(default_factory=lambda: torch.zeros(0))
+    chosen: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
     hits: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.bool))
     mean_depths: Tensor = field(default_factory=lambda: torch.zeros(0))
     batches: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
 
     def add(self, logits: Tensor, labels: Tensor, depths: Tensor, real: Tensor | None) -> None:
         """Count a batch: logits [B, classes], labels [B], depths [B, T], real [B, T]."""
-        self.nll_sum += float(F.cross_entropy(logits.float(), labels, reduction="sum"))
-        self.hits = torch.cat((self.hits, (logits.argmax(-1) == labels).cpu()))
+        nlls, chosen = F.cross_entropy(logits.float(), labels, reduction="none"), logits.argmax(-1)
+        self.nll_sum += float(nlls.sum())
+        self.nlls = torch.cat((self.nlls, nlls.cpu()))
+        self.chosen = torch.cat((self.chosen, chosen.cpu()))
+        self.hits = torch.cat((self.hits, (chosen == labels).cpu()))
         tokens = depths.shape[1] if real is None else real.sum(1)
         self.mean_depths = torch.cat((self.mean_depths, (depths.sum(1) / tokens).cpu()))
         self.batches.append((depths.cpu(), None if real is None else real.cpu()))
+
+    def depths_of_examples(self) -> list[Tensor]:
+        """The depths of each example's own tokens, in the order of the examples."""
+        found = []
+        for depths, real in self.batches:
+            masks = [None] * len(depths) if real is None else list(real.bool())
+            found += [
+                row if mask is None else row[mask] for row, mask in zip(depths, masks, strict=True)
+            ]
+        return found
 
     def score(self, config: Any) -> dict[str, Any]:
         """Accuracy, NLL, depth, and what one example costs."""
@@ -169,6 +187,11 @@ def evaluate_examples(
         "random_routes": chance,
         "depth_cap": caps,
         "hard_examples": find_hard(whole),
+        "shown": show_examples(
+            config, dataset, whole.nlls, whole.chosen, whole.depths_of_examples()
+        )
+        if config.is_routed
+        else [],
     }
 
 

@@ -106,7 +106,7 @@ def list_folder(folder: Path, kind: str, label_field: str = LABEL_FIELD) -> List
             files.append(LabelledFile(name, path.parent.name, split))
     for table in tables.values():
         skipped += [
-            _skip(n, "it is in the metadata but not there") for n in table if n not in listed
+            _skip(n, "the metadata name it, and it is not there") for n in table if n not in listed
         ]
     return _checked(folder, kind, Listing(files, skipped))
 
