@@ -97,8 +97,12 @@ def train(
     return parts[0].run_dir
 
 
-def with_branches(recipe: Recipe) -> list[Recipe]:
+def with_branches(recipe: Recipe, config: MoRConfig | None = None) -> list[Recipe]:
     """The recipe itself, or the run and the branches that its ``train.branches`` asks for.
+
+    Args:
+        recipe: validated.
+        config: of the model, where the data is not there to say its vocabulary.
 
     Raises:
         MorError: the data folder is wrong, or a branch does not fit into the run.
@@ -107,7 +111,7 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     section = recipe.train
     if not section.branches:
         return [recipe]
-    config = find_config(recipe)
+    config = find_config(recipe) if config is None else config
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len
