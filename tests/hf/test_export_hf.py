@@ -156,7 +156,7 @@ def test_what_is_no_whole_model_is_refused(tmp_path: Path) -> None:
     told = json.loads((source / "config.json").read_text())
     for change, said in (
         ({"hidden_size": 64}, "has shape"),
-        ({"architectures": ["Other"]}, "is none of MoRBaseModel, MoRForCausalLM"),
+        ({"architectures": ["Other"]}, "is none of MoRBaseModel, MoRForAudio"),
     ):
         (source / "config.json").write_text(json.dumps(told | change))
         with pytest.raises(MorError, match=said):

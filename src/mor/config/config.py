@@ -215,6 +215,12 @@ class MoRConfig(Fields, PretrainedConfig):
     def output_router_logits(self, value: bool) -> None:
         pass
 
+    @property
+    def class_names(self) -> list[str]:
+        """What the numbers of a head over classes stand for."""
+        names: Any = self.id2label
+        return [str(names[number]) for number in range(self.num_labels or 0)]
+
     def _block_size(self, unrolled: int | None, block: int | None) -> int:
         """K from ``num_recursion_layers``, or from the unrolled depth ``num_hidden_layers``."""
         if unrolled is None:

@@ -120,10 +120,10 @@ def evaluate_examples(
         MorError: the model has another head or other classes than the data, or the split is empty.
     """
     config, index = model.config, dataset.index
-    names = [config.id2label[number] for number in range(config.num_labels)]
+    names = config.class_names
     if config.head_type != "classes" or names != list(index.classes):
         raise MorError(
-            f"the model answers with {', '.join(map(str, names))}, but {index.directory} has the "
+            f"the model answers with {', '.join(names)}, but {index.directory} has the "
             f"classes {', '.join(index.classes)}; evaluate on data of the same classes"
         )
     count = min(len(dataset), max_examples or len(dataset))

@@ -227,10 +227,10 @@ def check_media(recipe: Recipe, index: MediaIndex) -> None:
             "uptrain.distill compares probabilities of tokens; for images and sounds leave it out"
         )
     start = load_config(section.start)
-    ours = [start.id2label[number] for number in range(start.num_labels)]
+    ours = start.class_names
     if start.head_type == "classes" and ours != list(index.classes):
         raise MorError(
-            f"the model in {section.start} answers with {', '.join(map(str, ours))}, but "
+            f"the model in {section.start} answers with {', '.join(ours)}, but "
             f"{index.directory} has the classes {', '.join(index.classes)}"
         )
     if section.gain is not None and start.head_type != "classes":
