@@ -54,6 +54,7 @@ def _run(data: bytes) -> Any:
     """What the pickle builds: a call is `(function, arguments)`, a build `(object, state)`."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
+    arg: Any
     for opcode, arg, _ in pickletools.genops(data):
         name = opcode.name
         if name in _QUIET:

@@ -57,7 +57,7 @@ class Listing:
         """Names of the classes, numbers in their own order, all else by the alphabet."""
         names = {file.label for file in self.files}
         numbers = all(name.isascii() and name.isdigit() for name in names)
-        return sorted(names, key=(lambda n: (int(n), n)) if numbers else None)  # type: ignore[arg-type]
+        return sorted(names, key=(lambda n: (int(n), n)) if numbers else None)
 
     @property
     def splits(self) -> set[str]:
