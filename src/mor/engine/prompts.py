@@ -29,7 +29,10 @@ def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor]
             logits = head(hidden[start : start + end - wave.start])
             targets = request.prompt[wave.start + 1 : end + 1]
             # One that gave way and reads its prompt again finds the same once more.
-            request.prompt_logprobs[wave.start + 1 : end + 1] = rank_tokens(logits, targets, count)
+            told: list[TokenLogprobs | None] = [*rank_tokens(logits, targets, count)]
+            if request.embedded is not None:  # no token stands there
+                told = request.embedded.without(told, wave.start + 1)
+            request.prompt_logprobs[wave.start + 1 : end + 1] = told
         start += len(wave)
 
 

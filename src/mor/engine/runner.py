@@ -55,6 +55,7 @@ class Runner:
         self.boundaries.enter(waves, batch.lanes.device)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
         hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
+        self._put_embeddings(waves, hidden[0])
         attend = PagedAttend(self.config, batch.view, self.attention)
         hidden = self.model.prelude(hidden, self._rope(batch), attend)
         carried = self.model.widen(hidden)
@@ -105,6 +106,15 @@ class Runner:
             return None, hidden[0]
         asked = hidden[0].index_select(0, to_int64(last, hidden.device))
         return self.model.head(asked), hidden[0]
+
+    def _put_embeddings(self, waves: Sequence[Wave], hidden: Tensor) -> None:
+        """What requests read in the place of tokens, written over these in ``hidden`` [N, D]."""
+        start = 0
+        for wave in waves:
+            if wave.request.embedded is not None:
+                own = hidden[start : start + len(wave)]
+                wave.request.embedded.put(own, wave.start, wave.end)
+            start += len(wave)
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""
