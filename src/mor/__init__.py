@@ -12,7 +12,15 @@ if TYPE_CHECKING:
     from mor.config import ConfigError, MoRConfig
     from mor.config.presets import preset
     from mor.errors import MorError
-    from mor.hf import MoRBaseModel, MoRCache, MoRForCausalLM, MoRForSequenceClassification
+    from mor.hf import (
+        MoRBaseModel,
+        MoRCache,
+        MoRForAudioClassification,
+        MoRForCausalLM,
+        MoRForImageClassification,
+        MoRForNextFrame,
+        MoRForSequenceClassification,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,7 +28,10 @@ __all__ = [
     "MoRBaseModel",
     "MoRCache",
     "MoRConfig",
+    "MoRForAudioClassification",
     "MoRForCausalLM",
+    "MoRForImageClassification",
+    "MoRForNextFrame",
     "MoRForSequenceClassification",
     "MorError",
     "preset",
@@ -31,7 +42,10 @@ _HOMES = {
     "MoRBaseModel": "mor.hf",
     "MoRCache": "mor.hf",
     "MoRConfig": "mor.config",
+    "MoRForAudioClassification": "mor.hf",
     "MoRForCausalLM": "mor.hf",
+    "MoRForImageClassification": "mor.hf",
+    "MoRForNextFrame": "mor.hf",
     "MoRForSequenceClassification": "mor.hf",
     "MorError": "mor.errors",
     "preset": "mor.config.presets",

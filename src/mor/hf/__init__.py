@@ -4,9 +4,16 @@ Importing this package registers the model with Transformers' Auto classes.
 """
 
 from mor.hf.cache import MoRCache
+from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
+from mor.hf.media import MoRForAudioClassification, MoRForImageClassification, MoRForNextFrame
 from mor.hf.modeling import MoRForCausalLM
-from mor.hf.outputs import MoRBaseOutput, MoRCausalLMOutput, MoRClassifierOutput
+from mor.hf.outputs import (
+    MoRBaseOutput,
+    MoRCausalLMOutput,
+    MoRClassifierOutput,
+    MoRMediaOutput,
+)
 from mor.hf.register import register
 
 __all__ = [
@@ -15,8 +22,13 @@ __all__ = [
     "MoRCache",
     "MoRCausalLMOutput",
     "MoRClassifierOutput",
+    "MoRFeatureExtractor",
+    "MoRForAudioClassification",
     "MoRForCausalLM",
+    "MoRForImageClassification",
+    "MoRForNextFrame",
     "MoRForSequenceClassification",
+    "MoRMediaOutput",
     "register",
 ]
 

@@ -76,6 +76,8 @@ class Router(nn.Module):
     Attributes:
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
             so that resuming needs no counter of our own.
+        selects_in_rows: whether ``select`` compares a token with those of its own row alone, so
+            that an encoder may follow it in inference too.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
@@ -91,6 +93,7 @@ class Router(nn.Module):
     chooses_once = False
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
+    selects_in_rows = False
     returns_to_origin = False
 
     def __init__(self, config: MoRConfig) -> None:

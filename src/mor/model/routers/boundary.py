@@ -118,6 +118,7 @@ class ExpertChoiceRouter(BoundaryRouter):
     """
 
     looks_ahead = True
+    selects_in_rows = True
     has_objective = True
 
     def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
