@@ -21,8 +21,9 @@ from mor.model.packed import Quantization, serving_view
 from mor.model.packed_layers import copy_around
 from mor.run_files import TOKENIZER, beside_model, model_folder
 
-# What else a folder of ours may hold, and what loads it.
-_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind is not MoRForCausalLM}
+# What writes text, and what else a folder of ours may hold and what loads it.
+_WRITERS = {kind.__name__: kind for kind in CLASSES.values() if issubclass(kind, MoRForCausalLM)}
+_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind.__name__ not in _WRITERS}
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCausalLM:
@@ -36,9 +37,10 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
     """
     config = load_config(folder)
     folder = model_folder(Path(folder))
+    named = (config.architectures or [MoRForCausalLM.__name__])[0]
     try:
         with _quiet():
-            loaded: Any = MoRForCausalLM.from_pretrained(
+            loaded: Any = _WRITERS.get(named, MoRForCausalLM).from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype or torch.float32,
@@ -49,7 +51,6 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
     except Exception as error:  # the library raises whatever a broken file happens to cause
         raise _unreadable(folder, error) from error
     model, info = loaded
-    named = (config.architectures or [MoRForCausalLM.__name__])[0]
     if named in _OTHERS:
         raise MorError(
             f"{folder} holds a {named}, not a {MoRForCausalLM.__name__}: it has no vocabulary "
