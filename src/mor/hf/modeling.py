@@ -193,7 +193,7 @@ _MORE = ("shift_labels", "seq_idx")
 
 
 @functools.cache
-def _parameters(kind: type[MoRForCausalLM]) -> tuple[str, ...]:
+def _parameters(kind: Any) -> tuple[str, ...]:
     """The names that a class's forward takes."""
     return (*tuple(inspect.signature(kind.forward).parameters)[1:-1], *_MORE)
 

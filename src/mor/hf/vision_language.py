@@ -67,7 +67,8 @@ class MoRForConditionalGeneration(MoRForCausalLM, GenerationMixin):
             ValueError: as many places as patches are not there, or a row has part of an image.
         """
         features = self.get_image_features(pixel_values)
-        places: Tensor = input_ids.eq(self.config.image_token_id)
+        image: Any = self.config.image_token_id
+        places = input_ids.eq(image)
         count, size = features.shape[0], features.shape[1]
         rows = places.sum(1).tolist()
         if sum(rows) != count * size or any(found % size for found in rows):
