@@ -28,6 +28,7 @@ from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
 from mor.hf.media import MoRForAudioClassification, MoRForImageClassification, MoRForNextFrame
 from mor.hf.modeling import MoRForCausalLM
+from mor.hf.pretrained import MoRPreTrainedModel
 from mor.hf.processing import MoRProcessor
 from mor.hf.vision_language import MoRForConditionalGeneration
 
@@ -80,3 +81,12 @@ def register() -> None:
         AutoImageProcessor.register(
             MoRConfig, image_processor_classes={"pil": MoRImageProcessor}, exist_ok=True
         )
+
+
+def class_for(config: MoRConfig) -> type[MoRPreTrainedModel]:
+    """The class that a configuration is for: of texts, images or sounds, by its head."""
+    if config.head_type == "vocabulary":
+        return MoRForCausalLM
+    if config.head_type == "regression":
+        return MoRForNextFrame
+    return MoRForImageClassification if config.modality == "image" else MoRForAudioClassification

@@ -201,6 +201,5 @@ def count_parameters(config: MoRConfig) -> tuple[int, int]:
     with torch.device("meta"):
         model = MoRModel(config)
     total = sum(p.numel() for p in model.parameters())
-    embedding = model.embed_tokens.weight.numel()
-    tables = embedding if config.tie_word_embeddings else 2 * embedding
-    return total, total - tables
+    ends = {*model.embed_tokens.parameters(), *model.lm_head.parameters()}  # a tied head once
+    return total, total - sum(p.numel() for p in ends)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mor.model.flops import count_parameters
 from mor.study.file import Job, Study, expand, more_seeds, points
 from mor.train import plan_budget
-from mor.train.data import load_indexes
+from mor.train.data import find_config
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.run import with_branches
 
@@ -45,8 +45,7 @@ def plan_study(study: Study, out: Path, scale: float = 1.0) -> list[Cost]:
 
 def _cost(job: Job) -> Cost:
     recipe = job.recipe
-    index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    config = find_config(recipe)
     per_step = recipe.sequences_per_step() * recipe.data.seq_len
     tokens, flops, parts = 0, 0.0, with_branches(recipe)
     for part in parts:

@@ -101,7 +101,7 @@ def _read(index: MediaIndex, split: MediaSplit) -> dict[str, Tensor]:
     except (SafetensorError, OSError) as error:
         raise MorError(f"{path} is damaged: {error}; prepare the data again") from error
     n = split.examples
-    expected = {LABELS: (torch.int64, (n,))}
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {LABELS: (torch.int64, (n,))}
     if index.kind == IMAGES:
         expected["images"] = (torch.uint8, (n, *index.shape))
     else:

@@ -60,6 +60,31 @@ class Recipe(Section):
         """Sequences of one optimiser step over all devices and micro-batches."""
         return self.train.batch_size * self.train.accumulation(world_size) * world_size
 
+    def check_media_model(self) -> None:
+        """Refuse wrong fields of a model of images or sounds; what the data says is left open.
+
+        Raises:
+            RecipeError: naming the field.
+        """
+        fields = {name: value for name, value in self.model.items() if value is not None}
+        patch = fields.get("patch_size", 1)
+        image = self.data.kind == "images"
+        # Any size that the patches divide will do until the data is looked at.
+        stand_in: dict[str, Any] = {"modality": "image", "image_size": patch, "patch_size": patch}
+        stand_in = stand_in if image else {"modality": "audio", "num_mel_bins": 1}
+        if image and "patch_size" not in fields:
+            raise RecipeError("model.patch_size is missing: pixels of a patch, one side or both")
+        for name in ("preset", "family"):
+            if name in fields:
+                raise RecipeError(
+                    f"model.{name}={fields[name]!r} is of texts; for data.kind="
+                    f"{self.data.kind!r} give the widths"
+                )
+        try:
+            MoRConfig(**(stand_in | fields))
+        except MorError as error:
+            raise RecipeError(f"model.{error}") from None
+
     def model_config_for(
         self, vocab_size: int, eos_token_id: int | None, bos: Bos | None = None
     ) -> MoRConfig:
@@ -196,6 +221,9 @@ def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
     if recipe.uptrain is not None and "num_recursions" not in recipe.model:
         return recipe  # the start's configuration is still to come: see `resolve_model`
     try:
+        if recipe.data.kind != "text":
+            recipe.check_media_model()
+            return recipe
         # The data's vocabulary is not known yet; everything else about the network is.
         bos = Bos(recipe.model.get("bos_token_id") or 0, recipe.model.get("add_bos_token"))
         recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None, bos)
