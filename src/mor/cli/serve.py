@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +15,13 @@ from mor.engine.options import check_options
 from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
 from mor.hf.load import load_config, load_tokenizer
+from mor.hf.load_media import load_classifier, load_processor
+from mor.hf.modeling import MoRForCausalLM
+from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.run_files import DEFAULT_MODEL, MODEL
+
+if TYPE_CHECKING:
+    from mor.server.images import ImageReader
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
@@ -123,7 +130,15 @@ def _serve(
     if not name.strip():
         raise MorError("served_model_name is empty; leave it out or give a name")
     template = None if chat_template is None else _read(chat_template)
-    config, levels = load_config(model), load_levels(model)
+    config = load_config(model)
+    if config.modality != "text":
+        _serve_classifier(
+            model, name, host, port, keys, max_waiting=max_waiting, max_body=max_body_bytes,
+            drain_seconds=drain_seconds, log_level=log_level, with_playground=playground,
+            cors_origins=cors_origin or (),
+        )  # fmt: skip
+        return
+    levels = load_levels(model)
     check_options(config, least=LEAST_TOKENS, **options)
     if levels is not None:
         levels.check_depths(config.num_recursions)
@@ -134,9 +149,11 @@ def _serve(
     from mor.engine import Engine
 
     try:
+        opened = open_model(model)
         application = create_app(
-            Engine(open_model(model), tokenizer, release_weights=True, **options),
+            Engine(opened, tokenizer, release_weights=True, **options),
             name,
+            images=_image_reader(opened, model),
             api_keys=keys,
             max_waiting=max_waiting,
             max_body=max_body_bytes,
@@ -146,6 +163,49 @@ def _serve(
             with_playground=playground,
             cors_origins=cors_origin or (),
         )
+        server = make_server(
+            application, host, port, drain_seconds=drain_seconds, log_level=log_level
+        )
+        try:
+            server.run(sockets)
+        except OSError as error:  # another that began at the same time was ready first
+            raise refusal(host, port, error) from None
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _image_reader(opened: MoRForCausalLM, folder: Path) -> ImageReader | None:
+    """What reads images for the model; None where it takes none."""
+    if not isinstance(opened, MoRForConditionalGeneration):
+        return None
+    from mor.server.images import ImageReader
+
+    return ImageReader(opened, load_processor(folder))
+
+
+def _serve_classifier(
+    model: Path,
+    name: str,
+    host: str,
+    port: int,
+    keys: Sequence[str],
+    *,
+    max_waiting: int,
+    drain_seconds: float,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """A model of images or sounds."""
+    from mor.server import make_server
+    from mor.server.classifier import Classifier
+    from mor.server.classify import create_classifier_app
+    from mor.server.sockets import open_sockets, refusal
+
+    sockets = open_sockets(host, port)
+    try:
+        classifier = Classifier(load_classifier(model), load_processor(model), max_waiting)
+        application = create_classifier_app(classifier, name, api_keys=keys, **options)
         server = make_server(
             application, host, port, drain_seconds=drain_seconds, log_level=log_level
         )

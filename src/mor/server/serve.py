@@ -6,14 +6,29 @@ import asyncio
 import logging
 import socket
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
 
-from mor.server.loop import EngineLoop
 from mor.server.sockets import url_of
 
 log = logging.getLogger("uvicorn.error")
+
+
+class Drained(Protocol):
+    """What is asked before the server ends: an engine's loop, or a classifier."""
+
+    @property
+    def under_way(self) -> int:
+        """How much is not answered yet."""
+
+    @property
+    def asyncio_loop(self) -> asyncio.AbstractEventLoop | None:
+        """Where it runs; None before the start."""
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, and let what is under way finish for so long."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -24,11 +39,11 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         config: uvicorn's.
-        loop: the engine's.
+        loop: what works on requests.
         drain_seconds: how long requests may take to finish; then they are aborted.
     """
 
-    def __init__(self, config: uvicorn.Config, loop: EngineLoop, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, loop: Drained, drain_seconds: float) -> None:
         super().__init__(config)
         self.engine_loop, self.drain_seconds = loop, drain_seconds
         self._draining: asyncio.Task[None] | None = None
@@ -74,7 +89,8 @@ def make_server(
     drain_seconds: float = 30.0,
     log_level: str = "info",
 ) -> DrainingServer:
-    """A server for an application of :func:`mor.server.create_app`; ``run()`` it."""
+    """A server for an application of :func:`mor.server.create_app` or of
+    :func:`mor.server.classify.create_classifier_app`; ``run()`` it."""
     config = uvicorn.Config(
         app,
         host=host,
