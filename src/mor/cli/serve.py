@@ -14,8 +14,8 @@ from mor.cli.common import open_model
 from mor.engine.options import check_options
 from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
-from mor.hf.load import load_config, load_tokenizer
-from mor.hf.load_media import load_classifier, load_processor
+from mor.hf.load import load_config, load_media_model, load_tokenizer
+from mor.hf.load_media import load_processor
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.run_files import DEFAULT_MODEL, MODEL
@@ -204,7 +204,7 @@ def _serve_classifier(
 
     sockets = open_sockets(host, port)
     try:
-        classifier = Classifier(load_classifier(model), load_processor(model), max_waiting)
+        classifier = Classifier(load_media_model(model), load_processor(model), max_waiting)
         application = create_classifier_app(classifier, name, api_keys=keys, **options)
         server = make_server(
             application, host, port, drain_seconds=drain_seconds, log_level=log_level

@@ -111,7 +111,16 @@ class MoRConfig(Fields, PretrainedConfig):
     model_type = "mor"
     # All else that the model returns goes to `compute_metrics`: logits, and hidden states if any.
     keys_to_ignore_at_inference = [  # noqa: RUF012
-        *("cache", "past_key_values", "lm_loss", "router_losses", "exit_losses", "depths", "traces")
+        *(
+            "cache",
+            "past_key_values",
+            "lm_loss",
+            "router_losses",
+            "exit_losses",
+            "depths",
+            "traces",
+        ),
+        *("label_loss", "token_mask"),
     ]
 
     def __post_init__(self, **kwargs: Any) -> None:

@@ -118,6 +118,7 @@ class MediaModel(MoRPreTrainedModel):
             router_losses=terms or None,
             exit_losses=None if losses is None else losses[1] or None,
             depths=output.depths,
+            token_mask=output.real,
             traces=tuple(output.traces) if traces else None,
         )
         as_object = self.config.return_dict if return_dict is None else return_dict

@@ -79,6 +79,7 @@ class MoRMediaOutput(ImageClassifierOutput):
             the labels at that exit, not weighted.
         depths: [B, T] recursions each token ran, 0 at padding: patches row by row, or the tokens
             that the convolution made of frames.
+        token_mask: bool [B, T] which tokens are real; None where all are.
         traces: scores and selections per depth, with ``output_router_traces=True``.
     """
 
@@ -86,6 +87,7 @@ class MoRMediaOutput(ImageClassifierOutput):
     router_losses: dict[str, Tensor] | None = None
     exit_losses: dict[int, Tensor] | None = None
     depths: Tensor | None = None
+    token_mask: Tensor | None = None
     traces: tuple[DepthTrace, ...] | None = None
 
 

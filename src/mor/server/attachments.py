@@ -17,7 +17,9 @@ from mor.server.errors import ApiError
 IMAGE_LIMITS = ImageLimits(max_bytes=16 << 20, max_pixels=16 << 20)
 AUDIO_LIMITS = AudioLimits(max_bytes=16 << 20, max_seconds=60.0)
 DETAILS = (None, "auto", "low", "high", "original")
-_DATA_URL = re.compile(r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE)
+_DATA_URL = re.compile(
+    r"data:([\w.+-]+/[\w.+-]+)?((?:;[\w.+-]+=[^;,]*)*)(;base64)?,", re.IGNORECASE
+)
 _BLANKS = re.compile(r"[ \t\r\n\f]+")
 
 

@@ -13,13 +13,11 @@ import torch
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.frames import MoRFeatureExtractor
-from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
+from mor.hf.media import MediaModel
 from mor.server import failures
 from mor.server.attachments import read_audio, read_image
 from mor.server.errors import ApiError
 from mor.server.schema.classify import Item
-
-Classified = MoRForImageClassification | MoRForAudioClassification
 
 
 class Classifier:
@@ -36,12 +34,17 @@ class Classifier:
         MorError: a model without classes.
     """
 
-    def __init__(self, model: Classified, processor: Any, max_waiting: int = 128) -> None:
+    def __init__(self, model: MediaModel, processor: Any, max_waiting: int = 128) -> None:
         config: MoRConfig = model.config
-        if config.problem_type == "regression" or (config.num_labels or 1) < 2:
+        if config.head_type != "classes" or config.problem_type == "regression":
             raise MorError(
-                f"problem_type={config.problem_type!r} with num_labels={config.num_labels} has no "
-                "classes to serve; a classifier needs at least two"
+                f"head_type={config.head_type!r} with problem_type={config.problem_type!r} gives "
+                "no classes to serve"
+            )
+        if (config.num_labels or 1) < 2:
+            raise MorError(
+                f"num_labels={config.num_labels} leaves nothing to choose; a classifier needs at "
+                "least two classes"
             )
         self.model, self.processor, self.config = model, processor, config
         self.kind = config.modality

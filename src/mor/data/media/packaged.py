@@ -37,7 +37,18 @@ ANIMALS = (
     "aeebf3d9de4552d6fd2d5701424e1a5b9020f8e5115d68df9db252f2f53ce2ce",
 )
 SKTIME = ("sktime", "1.2.0", "dbffc6731d2d683b668dceb5e2bbc5804bebc8446b4c580803a281684d90e4ae")
-ANIMAL_NAMES = "bear bird cat cow dog elephant giraffe horse sheep zebra".split()
+ANIMAL_NAMES = [
+    "bear",
+    "bird",
+    "cat",
+    "cow",
+    "dog",
+    "elephant",
+    "giraffe",
+    "horse",
+    "sheep",
+    "zebra",
+]
 
 
 @dataclass(frozen=True)

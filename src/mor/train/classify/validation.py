@@ -49,7 +49,9 @@ def validate_examples(
         labels = batch["labels"]
         right = (output.logits.argmax(-1) == labels).sum() if classes else labels.new_zeros(())
         ran = output.depths
-        found = (output.label_loss * len(labels), right, ran.sum(), (ran > 0).sum())
+        mask = output.token_mask
+        tokens = labels.new_tensor(ran.numel()) if mask is None else mask.sum()
+        found = (output.label_loss * len(labels), right, ran.sum(), tokens)
         sums += torch.stack([one.double() for one in found])
     if parallel.ranks > 1:
         dist.all_reduce(sums)
