@@ -1,4 +1,4 @@
-"""Images and sounds that come within a request: data URLs and base64, never fetched from anywhere."""
+"""Images and sounds within a request: data URLs and base64; nothing is fetched."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ def _read_url(url: str, path: str) -> bytes:
         shown = url[:40].encode("ascii", "backslashreplace").decode()
         raise ApiError(
             400,
-            f"{path}: only data URLs with base64 (data:image/png;base64,...) are taken, this server "
-            f"fetches nothing (found {shown!r})",
+            f"{path}: only data URLs with base64 (data:image/png;base64,...) are taken; this "
+            f"server fetches nothing (found {shown!r})",
             param=path,
             code="invalid_url",
         )
