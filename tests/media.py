@@ -18,7 +18,7 @@ CLASSES = ("down", "flat", "up")
 
 
 def make_folder(folder: Path, kind: str = "images", examples: int = 24) -> Path:
-    """A prepared folder whose classes can be told: a bar at three heights, or three coefficients."""
+    """A prepared folder whose classes can be told: a bar at a height, or a coefficient."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(5)
     splits, longest = {}, 0

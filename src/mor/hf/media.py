@@ -30,8 +30,8 @@ class MediaModel(MoRPreTrainedModel):
 
     # The loss is the mean over the rows of one call; the Trainer averages over micro-batches.
     accepts_loss_kwargs = False
-    modalities = ("image", "audio")
-    head_types = ("classes",)
+    modalities: tuple[str, ...] = ("image", "audio")
+    head_types: tuple[str, ...] = ("classes",)
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__(config)
@@ -168,7 +168,7 @@ class MoRForImageClassification(MediaModel):
     """
 
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = "image"
     modalities = ("image",)
 
     def forward(
@@ -214,7 +214,7 @@ class MoRForAudioClassification(MediaModel):
     """
 
     main_input_name = "input_features"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     modalities = ("audio",)
 
     def forward(

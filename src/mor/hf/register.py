@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -45,7 +47,7 @@ CLASSES = {
 
 
 # Pipelines ask these lists; the Auto classes do not fill them.
-_LISTS = {
+_LISTS: dict[type, Any] = {
     MoRForAudioClassification: MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MoRForConditionalGeneration: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MoRForImageClassification: MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,

@@ -134,7 +134,7 @@ def flops_per_token(
 def example_flops(config: MoRConfig, depths: Tensor, real: Tensor | None = None) -> Flops:
     """FLOPs per token of images or sounds as they were routed; times their tokens is an example's.
 
-    Active tokens are taken to be spread evenly over an example, which in an encoder changes nothing.
+    Active tokens are taken to be spread evenly over an example; in an encoder that is exact.
 
     Args:
         config: the model.

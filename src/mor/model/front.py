@@ -60,13 +60,13 @@ class FrameEmbedding(nn.Module):
 
     Attributes:
         bins: numbers per frame.
-        step: frames from one token to the next.
+        step: frames from one token to the next. strides: of each convolution.
     """
 
     def __init__(self, config: MoRConfig) -> None:
         super().__init__()
         self.bins, self.is_causal = config.num_mel_bins or 0, config.is_causal
-        self.step = config.frames_per_token
+        self.step, self.strides = config.frames_per_token, config.conv_stride
         width, before = config.hidden_size, self.bins
         self.convolutions = nn.ModuleList()
         for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
@@ -96,9 +96,9 @@ class FrameEmbedding(nn.Module):
             frames: as they come.
             lengths: [B] real frames of each row; None where all are.
         """
-        first = self.convolutions[0]
-        hidden = frames.to(first.weight.dtype).transpose(1, 2)
+        hidden = frames.to(next(self.parameters()).dtype).transpose(1, 2)
         for number, layer in enumerate(self.convolutions):
+            assert isinstance(layer, nn.Conv1d)
             if number:
                 hidden = F.gelu(hidden)
             if lengths is not None:
@@ -171,8 +171,8 @@ def read_inputs(
     hidden = front(frames, lengths)
     if lengths is None:
         return hidden, None
-    for layer in front.convolutions:
-        lengths = -(-lengths // layer.stride[0])
+    for stride in front.strides:
+        lengths = -(-lengths // stride)
     return hidden, torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
 
 

@@ -185,7 +185,7 @@ def make_loop(
     """The loop of a run, at step 0: model, objective and data put together."""
     section, ranks = recipe.train, world_size()
     set_seed(section.seed)
-    model = class_for(config)(config) if uptraining is None else uptraining.model
+    model: Any = class_for(config)(config) if uptraining is None else uptraining.model
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
     if section.parallel == "fsdp":

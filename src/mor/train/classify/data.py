@@ -118,6 +118,10 @@ def resolve_media(recipe: Recipe) -> Recipe:
     """
     if recipe.data.kind == "text":
         return recipe
+    if recipe.train.parallel == "fsdp":
+        raise RecipeError(
+            f"train.parallel='fsdp' does not go with data.kind={recipe.data.kind!r}; use ddp"
+        )
     index = open_index(recipe)
     tokens = tokens_of_example(media_config(recipe, index), index, recipe.data.train_split)
     data = recipe.data.model_copy(update={"seq_len": tokens})

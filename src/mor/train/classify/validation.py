@@ -35,7 +35,8 @@ def validate_examples(
     rounds = math.ceil(len(starts) / parallel.ranks)
     # Loss, right answers, recursions and tokens, added up over examples; the others' by all ranks.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
-    classes = parallel.plain.config.head_type == "classes"
+    model: Any = parallel.plain
+    classes = model.config.head_type == "classes"
     for number in range(rounds):
         # Ranks have to run as many passes; one that is left over repeats the first batch.
         place = number * parallel.ranks + rank()
@@ -43,7 +44,7 @@ def validate_examples(
         rows = [dataset[one] for one in range(start, min(start + batch_size, count))]
         batch = {name: tensor.to(device) for name, tensor in collate_media(rows).items()}
         with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            output = parallel.plain(**batch)
+            output = model(**batch)
         if place >= len(starts):
             continue
         labels = batch["labels"]
