@@ -89,6 +89,16 @@ def test_greedy_tokens_are_those_of_generate_in_a_batch(router: str, chunk: int)
     idle(engine)
 
 
+def test_stages_over_static_buffers_read_them_too() -> None:
+    model = model_of("threshold")
+    engine = Engine(model, page_size=4, max_model_len=40, static_stages=True, max_num_seqs=2)
+    prompts = [with_image(4, 1), with_image(2, 3, after=1)]
+    *outputs, _ = engine.generate([*prompts, TEXT[:11]], greedy(4))
+    for prompt, output in zip(prompts, outputs, strict=True):
+        check(model, prompt, output, 4)
+    idle(engine)
+
+
 def test_one_that_gives_way_reads_its_embeddings_again() -> None:
     model = model_of("fixed")
     pages = pages_for(model.config, 18, 3, 1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -22,14 +22,21 @@ from mor.hf.load import load_model, tokenizer_beside
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import CONFIG, beside_model
 
+Weights = Literal["float32", "bfloat16"]
+"""Types that weights are loaded in."""
 
-def open_model(folder: Path) -> MoRForCausalLM:
+
+def open_model(folder: Path, dtype: str = "float32") -> MoRForCausalLM:
     """The model of a model folder or a run folder, on the GPU where there is one.
+
+    Args:
+        folder: of the model or the run.
+        dtype: one of ``Weights``.
 
     Raises:
         MorError: see :mod:`mor.hf.load`.
     """
-    model = load_model(folder)
+    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     if torch.cuda.is_available():
         model.cuda()  # type: ignore[call-arg]
     return model

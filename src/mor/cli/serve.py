@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mor.checks import check_choice
-from mor.cli.common import open_model
+from mor.cli.common import Weights, open_model
 from mor.engine.options import check_options
 from mor.errors import MorError, missing_package
 from mor.eval.levels import load_levels
@@ -69,7 +69,13 @@ def serve(
         str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
     kv_cache_dtype: Annotated[
-        str, typer.Option(help="of keys and values: auto, bfloat16 or int8; docs/engine.md")
+        str, typer.Option(help="of keys and values: auto, bfloat16, int8 or fp8; docs/engine.md")
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="of the weights: float32, or bfloat16 (for GPUs)")
+    ] = "float32",
+    attention: Annotated[
+        str, typer.Option(help="form of attention over pages; docs/engine.md names them")
     ] = "auto",
     prefix_caching: Annotated[
         bool, typer.Option(help="share pages between requests that begin alike")
@@ -111,6 +117,7 @@ def _serve(
     playground: bool,
     cors_origin: list[str] | None,
     log_level: str,
+    dtype: str,
     **options: Any,
 ) -> None:
     """All that can be wrong is looked at before the model is loaded, which may take minutes."""
@@ -124,6 +131,7 @@ def _serve(
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
+    check_choice("dtype", dtype, Weights)
     keys = choose_keys(api_key, os.environ)
     check_origins(cors_origin or ())
     name = choose_model_name(model) if served_model_name is None else served_model_name
@@ -149,7 +157,7 @@ def _serve(
     from mor.engine import Engine
 
     try:
-        opened = open_model(model)
+        opened = open_model(model, dtype)
         application = create_app(
             Engine(opened, tokenizer, release_weights=True, **options),
             name,

@@ -54,7 +54,7 @@ class Wave:
         """Position after its last token."""
         return self.start + len(self.lanes)
 
-    def note_ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
+    def note_ran(self, places: Sequence[int], go_on: Sequence[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
         for place, goes in zip(places, go_on, strict=True):
             self.depths[place] += recursions

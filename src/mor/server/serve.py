@@ -71,6 +71,7 @@ class DrainingServer(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         if self.started and not self.should_exit:
+            log.info("Attention over pages: %s", self.engine_loop.engine.attention)
             for one in sockets or ():
                 log.info("Serving, running on %s (press CTRL+C to quit)", url_of(one))
 

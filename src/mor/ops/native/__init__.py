@@ -17,6 +17,7 @@ from mor.ops.native.calls import (
     holds,
     own_linear,
     pointwise,
+    route,
 )
 from mor.ops.native.packed import PackedLayer, PackedLinear
 from mor.ops.native.paged import PackedStack, Ragged, paged_attention
@@ -39,4 +40,5 @@ __all__ = [
     "own_linear",
     "paged_attention",
     "pointwise",
+    "route",
 ]

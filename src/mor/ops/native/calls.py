@@ -66,6 +66,8 @@ class RaggedStruct(ctypes.Structure):
         ("pages", PagesStruct),
         *((name, c_void_p) for name in ("own_rows", "written", "slots", "rows", "counts")),
         ("pieces", c_int64),
+        *((name, c_void_p) for name in ("own", "lengths", "origins")),
+        ("width", c_int64),
     ]
 
 
@@ -99,6 +101,9 @@ def kernels() -> Any:
         address,
         c_int,
     ]
+    found.mor_route.argtypes = (
+        [address, number, number] + [address] * 5 + [c_int, c_int, c_float, c_float] + [address] * 3
+    )
     found.mor_pointwise.argtypes = [address, number, c_int, address, c_int]
     found.mor_argmax.argtypes = [address, number, number, address, c_int]
     return found
@@ -172,6 +177,44 @@ def pointwise(name: str, x: Tensor) -> Tensor:
         at(x), x.numel(), POINTWISE.index(name), at(out), torch.get_num_threads()
     )
     return out
+
+
+def route(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    depths: Tensor,
+    boundary: Tensor,
+    full: Tensor,
+    *,
+    at_it: bool,
+    squash: str | None,
+    shift: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers of a router that compares a score with a boundary, in one call.
+
+    Args:
+        x: [M, D] streams.
+        weight, bias: [sets, 1, D], and [sets, 1] or none.
+        depths: [M] each token's.
+        boundary, full: [sets] by depth, and which depths let all through.
+        at_it: whether a token at its boundary goes on.
+        squash: of :data:`POINTWISE`, what makes a gate of a score and ``shift``; None for none.
+        alpha: times that.
+
+    Returns:
+        Scores, gates and who goes on, [M] each.
+    """
+    x, depths = x.contiguous(), depths.contiguous()
+    logits, gates = x.new_empty(2, len(x)).unbind()
+    goes = torch.empty(len(x), dtype=torch.bool)
+    kind = -1 if squash is None else POINTWISE.index(squash)
+    kernels().mor_route(
+        at(x), *x.shape, at(weight), at(bias), at(depths), at(boundary), at(full), at_it, kind,
+        shift, alpha, at(logits), at(gates), at(goes),
+    )  # fmt: skip
+    return logits, gates, goes
 
 
 def argmax(x: Tensor) -> Tensor:
