@@ -34,7 +34,7 @@ class StaticRunner(Runner):
         self._leave = Stage(self._left, private, most, device)
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
-        """See :meth:`Runner.enter`; prompts with embeddings go its way, outside what is captured."""
+        """See :meth:`Runner.enter`; prompts with embeddings go its way, not captured."""
         if any(wave.request.embedded is not None for wave in waves):
             return super().enter(waves)
         self.boundaries.enter(waves, self.lanes.hidden.device)
