@@ -88,7 +88,7 @@ def test_an_answer_is_what_generate_says_and_patches_are_tokens(seeing: Live) ->
     assert answer["usage"]["prompt_tokens"] == text - 1 + PATCHES
     again = ask(seeing, content).json()
     assert again["choices"] == answer["choices"]
-    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] > PATCHES
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == PATCHES  # two pages of 4
     other = ask(seeing, [said("a "), part(png(picture(2))), said("digit")]).json()
     assert other["choices"][0]["token_ids"] == own_tokens("a <image>digit", [picture(2)])
     two = ask(seeing, [part(png(picture(1))), said("of"), part(png(picture(2)))]).json()
@@ -121,7 +121,7 @@ def test_many_forms_of_images_are_taken(seeing: Live) -> None:
     wanted = own_tokens("<image>a", [grey])
     same = [
         png(grey), png(grey.convert("RGB")), png(grey, "BMP"), png(grey, "GIF"),
-        png(grey.convert("RGBA")), png(grey, "TIFF"), png(grey, "WEBP", lossless=True),
+        png(grey.convert("RGBA")), png(grey, "TIFF"),
     ]  # fmt: skip
     for data in same:
         found = ask(seeing, [part(data), said("a")])

@@ -27,6 +27,9 @@ class Drained(Protocol):
     def asyncio_loop(self) -> asyncio.AbstractEventLoop | None:
         """Where it runs; None before the start."""
 
+    def describe(self) -> str:
+        """What is served, in a line of the log."""
+
     async def drain(self, seconds: float) -> None:
         """Take no more, and let what is under way finish for so long."""
 
@@ -71,7 +74,7 @@ class DrainingServer(uvicorn.Server):
         """Listen, and say where."""
         await super().startup(sockets)
         if self.started and not self.should_exit:
-            log.info("Attention over pages: %s", self.engine_loop.engine.attention)
+            log.info("%s", self.engine_loop.describe())
             for one in sockets or ():
                 log.info("Serving, running on %s (press CTRL+C to quit)", url_of(one))
 
@@ -90,8 +93,7 @@ def make_server(
     drain_seconds: float = 30.0,
     log_level: str = "info",
 ) -> DrainingServer:
-    """A server for an application of :func:`mor.server.create_app` or of
-    :func:`mor.server.classify.create_classifier_app`; ``run()`` it."""
+    """A server for an application of this package; ``run()`` it."""
     config = uvicorn.Config(
         app,
         host=host,
