@@ -193,6 +193,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         if canonicalize_name(Requirement(line).name) == "mixture-of-recursions"
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
+        "analyse",
         "data",
         "docs",
         "finetune",
@@ -263,8 +264,8 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     extras_of_room = {
         "data": ["data"],
         "report": ["report"],
-        "server": ["serve", "grammar"],
-        "eval": ["eval"],
+        "server": ["serve", "grammar", "ray"],
+        "eval": ["eval", "analyse"],
         "hf": ["gguf"],
         "train": ["tensorboard"],
     }

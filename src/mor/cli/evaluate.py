@@ -86,7 +86,7 @@ def evaluate(
         evaluate_media(model, data, split, max_sequences, batch_size, out, as_json)
         return
     if data is None:
-        data = _find_held_out(model)
+        data = find_held_out(model)
     loaded = open_model(model)
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
@@ -109,7 +109,7 @@ def evaluate(
         typer.echo(kept, err=True)
 
 
-def _find_held_out(model: Path) -> Path:
+def find_held_out(model: Path) -> Path:
     """The held-out text beside a model that ships.
 
     Raises:

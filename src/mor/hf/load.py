@@ -96,6 +96,22 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     return model.eval()
 
 
+def open_model(folder: str | Path, dtype: str = "float32") -> MoRForCausalLM:
+    """The model of a model folder or a run folder, on the GPU where there is one.
+
+    Args:
+        folder: of the model or the run.
+        dtype: of its weights, ``float32`` or ``bfloat16``.
+
+    Raises:
+        MorError: see :func:`load_model`.
+    """
+    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]
+    return model
+
+
 def load_config(folder: str | Path) -> MoRConfig:
     """The configuration of the model in ``folder``, without its weights.
 

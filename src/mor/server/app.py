@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -26,6 +27,8 @@ from mor.server.state import State
 from mor.server.structure.grammars import Grammars
 from mor.server.templates import check_template
 from mor.server.tokens import Tokens
+
+log = logging.getLogger("uvicorn.error")
 
 MAX_BODY = 4 << 20
 LEAST_TOKENS = 32  # a short prompt and the answer of 16 tokens that is the default
@@ -85,6 +88,7 @@ def create_app(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         loop.start()
+        log.info("Attention over pages: %s", engine.attention)
         yield
         loop.stop()
         tokens.close()

@@ -72,10 +72,6 @@ class Classifier:
         """End the thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def describe(self) -> str:
-        """What is served, in a line of the log."""
-        return f"Classes of {self.takes}: {len(self.labels)}"
-
     @property
     def ready(self) -> bool:
         """Whether a request would be taken, but for the load."""

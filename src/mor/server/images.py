@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from mor.engine import EmbeddedPrompt
 from mor.errors import MorError
+from mor.hf.load_media import load_processor
+from mor.hf.modeling import MoRForCausalLM
 from mor.hf.processing import MoRProcessor
 from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.server.attachments import read_image
@@ -104,6 +107,17 @@ class ImageReader:
         with torch.inference_mode():
             found: Tensor = self._prefix(taken.to(weight.device, weight.dtype))[0]
         return found
+
+
+def open_reader(model: MoRForCausalLM, folder: str | Path) -> ImageReader | None:
+    """What reads images for ``model`` of ``folder``; None where it takes none.
+
+    Raises:
+        MorError: its processor is missing, damaged, or another model's.
+    """
+    if not isinstance(model, MoRForConditionalGeneration):
+        return None
+    return ImageReader(model, load_processor(folder))
 
 
 def find_images(body: Turns) -> list[tuple[str, Any]]:

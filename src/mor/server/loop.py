@@ -78,10 +78,6 @@ class EngineLoop:
         """To whom updates go; None before the start."""
         return self._asyncio
 
-    def describe(self) -> str:
-        """What is served, in a line of the log."""
-        return f"Attention over pages: {self.engine.attention}"
-
     @property
     def ready(self) -> bool:
         """Whether a request would be taken, but for the load."""
