@@ -17,9 +17,11 @@ if TYPE_CHECKING:
         MoRCache,
         MoRForAudioClassification,
         MoRForCausalLM,
+        MoRForConditionalGeneration,
         MoRForImageClassification,
         MoRForNextFrame,
         MoRForSequenceClassification,
+        MoRProcessor,
     )
 
 __version__ = "0.1.0"
@@ -30,9 +32,11 @@ __all__ = [
     "MoRConfig",
     "MoRForAudioClassification",
     "MoRForCausalLM",
+    "MoRForConditionalGeneration",
     "MoRForImageClassification",
     "MoRForNextFrame",
     "MoRForSequenceClassification",
+    "MoRProcessor",
     "MorError",
     "preset",
 ]
@@ -44,9 +48,11 @@ _HOMES = {
     "MoRConfig": "mor.config",
     "MoRForAudioClassification": "mor.hf",
     "MoRForCausalLM": "mor.hf",
+    "MoRForConditionalGeneration": "mor.hf",
     "MoRForImageClassification": "mor.hf",
     "MoRForNextFrame": "mor.hf",
     "MoRForSequenceClassification": "mor.hf",
+    "MoRProcessor": "mor.hf",
     "MorError": "mor.errors",
     "preset": "mor.config.presets",
 }

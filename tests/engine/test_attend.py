@@ -1,6 +1,8 @@
-"""Both forms of paged attention are plain attention over the row's own tokens."""
+"""Every form of paged attention is plain attention over the row's own tokens."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +14,28 @@ from torch.testing import assert_close
 from mor.engine import Engine
 from mor.engine.attend import PagedAttention, padded_attention, row_attention
 from mor.engine.batch import KVView, PieceColumns, TokenColumns
+from mor.engine.device import DeviceAttention, FlashInferAttention
 from mor.engine.pages import PagePool, PageTables
+from mor.hf.modeling import MoRForCausalLM
+from mor.ops.paged import plain_attention
+from mor.ops.paged.varlen import varlen_arguments
 from tests.engine.oracle import Oracle, greedy
+from tests.ops.paged_contracts import WrapperContract, varlen_contract
 from tests.strategies import KV_SHARING, make_model, random_ids, small_config
 
-FORMS = [padded_attention, row_attention]
+# The last two stand for kernels of others: what is handed to them, worked out as they document it.
+FORMS = [
+    padded_attention,
+    row_attention,
+    DeviceAttention("plain", plain_attention),
+    DeviceAttention("varlen", lambda *case: varlen_contract(**varlen_arguments(*case))),
+]
+
+
+def flashinfer(model: MoRForCausalLM) -> PagedAttention:
+    return FlashInferAttention(
+        model.config, model.dtype, model.device, make=WrapperContract, workspace=1
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -76,10 +95,11 @@ def test_each_query_sees_its_row_up_to_its_own_place(
     )
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", [*FORMS, flashinfer])
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
-def test_garbage_in_free_pages_reaches_nobody(form: PagedAttention, kv_sharing: str) -> None:
+def test_garbage_in_free_pages_reaches_nobody(form: Any, kv_sharing: str) -> None:
     model = make_model(small_config("threshold", kv_sharing), 1, torch.float64)
+    form = form(model) if form is flashinfer else form
     oracle = Oracle(model)
     engine = Engine(model, page_size=3, max_model_len=40, num_pages=400, attention=form)
     pool = engine.store.pool

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mor.checks import check_choice
-from mor.cli.common import open_model
+from mor.cli.common import Weights, open_model
 from mor.errors import MorError, missing_package
+from mor.hf.load import load_config, load_media_model
+from mor.hf.load_media import load_processor
 from mor.run_files import DEFAULT_MODEL, MODEL
 
 if TYPE_CHECKING:
@@ -70,7 +73,13 @@ def serve(
         str | None, typer.Option(help="int8: weights of 8 bits, on the CPU; docs/engine.md")
     ] = None,
     kv_cache_dtype: Annotated[
-        str, typer.Option(help="of keys and values: auto, bfloat16 or int8; docs/engine.md")
+        str, typer.Option(help="of keys and values: auto, bfloat16, int8 or fp8; docs/engine.md")
+    ] = "auto",
+    dtype: Annotated[
+        str, typer.Option(help="of the weights: float32, or bfloat16 (for GPUs)")
+    ] = "float32",
+    attention: Annotated[
+        str, typer.Option(help="form of attention over pages; docs/engine.md names them")
     ] = "auto",
     prefix_caching: Annotated[
         bool, typer.Option(help="share pages between requests that begin alike")
@@ -114,6 +123,7 @@ def _serve(
     playground: bool,
     cors_origin: list[str] | None,
     log_level: str,
+    dtype: str,
     **options: Any,
 ) -> None:
     """All that can be wrong is looked at before the model is loaded, which may take minutes."""
@@ -127,6 +137,15 @@ def _serve(
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
+    check_choice("dtype", dtype, Weights)
+    if load_config(model).modality != "text":
+        _serve_classifier(
+            model, choose_model_name(model) if served_model_name is None else served_model_name,
+            host, port, choose_keys(api_key, os.environ), max_waiting=max_waiting,
+            max_body=max_body_bytes, drain_seconds=drain_seconds, log_level=log_level,
+            with_playground=playground, cors_origins=cors_origin or (),
+        )  # fmt: skip
+        return
     served = Served(
         model,
         choose_model_name(model) if served_model_name is None else served_model_name,
@@ -139,6 +158,7 @@ def _serve(
         playground=playground,
         cors_origins=tuple(cors_origin or ()),
         options=options,
+        dtype=dtype,
     )
     count = parse_count(replicas, autoscale)
     if count is not None:
@@ -147,7 +167,39 @@ def _serve(
     checked = served.check()
     sockets = open_sockets(host, port)
     try:
-        application = served.application(open_model(model), checked)
+        application = served.application(open_model(model, dtype), checked)
+        server = make_server(
+            application, host, port, drain_seconds=drain_seconds, log_level=log_level
+        )
+        serve_on(server, sockets, host, port)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _serve_classifier(
+    model: Path,
+    name: str,
+    host: str,
+    port: int,
+    keys: Sequence[str],
+    *,
+    max_waiting: int,
+    drain_seconds: float,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """A model of images or sounds."""
+    from mor.server import make_server
+    from mor.server.classifier import Classifier
+    from mor.server.classify import create_classifier_app
+    from mor.server.serve import serve_on
+    from mor.server.sockets import open_sockets
+
+    sockets = open_sockets(host, port)
+    try:
+        classifier = Classifier(load_media_model(model), load_processor(model), max_waiting)
+        application = create_classifier_app(classifier, name, api_keys=keys, **options)
         server = make_server(
             application, host, port, drain_seconds=drain_seconds, log_level=log_level
         )

@@ -136,6 +136,7 @@ class Fields(Depth, Media):
     image_size: int | list[int] | None = None
     patch_size: int | list[int] | None = None
     num_channels: int = 3
+    image_token_id: int | None = None
     num_mel_bins: int | None = None
     conv_kernel: list[int] = _DERIVED
     conv_stride: list[int] = _DERIVED

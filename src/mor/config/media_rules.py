@@ -21,6 +21,8 @@ def check_media(config: Fields) -> None:
     check_choice("classifier_pooling", config.classifier_pooling, Pooling, error=ConfigError)
     check_flag("is_causal", config.is_causal, error=ConfigError)
     _check_head(config)
+    if config.image_token_id is not None:
+        _check_image_token(config)
     if config.modality == "image":
         _check_image(config)
     elif config.modality == "audio":
@@ -44,7 +46,18 @@ def _check_head(config: Fields) -> None:
         )
 
 
-def _check_image(config: Fields) -> None:
+def _check_image_token(config: Fields) -> None:
+    if config.modality != "text":
+        raise ConfigError(
+            f"image_token_id={config.image_token_id} is for models of text that read images; leave "
+            f"it out where modality={config.modality!r}"
+        )
+    most = config.vocab_size - 1
+    check_whole("image_token_id", config.image_token_id, 0, most, error=ConfigError)
+    _check_patches(config)
+
+
+def _check_patches(config: Fields) -> None:
     check_whole("num_channels", config.num_channels, 1, error=ConfigError)
     _check_pair("image_size", config.image_size)
     _check_pair("patch_size", config.patch_size)
@@ -58,6 +71,10 @@ def _check_image(config: Fields) -> None:
             f"max_position_embeddings={config.max_position_embeddings} is less than the "
             f"{config.num_patches} patches of an image; use at least that"
         )
+
+
+def _check_image(config: Fields) -> None:
+    _check_patches(config)
     if config.head_dim % 4:
         raise ConfigError(
             f"head_dim={config.head_dim} must be a multiple of 4 for modality='image': one half "
@@ -74,7 +91,7 @@ def _check_pair(name: str, value: Any) -> None:
     sizes = value if isinstance(value, (list, tuple)) else [value, value]
     if len(sizes) != 2 or any(type(one) is not int or one < 1 for one in sizes):
         raise ConfigError(
-            f"{name}={value!r} must be a number of pixels, or [height, width], for modality='image'"
+            f"{name}={value!r} must be a number of pixels, or [height, width], of images"
         )
 
 

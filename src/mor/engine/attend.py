@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.batch import KVView
+from mor.engine.device import write
 from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention
@@ -21,18 +22,11 @@ Leaves the entries of the new tokens in their pages, and attends over the pages 
 """
 
 
-def _write(key: Tensor | None, value: Tensor | None, view: KVView, layer: int) -> None:
-    if key is None:
-        return
-    assert value is not None
-    view.table.pool.write(view.write_slots[:, layer], key, value)
-
-
 def padded_attention(
     query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
 ) -> Tensor:
     """The plain form: every row's pages gathered into one padded batch, and a mask."""
-    _write(key, value, view, layer)
+    write(key, value, view, layer)
     slots, pool = view.read_slots(layer), view.table.pool
     keys, values = (found.transpose(1, 2) for found in pool.read(slots, query.dtype))
     queries = view.segments.pad(query).transpose(1, 2)
@@ -48,7 +42,7 @@ def row_attention(
     For the CPU, where one call more costs little beside keys and values as long as the longest
     row's, copied for every row.
     """
-    _write(key, value, view, layer)
+    write(key, value, view, layer)
     pool, slots = view.table.pool, view.read_slots(layer)
     mixed = []
     queries, places = query.split(view.counts), view.tokens.slot.split(view.counts)
@@ -71,19 +65,7 @@ def native_attention(
     """The same in one call of a kernel that reads the pages where they lie."""
     if not native.fits(query) or not native.holds(view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
-    if view.origins is None:
-        return native.paged_attention(query, key, value, view.ragged, layer)
-    _write(key, value, view, layer)
-    return native.paged_attention(query, None, None, view.gathered(layer), 0)
-
-
-def best_attention(device: torch.device, head_dim: int) -> PagedAttention:
-    """The form for a device."""
-    if device.type != "cpu":
-        return padded_attention
-    if native.library() is not None and head_dim in native.HEAD_DIMS:
-        return native_attention
-    return row_attention
+    return native.paged_attention(query, key, value, view.ragged, layer)
 
 
 class PagedAttend(Attend):
@@ -131,7 +113,7 @@ class PagedAttend(Attend):
         view = self.view
         if self.attention is not native_attention or self.repeats is not None:
             return None
-        if view.origins is not None or not native.holds(view.table.pool.keys):
+        if not native.holds(view.table.pool.keys):
             return None
         return view.ragged, self.first
 

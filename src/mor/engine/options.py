@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from mor.checks import check_choice, check_flag, check_whole
 from mor.config import MoRConfig
 from mor.engine.entries import KVCacheType
+from mor.engine.forms import AttentionName
 from mor.engine.memory import check_fraction, pages_for, tokens_held
 from mor.errors import MorError
 from mor.model.packed import check_quantization
@@ -105,6 +106,7 @@ def check_options(
     memory_fraction: float,
     quantization: str | None,
     kv_cache_dtype: str,
+    attention: str,
     prefix_caching: bool,
     least: int,
     **numbers: int | None,
@@ -113,7 +115,8 @@ def check_options(
 
     Args:
         config: the model's.
-        num_pages, memory_fraction, quantization, kv_cache_dtype, prefix_caching: as the engine's.
+        num_pages, memory_fraction, quantization, kv_cache_dtype, attention, prefix_caching:
+            as the engine's.
         least: tokens of prompt and answer that ``num_pages`` must hold.
         numbers: what :func:`resolve_sizes` takes.
 
@@ -126,4 +129,5 @@ def check_options(
     check_fraction(memory_fraction)
     check_quantization(quantization)
     check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
+    check_choice("attention", attention, AttentionName)
     check_flag("prefix_caching", prefix_caching)

@@ -15,7 +15,9 @@ from mor.hf.outputs import (
     MoRClassifierOutput,
     MoRMediaOutput,
 )
+from mor.hf.processing import MoRProcessor
 from mor.hf.register import register
+from mor.hf.vision_language import MoRForConditionalGeneration
 
 __all__ = [
     "MoRBaseModel",
@@ -26,10 +28,12 @@ __all__ = [
     "MoRFeatureExtractor",
     "MoRForAudioClassification",
     "MoRForCausalLM",
+    "MoRForConditionalGeneration",
     "MoRForImageClassification",
     "MoRForNextFrame",
     "MoRForSequenceClassification",
     "MoRMediaOutput",
+    "MoRProcessor",
     "register",
 ]
 

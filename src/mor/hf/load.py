@@ -22,8 +22,9 @@ from mor.model.packed import Quantization, serving_view
 from mor.model.packed_layers import copy_around
 from mor.run_files import TOKENIZER, beside_model, model_folder
 
-# What else a folder of ours may hold, and what loads it.
-_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind is not MoRForCausalLM}
+# What writes text, and what else a folder of ours may hold and what loads it.
+_WRITERS = {kind.__name__: kind for kind in CLASSES.values() if issubclass(kind, MoRForCausalLM)}
+_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind.__name__ not in _WRITERS}
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCausalLM:
@@ -68,6 +69,8 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
             f"{folder} holds a {named}, not a {kind.__name__}: it has no vocabulary "
             f"projection; load it with {_OTHERS[named]}, or give the model that it was made from"
         )
+    if kind is MoRForCausalLM:  # or one of it that reads more than text
+        kind = _WRITERS.get(named, kind)
     try:
         with _quiet():
             loaded: Any = kind.from_pretrained(
@@ -93,13 +96,17 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     return model.eval()
 
 
-def open_model(folder: str | Path) -> MoRForCausalLM:
+def open_model(folder: str | Path, dtype: str = "float32") -> MoRForCausalLM:
     """The model of a model folder or a run folder, on the GPU where there is one.
+
+    Args:
+        folder: of the model or the run.
+        dtype: of its weights, ``float32`` or ``bfloat16``.
 
     Raises:
         MorError: see :func:`load_model`.
     """
-    model = load_model(folder)
+    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
     if torch.cuda.is_available():
         model.cuda()  # type: ignore[call-arg]
     return model

@@ -12,12 +12,15 @@ from transformers import (
     AutoModelForAudioClassification,
     AutoModelForCausalLM,
     AutoModelForImageClassification,
+    AutoModelForImageTextToText,
     AutoModelForPreTraining,
     AutoModelForSequenceClassification,
+    AutoProcessor,
 )
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 )
 from transformers.utils import is_vision_available
@@ -29,12 +32,15 @@ from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.next_frame import MoRForNextFrame
 from mor.hf.pretrained import MoRPreTrainedModel
+from mor.hf.processing import MoRProcessor
+from mor.hf.vision_language import MoRForConditionalGeneration
 
 CLASSES = {
     "AutoModel": MoRBaseModel,
     "AutoModelForAudioClassification": MoRForAudioClassification,
     "AutoModelForCausalLM": MoRForCausalLM,
     "AutoModelForImageClassification": MoRForImageClassification,
+    "AutoModelForImageTextToText": MoRForConditionalGeneration,
     "AutoModelForPreTraining": MoRForNextFrame,
     "AutoModelForSequenceClassification": MoRForSequenceClassification,
 }
@@ -44,9 +50,14 @@ CLASSES = {
 # Pipelines ask these lists; the Auto classes do not fill them.
 _LISTS: dict[type, Any] = {
     MoRForAudioClassification: MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
+    MoRForConditionalGeneration: MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     MoRForImageClassification: MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
     MoRForSequenceClassification: MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
 }
+
+
+class _ImageText(MoRConfig):
+    """Stands for configurations with an ``image_token_id`` in AutoProcessor's list."""
 
 
 def register() -> None:
@@ -60,8 +71,12 @@ def register() -> None:
     )
     AutoModelForAudioClassification.register(MoRConfig, MoRForAudioClassification, exist_ok=True)
     AutoModelForImageClassification.register(MoRConfig, MoRForImageClassification, exist_ok=True)
+    AutoModelForImageTextToText.register(MoRConfig, MoRForConditionalGeneration, exist_ok=True)
     for kind, names in _LISTS.items():
         names[f"mor:{kind.__name__}"] = kind.__name__
+    # By its name, which `processor_config.json` has: under MoRConfig a folder of text alone would
+    # be asked for an image processor, where AutoProcessor gives its tokenizer.
+    AutoProcessor.register(_ImageText, MoRProcessor, exist_ok=True)
     AutoFeatureExtractor.register(MoRConfig, MoRFeatureExtractor, exist_ok=True)
     if is_vision_available():  # Pillow
         from mor.hf.grey import MoRImageProcessor

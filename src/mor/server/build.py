@@ -18,6 +18,7 @@ from mor.hf.load import load_config, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.server.app import LEAST_TOKENS, MAX_BODY, create_app
 from mor.server.crossing import check_origins
+from mor.server.images import open_reader
 from mor.server.templates import check_template
 
 
@@ -48,6 +49,7 @@ class Served:
         chat_template: Jinja text in place of the tokenizer's own.
         template_from: where that came from, for messages.
         options: of :class:`mor.engine.Engine`.
+        dtype: of the weights, ``float32`` or ``bfloat16``.
         created: what the model's card says, Unix seconds.
     """
 
@@ -62,6 +64,7 @@ class Served:
     playground: bool = True
     cors_origins: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str = "float32"
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check(self) -> Checked:
@@ -97,6 +100,7 @@ class Served:
             max_restarts=self.max_restarts,
             chat_template=checked.template,
             levels=checked.levels,
+            images=open_reader(model, self.model),
             with_playground=self.playground,
             cors_origins=self.cors_origins,
         )

@@ -201,6 +201,13 @@ class Router(nn.Module):
         """
         raise NotImplementedError
 
+    def answer(
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
+    ) -> tuple[Scores, Tensor | None]:
+        """:meth:`score`, and what :meth:`decide` says of it; a router may do both in one call."""
+        scores = self.score(hidden, depth, positions, started)
+        return scores, self.decide(scores, depth)
+
     def update(
         self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int | Tensor
     ) -> Tensor:

@@ -18,6 +18,7 @@ from mor.ops.native.calls import (
     own_linear,
     pointwise,
     read_through,
+    route,
     spin,
 )
 from mor.ops.native.flash import FlashAttention, Pieces, trains
@@ -48,4 +49,5 @@ __all__ = [
     "spin",
     "trains",
     "choose_tuning",
+    "route",
 ]

@@ -152,6 +152,24 @@ float mor_read(const float* x, int64_t n, int threads) {
     return all;
 }
 
+// Answers of a router that compares a score with a boundary, each of m tokens at its own depth:
+// logits x w[depth] + bias, gates squash(logit + shift) alpha (kind as of pointwise.h, below 0 none),
+// and whether the token goes on: above its boundary (or at it), or where its depth is full.
+void mor_route(const float* x, int64_t m, int64_t k, const float* weight, const float* bias,
+               const int64_t* depths, const float* boundary, const uint8_t* full, int at_it, int kind,
+               float shift, float alpha, float* logits, float* gates, uint8_t* goes) {
+    own_rows(x, k, weight, 1, depths, 0, m, logits);
+    for (int64_t i = 0; i < m; i++) {
+        if (bias) logits[i] += bias[depths[i]];
+        const float limit = boundary[depths[i]];
+        goes[i] = (at_it ? logits[i] >= limit : logits[i] > limit) || full[depths[i]];
+        gates[i] = logits[i] + shift;
+    }
+    if (kind < 0) return;
+    for (int64_t i = 0; i < m; i += W) pointwise_at(kind, gates, m, i, gates);
+    for (int64_t i = 0; i < m; i++) gates[i] *= alpha;
+}
+
 // out [n]: function `kind` of each number of x [n].
 void mor_pointwise(const float* x, int64_t n, int kind, float* out, int threads) {
     const int64_t vectors = (n + W - 1) / W;

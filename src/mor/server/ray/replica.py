@@ -34,7 +34,7 @@ class Replica:
         self.name = name
         check_fingerprint(served.model, expected, f"replica {name}")
         torch.set_num_threads(threads)
-        self.app = served.application(open_model(served.model), served.check())
+        self.app = served.application(open_model(served.model, served.dtype), served.check())
         self.loop = self.app.state.mor.loop
         self._stack = AsyncExitStack()
         self._beginning, self._begun = asyncio.Lock(), False
