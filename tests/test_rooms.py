@@ -63,7 +63,7 @@ OTHERS = {
 }
 
 # Modules that need a package which `make setup` leaves out: looked into where it is there.
-EXTRA = {"eval/harness/lm.py": "lm_eval"}
+EXTRA = {"eval/harness/lm.py": "lm_eval", "ops/paged/kernel.py": "triton"}
 
 
 def can_import(path: Path) -> bool:
