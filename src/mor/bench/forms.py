@@ -129,6 +129,7 @@ def check_forms(device: torch.device, say: Callable[[str], None] = print) -> Non
     toy = device.type == "cpu"
     pieces, shapes, sizes = (FEW, SHAPES[1:2], (4,)) if toy else (PIECES, SHAPES, PAGE_SIZES)
     for name in NAMES:
+        told: set[str] = set()
         for dtype, kind in TYPES:
             worst, compared = 0.0, 0
             reasons: set[str] = set()
@@ -152,5 +153,6 @@ def check_forms(device: torch.device, say: Callable[[str], None] = print) -> Non
                     )
             if compared:
                 say(f"ok form {name}, {dtype}, cache {kind}: off by {worst:.1e} at most")
-            for reason in sorted(reasons):
+            for reason in sorted(reasons - told):
                 say(f"-- form {name}, {dtype}, cache {kind}: {reason}")
+            told |= reasons
