@@ -6,9 +6,8 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -18,28 +17,9 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
 from mor.disk import write_whole
 from mor.errors import MorError
-from mor.hf.load import load_model, tokenizer_beside
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.load import open_model as open_model
+from mor.hf.load import tokenizer_beside
 from mor.run_files import CONFIG, beside_model
-
-Weights = Literal["float32", "bfloat16"]
-"""Types that weights are loaded in."""
-
-
-def open_model(folder: Path, dtype: str = "float32") -> MoRForCausalLM:
-    """The model of a model folder or a run folder, on the GPU where there is one.
-
-    Args:
-        folder: of the model or the run.
-        dtype: one of ``Weights``.
-
-    Raises:
-        MorError: see :mod:`mor.hf.load`.
-    """
-    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    if torch.cuda.is_available():
-        model.cuda()  # type: ignore[call-arg]
-    return model
 
 
 def tokenizer_for(folder: Path, index: DataIndex) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -212,18 +213,29 @@ def answer_table(answers: dict[str, Any]) -> Table:
     """Exact match of a task by difficulty, for each depth cap and for routes by chance."""
     levels = list(answers["causal"]["by_level"])
     headings = ["all", *(str(level) for level in levels), "depth", "fixed", "broke"]
-    table = Table("exact match, %", *headings, title="answers by difficulty", pad_edge=False)
+    # Narrow: eight difficulties and their totals have to fit into 80 columns.
+    table = Table(title="answers by difficulty, exact match in %", box=SIMPLE_HEAD, padding=0)
+    table.add_column("", no_wrap=True)
+    for heading in headings:
+        table.add_column(f" {heading}", justify="right", no_wrap=True)
     for name, score in list_scores(answers):
         mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
         shares = (f"{100 * score['by_level'][level]:z.0f}" for level in levels)
         depth = f"{score['mean_depth']:z.2f}"
-        table.add_row(name, f"{100 * score['exact_match']:z.1f}", *shares, depth, *mended)
+        table.add_row(
+            name.removeprefix("depth "),
+            f"{100 * score['exact_match']:z.1f}",
+            *shares,
+            depth,
+            *mended,
+        )
     causal = answers["causal"]
     depths = (f"{causal['depth_by_level'][level]:z.1f}" for level in levels)
     table.add_row("depth of queries", f"{causal['query_depth']:z.2f}", *depths)
     if causal["rank_correlation"] is not None:
         table.caption = (
-            f"rank correlation of depth and difficulty {causal['rank_correlation']:z.3f}"
+            f"rank correlation of depth and difficulty: {causal['rank_correlation']:z.3f} over "
+            f"queries, {causal['level_rank_correlation']:z.3f} over the means of difficulties"
         )
     return table
 

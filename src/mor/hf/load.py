@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
@@ -65,6 +65,26 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
             some = ", ".join(sorted(keys)[:3])
             raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
     return model.eval()
+
+
+Weights = Literal["float32", "bfloat16"]
+"""Types that :func:`open_model` loads weights in."""
+
+
+def open_model(folder: str | Path, dtype: Weights = "float32") -> MoRForCausalLM:
+    """The model of a model folder or a run folder, on the GPU where there is one.
+
+    Args:
+        folder: of the model or the run.
+        dtype: of its weights.
+
+    Raises:
+        MorError: see :func:`load_model`.
+    """
+    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]
+    return model
 
 
 def load_config(folder: str | Path) -> MoRConfig:
