@@ -193,12 +193,12 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         if canonicalize_name(Requirement(line).name) == "mixture-of-recursions"
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
+        "analyse",
         "data",
         "docs",
         "finetune",
         "gguf",
         "grammar",
-        "ray",
         "report",
         "serve",
         "tensorboard",
@@ -265,7 +265,7 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
         "data": ["data"],
         "report": ["report"],
         "server": ["serve", "grammar", "ray"],
-        "eval": ["eval"],
+        "eval": ["eval", "analyse"],
         "hf": ["gguf"],
         "train": ["tensorboard"],
     }

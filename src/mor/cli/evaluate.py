@@ -78,7 +78,7 @@ def evaluate(
         evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
         return
     if data is None:
-        data = _find_held_out(model)
+        data = find_held_out(model)
     loaded = open_model(model)
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
@@ -101,7 +101,7 @@ def evaluate(
         typer.echo(kept, err=True)
 
 
-def _find_held_out(model: Path) -> Path:
+def find_held_out(model: Path) -> Path:
     """The held-out text beside a model that ships.
 
     Raises:

@@ -146,8 +146,12 @@ class Request:
     @property
     def reusable(self) -> int:
         """How many of its first tokens may come from the cache: never one whose logits it needs."""
-        asked = self.needs_prompt_logits or self.params.prompt_logprobs is not None
-        return 0 if asked else len(self.tokens) - 1
+        if self.needs_prompt_logits:
+            return 0
+        last = len(self.tokens) - 1
+        if self.params.prompt_logprobs is not None:
+            last = min(last, self.params.prompt_logprobs_start - 1)
+        return last
 
     @property
     def made(self) -> int:

@@ -92,8 +92,12 @@ def train(
     return parts[0].run_dir
 
 
-def with_branches(recipe: Recipe) -> list[Recipe]:
+def with_branches(recipe: Recipe, config: MoRConfig | None = None) -> list[Recipe]:
     """The recipe itself, or the run and the branches that its ``train.branches`` asks for.
+
+    Args:
+        recipe: validated.
+        config: of the model, where the data is not there to say its vocabulary.
 
     Raises:
         MorError: the data folder is wrong, or a branch does not fit into the run.
@@ -102,8 +106,9 @@ def with_branches(recipe: Recipe) -> list[Recipe]:
     section = recipe.train
     if not section.branches:
         return [recipe]
-    index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    if config is None:
+        index = load_indexes(recipe.data)[0]
+        config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len

@@ -8,8 +8,8 @@ from pathlib import Path
 from mor.config import MoRConfig
 from mor.data import DataIndex
 from mor.errors import MorError
-from mor.train import Recipe
 from mor.train.data import describe_passes, load_indexes
+from mor.train.recipe.recipe import Recipe
 
 # Of `mor data prepare`, for a recipe that names neither a vocabulary nor a preset.
 VOCABULARY = 4096
