@@ -90,7 +90,11 @@ def make_form(name: str, setting: Setting, rows: Rows, page_size: int) -> PagesA
         head_dim=config.head_dim, page_size=page_size, dtype=setting.dtype, device=setting.device,
     )  # fmt: skip
     own.plan(rows.reach().tolist(), rows.offsets.diff().tolist())
-    return lambda query, pages, rows, scale=None: own(query, pages, rows)
+
+    def planned(query: Tensor, pages: Pages, rows: Rows, scale: float | None) -> Tensor:
+        return own(query, pages, rows)
+
+    return planned
 
 
 def check_form(
@@ -110,7 +114,10 @@ def check_form(
             entries[~owned] = waste
         else:
             scales[~owned] = waste
-    there = Pages(*(None if part is None else part.to(setting.device) for part in pages))
+    keys, values, *own_scales = (None if one is None else one.to(setting.device) for one in pages)
+    assert keys is not None
+    assert values is not None
+    there = Pages(keys, values, *own_scales)
     own = rows._replace(
         table=rows.table.to(setting.device),
         used=rows.used.to(setting.device),
