@@ -43,7 +43,12 @@ MACHINE_PATHS = re.compile(
 )
 
 # The name one imports where it is not the name one installs.
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "backports-zstd": "backports"}
+IMPORT_NAMES = {
+    "flashinfer-python": "flashinfer",
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "backports-zstd": "backports",
+}
 
 
 @pytest.fixture(scope="module")

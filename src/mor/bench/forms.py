@@ -118,11 +118,8 @@ def check_form(
     assert keys is not None
     assert values is not None
     there = Pages(keys, values, *own_scales)
-    own = rows._replace(
-        table=rows.table.to(setting.device),
-        used=rows.used.to(setting.device),
-        starts=rows.offsets.to(setting.device),
-    )
+    table, used, starts = (one.to(setting.device) for one in (rows.table, rows.used, rows.offsets))
+    own = Rows(table, used, starts, rows.longest)
     form = make_form(name, setting, own, page_size)
     return float((form(query.to(setting.device), there, own, None).cpu() - wanted).abs().max())
 
