@@ -43,7 +43,12 @@ MACHINE_PATHS = re.compile(
 )
 
 # The name one imports where it is not the name one installs.
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "backports-zstd": "backports"}
+IMPORT_NAMES = {
+    "flashinfer-python": "flashinfer",
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "backports-zstd": "backports",
+}
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +269,7 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     allowed = import_names(core(project))
     extras_of_room = {
         "data": ["data", "media"],
+        "ops": ["gpu"],
         "report": ["report"],
         "server": ["serve", "grammar", "ray"],
         "eval": ["eval", "analyse"],

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -21,9 +21,6 @@ from mor.errors import MorError
 from mor.hf.load import is_media_model, load_media_model, tokenizer_beside
 from mor.hf.load import open_model as open_model
 from mor.run_files import CONFIG, beside_model
-
-Weights = Literal["float32", "bfloat16"]
-"""Types that weights are loaded in."""
 
 
 def open_any_model(folder: Path) -> Any:

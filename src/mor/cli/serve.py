@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mor.checks import check_choice
-from mor.cli.common import Weights, open_model
+from mor.cli.common import open_model
 from mor.errors import MorError, missing_package
 from mor.hf.load import load_config, load_media_model
 from mor.hf.load_media import load_processor
@@ -123,7 +123,7 @@ def _serve(
     playground: bool,
     cors_origin: list[str] | None,
     log_level: str,
-    dtype: str,
+    dtype: Any,
     **options: Any,
 ) -> None:
     """All that can be wrong is looked at before the model is loaded, which may take minutes."""
@@ -137,7 +137,6 @@ def _serve(
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
-    check_choice("dtype", dtype, Weights)
     if load_config(model).modality != "text":
         _serve_classifier(
             model, choose_model_name(model) if served_model_name is None else served_model_name,

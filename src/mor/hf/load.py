@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
@@ -96,12 +96,16 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     return model.eval()
 
 
-def open_model(folder: str | Path, dtype: str = "float32") -> MoRForCausalLM:
+Weights = Literal["float32", "bfloat16"]
+"""Types that :func:`open_model` loads weights in."""
+
+
+def open_model(folder: str | Path, dtype: Weights = "float32") -> MoRForCausalLM:
     """The model of a model folder or a run folder, on the GPU where there is one.
 
     Args:
         folder: of the model or the run.
-        dtype: of its weights, ``float32`` or ``bfloat16``.
+        dtype: of its weights.
 
     Raises:
         MorError: see :func:`load_model`.

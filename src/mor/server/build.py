@@ -10,11 +10,12 @@ from typing import Any
 
 from fastapi import FastAPI
 
+from mor.checks import check_choice
 from mor.engine import Engine
 from mor.engine.options import check_options
 from mor.errors import MorError
 from mor.eval.levels import Levels, load_levels
-from mor.hf.load import load_config, load_tokenizer
+from mor.hf.load import Weights, load_config, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.server.app import LEAST_TOKENS, MAX_BODY, create_app
 from mor.server.crossing import check_origins
@@ -49,7 +50,7 @@ class Served:
         chat_template: Jinja text in place of the tokenizer's own.
         template_from: where that came from, for messages.
         options: of :class:`mor.engine.Engine`.
-        dtype: of the weights, ``float32`` or ``bfloat16``.
+        dtype: of the weights.
         created: what the model's card says, Unix seconds.
     """
 
@@ -64,7 +65,7 @@ class Served:
     playground: bool = True
     cors_origins: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    dtype: str = "float32"
+    dtype: Weights = "float32"
     created: int = field(default_factory=lambda: int(time.time()))
 
     def check(self) -> Checked:
@@ -73,6 +74,7 @@ class Served:
         Raises:
             MorError: no model, an option that does not suit it, a template that does not work.
         """
+        check_choice("dtype", self.dtype, Weights)
         check_origins(self.cors_origins)
         if not self.name.strip():
             raise MorError("served_model_name is empty; leave it out or give a name")
