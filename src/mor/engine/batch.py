@@ -245,7 +245,7 @@ def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
 
 def token_lists(pieces: Sequence[Piece], own: Sequence[int | None]) -> tuple[list[int], ...]:
     """The columns of :class:`TokenColumns` as lists; ``own``: the row that each piece writes to."""
-    names: tuple[list[int], ...] = tuple([] for _ in TokenColumns._fields)
+    names: tuple[list[int], ...] = tuple([] for _ in range(7))
     position, depth, limit, slot, written, lane, own_row = names
     for piece, own_one in zip(pieces, own, strict=True):
         wave, places = piece.wave, piece.places
@@ -285,7 +285,7 @@ def _batch(
     own = [row or 0 for row in own]
     of_piece = (rows, [lengths[r] for r in rows], own, [lengths[r] for r in own], counts)
     flat = to_int64(list(chain(*names, *of_piece)), table.table.device)
-    total, parts = len(names[0]), len(TokenColumns._fields)
+    total, parts = len(names[0]), len(names)
     tokens = TokenColumns(*flat[: parts * total].view(parts, total).unbind())
     columns = PieceColumns(*flat[parts * total :].view(-1, len(pieces)).unbind())
     view = KVView(table, tokens, columns, counts, writes, origins)

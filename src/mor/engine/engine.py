@@ -24,9 +24,7 @@ from mor.engine.options import resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
 from mor.engine.parts import Parts, make_plan
-from mor.engine.prompts import score_prompts
-from mor.engine.request import Request, Wave
-from mor.engine.sampler import Choice, choose
+from mor.engine.request import Request
 from mor.engine.scheduler import Policy
 from mor.engine.stats import EngineStats
 from mor.errors import MorError
@@ -157,9 +155,8 @@ class Engine:
     def _tick(self) -> dict[str, None]:
         scheduler, runner, stats, reads = self.scheduler, self.runner, self.stats, self.reads
         scheduler.admit(time.perf_counter())
-        touched: dict[str, None] = {}
         if leaving := scheduler.select_leaving():
-            self._leave(leaving, touched)
+            self.leaving.leave(leaving)
         if entering := scheduler.select_entering():
             going = runner.enter(entering)
             reads.ask([going], partial(scheduler.note_entered, entering))
@@ -171,10 +168,9 @@ class Engine:
             stats.ticks += 1
             stats.tick_tokens += len(going)
         reads.end_tick()
-        touched |= self._touched
-        self._touched.clear()
         stats.peak_pages = self.store.pool.peak
-        return touched
+        # One that was given up while its answers were on their way is not known any more.
+        return {name: None for name in self.leaving.touched() if name in self._groups}
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Give up a request at any moment; its pages are free when this returns.
@@ -186,7 +182,7 @@ class Engine:
             return None
         for request in self._groups[request_id]:
             if not request.finished:
-                self._end(request, "abort")
+                self.leaving.end(request, "abort")
         return self._output(request_id)
 
     @property
@@ -270,48 +266,22 @@ class Engine:
         self.stats.aborted += sum(not r.finished for group in self._groups.values() for r in group)
         self._groups.clear()
         # The old pages go before the new ones come.
-        del self.store, self.intake, self.lanes, self.runner, self.scheduler, self.reads
+        del (
+            self.store,
+            self.intake,
+            self.lanes,
+            self.runner,
+            self.scheduler,
+            self.reads,
+            self.leaving,
+        )
         self._put_together()
 
     def _put_together(self) -> None:
         parts = Parts(self._plan, self.stats)
         self.store, self.intake, self.lanes = parts.store, parts.intake, parts.lanes
         self.runner, self.scheduler, self.reads = parts.runner, parts.scheduler, parts.reads
-        self._touched: dict[str, None] = {}
-
-    def _leave(self, waves: list[Wave], touched: dict[str, None]) -> None:
-        """Coda for all of them; head and sampler where a wave was the last of its tokens."""
-        logits, hidden = self.runner.leave(waves)
-        score_prompts(waves, hidden, self.runner.model.head)
-        stats = self.stats
-        stats.note_gathered([wave.depths for wave in waves])
-        ending = [wave.request for wave in waves if wave.end == len(wave.request.tokens)]
-        for wave in waves:
-            self.scheduler.note_left(wave)
-        for request in [request for request in ending if not request.max_new]:
-            self._end(request, "length")
-            touched[request.group] = None
-        if logits is not None:
-            choice = choose(logits, [request for request in ending if request.max_new])
-            self.reads.ask(choice.answers, partial(self._take, choice))
-
-    def _take(self, choice: Choice, *answers: list[Any]) -> None:
-        """Tokens that were chosen, now that they are read."""
-        now, stats = time.perf_counter(), self.stats
-        for request, token, likely in zip(choice.requests, *choice.told(*answers), strict=True):
-            if request.finished:  # given up in the meantime
-                continue
-            self._touched[request.group] = None
-            stats.new_depths[request.take(token, now, likely)] += 1
-            stats.sampled += 1
-            if (reason := request.end_reason()) is not None:
-                self._end(request, reason)
-
-    def _end(self, request: Request, reason: str) -> None:
-        self.scheduler.drop(request)
-        request.finish_reason, request.ended = reason, time.perf_counter()
-        self.stats.aborted += reason == "abort"
-        self.stats.finished += reason != "abort"
+        self.leaving = parts.leaving
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]

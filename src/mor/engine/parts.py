@@ -14,6 +14,7 @@ from mor.engine.entries import KVCacheType, entry_type
 from mor.engine.forms import AttentionName, Setting, choose_attention, name_of
 from mor.engine.intake import Intake, end_ids
 from mor.engine.lanes import Lanes
+from mor.engine.leaving import Leaving
 from mor.engine.memory import pages_that_fit
 from mor.engine.mirror import Reads
 from mor.engine.options import Sizes
@@ -96,7 +97,8 @@ def make_plan(
             f"{name_of(chosen)!r} does, use 'plain', 'triton' or 'varlen'"
         )
     # Its packed weights first: pages take a share of the memory that is left.
-    network = model.model if static else serving_view(model.model, quantization)
+    plain = static and quantization is None
+    network = model.model if plain else serving_view(model.model, quantization)
     if release_weights and isinstance(network, PackedModel):
         network.release_plain()
     if num_pages is None:
@@ -148,3 +150,4 @@ class Parts:
             max_num_seqs=sizes.max_num_seqs, prefill_chunk=sizes.prefill_chunk,
             min_gather=sizes.min_gather, policy=plan.policy, prefix_caching=plan.prefix_caching,
         )  # fmt: skip
+        self.leaving = Leaving(self.scheduler, self.runner, self.reads, stats)

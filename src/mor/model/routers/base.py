@@ -144,11 +144,7 @@ class Router(nn.Module):
         self.loss_scale, self.loss_elsewhere = loss_scale, loss_elsewhere
 
     def run_every_depth(self) -> None:
-        """Run every depth in evaluation too, with or without a token there.
-
-        For weights that are gathered from all ranks on the way: a rank that stopped early would
-        keep the others waiting.
-        """
+        """Run every depth in evaluation too: other ranks wait there for weights to be gathered."""
         self.lockstep = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
@@ -205,8 +201,7 @@ class Router(nn.Module):
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> tuple[Scores, Tensor | None]:
         """:meth:`score`, and what :meth:`decide` says of it; a router may do both in one call."""
-        scores = self.score(hidden, depth, positions, started)
-        return scores, self.decide(scores, depth)
+        return (scores := self.score(hidden, depth, positions, started)), self.decide(scores, depth)
 
     def update(
         self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int | Tensor

@@ -122,11 +122,14 @@ class BoundaryRouter(Router):
             zero = torch.zeros((), device=self.boundary.device)
             total = torch.stack(seen).sum() if seen else zero
             value = all_reduce_mean(total, zero + len(seen))
-            if torch.isfinite(value):
-                steps = float(self.boundary_steps[depth])
-                keep = min(self.config.router_boundary_momentum, steps / (steps + 1))
-                self.boundary[depth] = keep * self.boundary[depth] + (1 - keep) * value
-                self.boundary_steps[depth] += 1
+            # By tensors: asking whether the value is a number would wait for the device, per depth.
+            steps, old, counts = self.boundary_steps[depth], self.boundary[depth], value.isfinite()
+            keep = (steps.double() / (steps.double() + 1)).clamp(
+                max=self.config.router_boundary_momentum
+            )
+            new = keep.to(old.dtype) * old + (1 - keep).to(value.dtype) * value
+            self.boundary[depth] = torch.where(counts, new, old)
+            self.boundary_steps[depth] += counts
             seen.clear()
 
 
