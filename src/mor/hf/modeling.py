@@ -137,7 +137,7 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
                 "seq_idx": seq_idx,
             },
             kwargs,
-            _parameters(type(self)),
+            _parameters(type(self)),  # type: ignore[arg-type]
             use_cache=False if labelled else use_cache,
             by_default=self.config.use_cache and not self.training,
             routing=routing,

@@ -48,7 +48,7 @@ class Classifier:
             )
         self.model, self.processor, self.config = model, processor, config
         self.kind = config.modality
-        names = config.id2label or {}
+        names: dict[Any, str] = dict(config.id2label or {})
         self.labels = [str(names.get(i, f"LABEL_{i}")) for i in range(config.num_labels or 0)]
         self.most, self.under_way = max_waiting, 0
         self.draining = False

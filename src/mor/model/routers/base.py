@@ -208,8 +208,7 @@ class Router(nn.Module):
     ) -> Tensor:
         """New stream [..., D] from a token's stream, the block's output and its scores.
 
-        ``origin`` is the stream before depth 0 where the router ``returns_to_origin``; otherwise
-        it is not looked at.
+        ``origin``, the stream before depth 0, is read where the router ``returns_to_origin``.
         """
         return self.combine(hidden, output, scores.gate)
 
