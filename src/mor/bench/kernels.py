@@ -111,13 +111,13 @@ def measure_best(rounds: int, size: int) -> Best:
     steps = 100_000
     flops = native.spin(1)
 
-    def read(times: int) -> None:
+    def read_vector(times: int) -> None:
         for _ in range(times):
             native.read_through(vector)
 
     cases = [
         Case("", "", 0, flops, 0, lambda n: native.spin(n * steps)),
-        Case("", "", 0, 0, 0, read),
+        Case("", "", 0, 0, 0, read_vector),
     ]
     compute, read = _times(cases, rounds)
     return Best(flops * steps / compute, vector.nbytes / read)
@@ -209,7 +209,7 @@ def _paged(config: MoRConfig, rows: list[int]) -> Iterator[list[Case]]:
                 f"pages, {CONTEXT} tokens",
                 count,
                 4.0 * width * heads * count * CONTEXT,
-                2 * pool[0].nbytes,
+                2 * entries.nbytes,
                 _repeated(native.paged_attention, query, None, None, batch, 0),
             )
         )

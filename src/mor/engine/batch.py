@@ -281,9 +281,9 @@ def _batch(
 ) -> ForwardBatch:
     counts = tuple(len(p.places) for p in pieces)
     names = token_lists(pieces, own)
-    lengths, rows = table.lengths, [row or 0 for row in rows]
-    own = [row or 0 for row in own]
-    of_piece = (rows, [lengths[r] for r in rows], own, [lengths[r] for r in own], counts)
+    lengths, read = table.lengths, [row or 0 for row in rows]
+    shared = [row or 0 for row in own]
+    of_piece = (read, [lengths[r] for r in read], shared, [lengths[r] for r in shared], counts)
     flat = to_int64(list(chain(*names, *of_piece)), table.table.device)
     total, parts = len(names[0]), len(names)
     tokens = TokenColumns(*flat[: parts * total].view(parts, total).unbind())
