@@ -54,7 +54,7 @@ test: $(STAMP) ## run the tests (those that need the internet are left out)
 
 test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
 	@echo '==> pytest with the oldest versions, $(WORKERS) processes'
-	@$(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
+	@HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' constraints-oldest.txt > $(OLDEST).pins

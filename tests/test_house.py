@@ -204,6 +204,7 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         "finetune",
         "gguf",
         "grammar",
+        "media",
         "report",
         "serve",
         "tensorboard",
@@ -267,12 +268,12 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     groups = extras(project)
     allowed = import_names(core(project))
     extras_of_room = {
-        "data": ["data"],
+        "data": ["data", "media"],
         "ops": ["gpu"],
         "report": ["report"],
         "server": ["serve", "grammar", "ray"],
         "eval": ["eval", "analyse"],
-        "hf": ["gguf"],
+        "hf": ["gguf", "media"],
         "train": ["tensorboard"],
     }
     undeclared = []

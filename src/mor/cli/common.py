@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import Progress
 
@@ -17,9 +18,17 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
 from mor.disk import write_whole
 from mor.errors import MorError
+from mor.hf.load import is_media_model, load_media_model, tokenizer_beside
 from mor.hf.load import open_model as open_model
-from mor.hf.load import tokenizer_beside
 from mor.run_files import CONFIG, beside_model
+
+
+def open_any_model(folder: Path) -> Any:
+    """The same for models of images and sounds too. Raises as :func:`open_model`."""
+    if not is_media_model(folder):
+        return open_model(folder)
+    model = load_media_model(folder)
+    return model.cuda() if torch.cuda.is_available() else model  # type: ignore[call-arg]
 
 
 def tokenizer_for(folder: Path, index: DataIndex) -> Any:

@@ -15,12 +15,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.cli.evaluate_media import evaluate_media
 from mor.cli.tasks import evaluate_tasks
 from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
 from mor.eval.keep import keep_result, run_of
+from mor.hf.load import is_media_model
 from mor.provenance import provenance
 from mor.run_files import DEFAULT_MODEL, HELD_OUT, RECIPE, find_folder
 
@@ -66,7 +68,8 @@ def evaluate(
 ) -> None:
     """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.
 
-    With --tasks, accuracy on tasks of lm-eval.
+    With --tasks, accuracy on tasks of lm-eval. Of a model of images or sounds: accuracy by both
+    rules and by depth cap, and what one answer costs.
 
     The result of a run is kept in its folder (eval.json), where mor report finds it.
     """
@@ -76,6 +79,11 @@ def evaluate(
         if quantization is not None:
             asked |= {"engine": True, "quantization": quantization}
         evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
+        return
+    if is_media_model(model):
+        if quantization is not None or seq_len is not None:
+            raise MorError("--quantization and --seq-len are of models of texts; leave them out")
+        evaluate_media(model, data, split, max_sequences, batch_size, out, as_json)
         return
     if data is None:
         data = find_held_out(model)

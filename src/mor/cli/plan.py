@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mor.config import MoRConfig
+from mor.errors import MorError
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
@@ -44,6 +45,10 @@ def show_plan(recipe: Recipe, *, measure: bool = False, data_tokens: int | None 
     Raises:
         MorError: the data is damaged, or is not there to measure with; the budget pays for no step.
     """
+    if measure and recipe.data.kind != "text":
+        raise MorError(
+            f"--measure times texts alone yet, not data.kind={recipe.data.kind!r}; leave it out"
+        )
     planned = plan_data(recipe, data_tokens)
     config = planned.config
     section, seq_len = recipe.train, recipe.data.seq_len

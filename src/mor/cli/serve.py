@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ import typer
 from mor.checks import check_choice
 from mor.cli.common import open_model
 from mor.errors import MorError, missing_package
+from mor.hf.load import load_config, load_media_model
+from mor.hf.load_media import load_processor
 from mor.run_files import DEFAULT_MODEL, MODEL
 
 if TYPE_CHECKING:
@@ -134,6 +137,14 @@ def _serve(
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
+    if load_config(model).modality != "text":
+        _serve_classifier(
+            model, choose_model_name(model) if served_model_name is None else served_model_name,
+            host, port, choose_keys(api_key, os.environ), max_waiting=max_waiting,
+            max_body=max_body_bytes, drain_seconds=drain_seconds, log_level=log_level,
+            with_playground=playground, cors_origins=cors_origin or (),
+        )  # fmt: skip
+        return
     served = Served(
         model,
         choose_model_name(model) if served_model_name is None else served_model_name,
@@ -156,6 +167,38 @@ def _serve(
     sockets = open_sockets(host, port)
     try:
         application = served.application(open_model(model, dtype), checked)
+        server = make_server(
+            application, host, port, drain_seconds=drain_seconds, log_level=log_level
+        )
+        serve_on(server, sockets, host, port)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _serve_classifier(
+    model: Path,
+    name: str,
+    host: str,
+    port: int,
+    keys: Sequence[str],
+    *,
+    max_waiting: int,
+    drain_seconds: float,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """A model of images or sounds."""
+    from mor.server import make_server
+    from mor.server.classifier import Classifier
+    from mor.server.classify import create_classifier_app
+    from mor.server.serve import serve_on
+    from mor.server.sockets import open_sockets
+
+    sockets = open_sockets(host, port)
+    try:
+        classifier = Classifier(load_media_model(model), load_processor(model), max_waiting)
+        application = create_classifier_app(classifier, name, api_keys=keys, **options)
         server = make_server(
             application, host, port, drain_seconds=drain_seconds, log_level=log_level
         )

@@ -65,10 +65,7 @@ def native_attention(
     """The same in one call of a kernel that reads the pages where they lie."""
     if not native.fits(query) or not native.holds(view.table.pool.keys):
         return row_attention(query, key, value, view, layer)
-    if view.origins is None:
-        return native.paged_attention(query, key, value, view.ragged, layer)
-    write(key, value, view, layer)
-    return native.paged_attention(query, None, None, view.gathered(layer), 0)
+    return native.paged_attention(query, key, value, view.ragged, layer)
 
 
 class PagedAttend(Attend):
@@ -116,7 +113,7 @@ class PagedAttend(Attend):
         view = self.view
         if self.attention is not native_attention or self.repeats is not None:
             return None
-        if view.origins is not None or not native.holds(view.table.pool.keys):
+        if not native.holds(view.table.pool.keys):
             return None
         return view.ragged, self.first
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mor.engine.mirror import to_int64
 from mor.engine.pages import PageTables
 from mor.engine.request import Wave
 from mor.engine.store import KVStore
@@ -86,6 +87,7 @@ class KVView:
         writes: the first so many tokens leave entries.
         origins: [rows, tokens] where rows are read with the entries of their own row in place of
             some: which places these take; else None.
+        width: places of a row that are looked at, whatever the lengths, so that none is asked for.
     """
 
     table: PageTables
@@ -94,6 +96,7 @@ class KVView:
     counts: tuple[int, ...]
     writes: int
     origins: Tensor | None = None
+    width: int | None = None
 
     @cached_property
     def segments(self) -> Segments:
@@ -141,19 +144,12 @@ class KVView:
     def ragged(self) -> Ragged:
         """The same for the kernels."""
         pool, tokens, pieces = self.table.pool, self.tokens, self.pieces
+        mixed = None
+        if self.origins is not None:
+            mixed = (pieces.own_row, pieces.own_length, self.origins)
         return Ragged(
             pool.keys, pool.values, self.table.table, pool.page_size, tokens.own_row,
-            tokens.written.contiguous(), tokens.slot.contiguous(), pieces.row, pieces.size,
-            pool.scales,
-        )  # fmt: skip
-
-    def gathered(self, layer: int) -> Ragged:
-        """For the kernels: rows of single entries, wherever each lies, in one of the layers."""
-        pool, size, slot = self.table.pool, self.pieces.size, self.tokens.slot
-        rows = torch.arange(len(size), device=size.device)
-        return Ragged(
-            pool.keys, pool.values, self.read_slots(layer)[:, None].contiguous(), 1,
-            rows.repeat_interleave(size), slot, slot.contiguous(), rows, size, pool.scales,
+            tokens.written, tokens.slot, pieces.row, pieces.size, pool.scales, mixed,
         )  # fmt: skip
 
     @cached_property
@@ -163,14 +159,14 @@ class KVView:
             self.tokens.own_row[: self.writes], self.tokens.written[: self.writes]
         )
 
-    @staticmethod
-    def _places(lengths: Tensor) -> Tensor:
+    def _places(self, lengths: Tensor) -> Tensor:
         """[S, longest] 0, 1, 2 ... of each row.
 
         Behind a row's last token the last one is repeated: a real entry of its own, whatever pages
         that nobody owns may hold.
         """
-        places = torch.arange(int(lengths.max()), device=lengths.device)
+        longest = int(lengths.max()) if self.width is None else self.width
+        places = torch.arange(longest, device=lengths.device)
         return torch.minimum(places[None], lengths[:, None] - 1)
 
     @cached_property
@@ -230,6 +226,7 @@ class ForwardBatch:
 
 def private_batch(waves: Sequence[Wave], store: KVStore) -> ForwardBatch:
     """All tokens of ``waves``, for prelude or coda: a token's place is its position."""
+    store.push()
     own = [range(w.start, w.end) for w in waves]
     pieces = [Piece(w, range(len(w)), at, at) for w, at in zip(waves, own, strict=True)]
     rows = [w.request.row for w in waves]
@@ -238,6 +235,7 @@ def private_batch(waves: Sequence[Wave], store: KVStore) -> ForwardBatch:
 
 def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     """Tokens of mixed depths for the block, those that leave entries first."""
+    store.push()
     ordered = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
     rows = [store.read_row(piece.wave.request, piece.wave.depth) for piece in ordered]
     own = [store.row(piece.wave.request, piece.wave.depth) for piece in ordered]
@@ -245,9 +243,32 @@ def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     return _batch(ordered, store.block, rows, own, writes, store.origins)
 
 
-def to_int64(numbers: Sequence[Any], device: torch.device) -> Tensor:
-    """A list, or a list of lists, as int64 in one copy; numpy reads lists many times faster."""
-    return torch.from_numpy(np.array(numbers, dtype=np.int64)).to(device)
+def token_lists(pieces: Sequence[Piece], own: Sequence[int | None]) -> tuple[list[int], ...]:
+    """The columns of :class:`TokenColumns` as lists; ``own``: the row that each piece writes to."""
+    names: tuple[list[int], ...] = tuple([] for _ in range(7))
+    position, depth, limit, slot, written, lane, own_row = names
+    for piece, own_one in zip(pieces, own, strict=True):
+        wave, places = piece.wave, piece.places
+        count = len(places)
+        start, lanes = wave.start, wave.lanes
+        if count == 1:  # nearly always
+            place = places[0]
+            position.append(start + place)
+            depth.append(wave.depth)
+            limit.append(wave.request.limit)
+            slot.append(piece.slots[0])
+            written.append(piece.written[0])
+            lane.append(lanes[place])
+            own_row.append(own_one or 0)
+            continue
+        position.extend(map(start.__add__, places))
+        depth.extend([wave.depth] * count)
+        limit.extend([wave.request.limit] * count)
+        slot.extend(piece.slots)
+        written.extend(piece.written)
+        lane.extend(map(lanes.__getitem__, places))
+        own_row.extend([own_one or 0] * count)
+    return names
 
 
 def _batch(
@@ -258,31 +279,14 @@ def _batch(
     writes: int,
     origins: Tensor | None,
 ) -> ForwardBatch:
-    device, counts = table.table.device, tuple(len(p.places) for p in pieces)
-    by_token = {
-        "position": [p.wave.start + place for p in pieces for place in p.places],
-        "depth": [p.wave.depth for p in pieces for _ in p.places],
-        "limit": [p.wave.request.limit for p in pieces for _ in p.places],
-        "slot": [slot for p in pieces for slot in p.slots],
-        "written": [slot for p in pieces for slot in p.written],
-        "lane": [p.wave.lanes[place] for p in pieces for place in p.places],
-        "own_row": [row or 0 for p, row in zip(pieces, own, strict=True) for _ in p.places],
-    }
-    by_piece = {
-        "row": rows,
-        "length": [table.lengths[row or 0] for row in rows],
-        "own_row": own,
-        "own_length": [table.lengths[row or 0] for row in own],
-        "size": counts,
-    }
-    tokens = TokenColumns(**_named_rows(by_token, device))
-    view = KVView(
-        table, tokens, PieceColumns(**_named_rows(by_piece, device)), counts, writes, origins
-    )
+    counts = tuple(len(p.places) for p in pieces)
+    names = token_lists(pieces, own)
+    lengths, rows = table.lengths, [row or 0 for row in rows]
+    own = [row or 0 for row in own]
+    of_piece = (rows, [lengths[r] for r in rows], own, [lengths[r] for r in own], counts)
+    flat = to_int64(list(chain(*names, *of_piece)), table.table.device)
+    total, parts = len(names[0]), len(names)
+    tokens = TokenColumns(*flat[: parts * total].view(parts, total).unbind())
+    columns = PieceColumns(*flat[parts * total :].view(-1, len(pieces)).unbind())
+    view = KVView(table, tokens, columns, counts, writes, origins)
     return ForwardBatch(tuple(pieces), view)
-
-
-def _named_rows(lists: Mapping[str, Sequence[Any]], device: torch.device) -> dict[str, Tensor]:
-    """Each list as a tensor, all of them in one copy to the device."""
-    rows = to_int64(list(lists.values()), device).unbind()
-    return dict(zip(lists, rows, strict=True))

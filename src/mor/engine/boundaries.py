@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from mor.engine.mirror import to_device, to_int64
 from mor.engine.request import Wave
 from mor.model.routers.base import Scores
 
@@ -27,16 +29,21 @@ class OwnBoundaries:
         self.shape = lanes, recursions
         self._own: Tensor | None = None  # [lanes, R], NaN where a token has none
 
+    def keep_always(self, device: torch.device) -> None:
+        """Have a place for them from the start, which captured stages look into."""
+        self._own = torch.full(self.shape, torch.nan, dtype=torch.float64, device=device)
+
     def enter(self, waves: Sequence[Wave], device: torch.device) -> None:
         """Note what the requests of new tokens ask for."""
         if self._own is None:
             if not any(wave.request.params.boundaries for wave in waves):
                 return
-            self._own = torch.full(self.shape, torch.nan, dtype=torch.float64, device=device)
+            self.keep_always(device)
+        assert self._own is not None
         none = [torch.nan] * self.shape[1]
         rows = [list(wave.request.params.boundaries or none) for wave in waves for _ in wave.lanes]
-        lanes = torch.tensor([lane for wave in waves for lane in wave.lanes], device=device)
-        self._own[lanes] = torch.tensor(rows, dtype=torch.float64, device=device)
+        lanes = to_int64([lane for wave in waves for lane in wave.lanes], device)
+        self._own[lanes] = to_device(np.array(rows, dtype=np.float64), device)
 
     def judge(self, scores: Scores, lanes: Tensor, depths: Tensor) -> Scores:
         """Scores [1, N] of the tokens in ``lanes`` [N] for ``decide`` at ``depths`` [1, N]."""

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mor.engine.mirror import to_device
 from mor.engine.request import Request
 
 
@@ -68,8 +69,8 @@ def restrict(scores: Tensor, requests: Sequence[Request]) -> Tensor:
         return scores
     scores = scores.clone()
     for row in rows:
-        allowed = torch.from_numpy(allowed_tokens(requests[row], scores.shape[1]))
-        scores[row].masked_fill_(~allowed.to(scores.device), -torch.inf)
+        allowed = to_device(allowed_tokens(requests[row], scores.shape[1]), scores.device)
+        scores[row].masked_fill_(~allowed, -torch.inf)
     return scores
 
 

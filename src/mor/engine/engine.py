@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,7 @@ from mor.engine.options import resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
 from mor.engine.parts import Parts, make_plan
-from mor.engine.prompts import score_prompts
-from mor.engine.request import Request, Wave
-from mor.engine.sampler import sample
+from mor.engine.request import Request
 from mor.engine.scheduler import Policy
 from mor.engine.stats import EngineStats
 from mor.errors import MorError
@@ -60,6 +59,8 @@ class Engine:
         kv_cache_dtype: of keys and values: ``auto`` (the model's), ``bfloat16``, ``int8``, ``fp8``.
         release_weights: free the plain weights where they are packed too; ``model`` cannot run
             afterwards. Those of a folder always are.
+        static_stages: padded stages over static buffers, captured as graphs on CUDA, whose answers
+            are read one tick late; default where the form of attention is for that.
         attention: form of paged attention (docs/engine.md), or ``auto``; the attribute is its name.
         prefix_caching: share pages between requests that begin alike. After the weights have been
             changed in place, call :meth:`forget_prefixes`.
@@ -88,6 +89,7 @@ class Engine:
         prefix_caching: bool = True,
         kv_cache_dtype: KVCacheType = "auto",
         release_weights: bool = False,
+        static_stages: bool | None = None,
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
@@ -104,7 +106,7 @@ class Engine:
             model, tokenizer, sizes, num_pages=num_pages, memory_fraction=memory_fraction,
             policy=policy, quantization=quantization, attention=attention,
             prefix_caching=prefix_caching, kv_cache_dtype=kv_cache_dtype,
-            release_weights=release_weights,
+            release_weights=release_weights, static_stages=static_stages,
         )  # fmt: skip
         sizes = self._plan.sizes  # as far as they fit into the pool
         self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
@@ -121,7 +123,7 @@ class Engine:
         """Queue a prompt; :meth:`step` works on it.
 
         Args:
-            prompt: text (with a tokenizer), or token ids.
+            prompt: text (with a tokenizer), token ids, or an :class:`EmbeddedPrompt`.
             params: what is asked for; default ``SamplingParams()``.
             request_id: a name of the caller's; default a number.
 
@@ -141,28 +143,34 @@ class Engine:
         self.stats.requests += params.n
         return name
 
-    @torch.inference_mode()
     def step(self) -> list[RequestOutput]:
         """One tick: gather and leave, sample, enter, run the block once.
 
         Returns:
             The requests that have new tokens or ended, as they stand.
         """
-        scheduler, runner, stats = self.scheduler, self.runner, self.stats
+        return [self._output(name) for name in self._tick()]
+
+    @torch.inference_mode()
+    def _tick(self) -> dict[str, None]:
+        scheduler, runner, stats, reads = self.scheduler, self.runner, self.stats, self.reads
         scheduler.admit(time.perf_counter())
-        touched: dict[str, None] = {}
         if leaving := scheduler.select_leaving():
-            touched = self._leave(leaving)
+            self.leaving.leave(leaving)
         if entering := scheduler.select_entering():
-            scheduler.note_entered(entering, runner.enter(entering))
-            stats.note_entered(sum(map(len, entering)))
+            going = runner.enter(entering)
+            reads.ask([going], partial(scheduler.note_entered, entering))
+            stats.note_entered(len(going))
         if pieces := scheduler.select_pieces():
-            ran, go_on = runner.tick(pieces)
-            scheduler.note_ticked(ran, go_on, runner.recursions_per_tick)
+            ran, going = runner.tick(pieces)
+            per_tick = runner.recursions_per_tick
+            reads.ask([going], partial(scheduler.note_ticked, ran, recursions=per_tick))
             stats.ticks += 1
-            stats.tick_tokens += len(go_on)
+            stats.tick_tokens += len(going)
+        reads.end_tick()
         stats.peak_pages = self.store.pool.peak
-        return [self._output(name) for name in touched]
+        # One that was given up while its answers were on their way is not known any more.
+        return {name: None for name in self.leaving.touched() if name in self._groups}
 
     def abort(self, request_id: str) -> RequestOutput | None:
         """Give up a request at any moment; its pages are free when this returns.
@@ -174,7 +182,7 @@ class Engine:
             return None
         for request in self._groups[request_id]:
             if not request.finished:
-                self._end(request, "abort")
+                self.leaving.end(request, "abort")
         return self._output(request_id)
 
     @property
@@ -208,7 +216,9 @@ class Engine:
             for prompt, own in pair_prompts(prompts, params):
                 names.append(self.add_request(prompt, own))
             while any(name not in done for name in names):
-                done |= {out.request_id: out for out in self.step() if out.finished}
+                for name in self._tick():
+                    if all(request.finished for request in self._groups[name]):
+                        done[name] = self._output(name)
         finally:
             for name in names:
                 self.abort(name)
@@ -256,40 +266,22 @@ class Engine:
         self.stats.aborted += sum(not r.finished for group in self._groups.values() for r in group)
         self._groups.clear()
         # The old pages go before the new ones come.
-        del self.store, self.intake, self.lanes, self.runner, self.scheduler
+        del (
+            self.store,
+            self.intake,
+            self.lanes,
+            self.runner,
+            self.scheduler,
+            self.reads,
+            self.leaving,
+        )
         self._put_together()
 
     def _put_together(self) -> None:
         parts = Parts(self._plan, self.stats)
         self.store, self.intake, self.lanes = parts.store, parts.intake, parts.lanes
-        self.runner, self.scheduler = parts.runner, parts.scheduler
-
-    def _leave(self, waves: list[Wave]) -> dict[str, None]:
-        """Coda for all of them; head and sampler where a wave was the last of its tokens."""
-        logits, hidden = self.runner.leave(waves)
-        score_prompts(waves, hidden, self.runner.model.head)
-        stats = self.stats
-        stats.note_gathered([wave.depths for wave in waves])
-        ending = [wave.request for wave in waves if wave.end == len(wave.request.tokens)]
-        for wave in waves:
-            self.scheduler.note_left(wave)
-        for request in [request for request in ending if not request.max_new]:
-            self._end(request, "length")
-        asking = [request for request in ending if request.max_new]
-        tokens, logprobs = ([], []) if logits is None else sample(logits, asking)
-        now = time.perf_counter()
-        for request, token, likely in zip(asking, tokens, logprobs, strict=True):
-            stats.new_depths[request.take(token, now, likely)] += 1
-            stats.sampled += 1
-            if (reason := request.end_reason()) is not None:
-                self._end(request, reason)
-        return dict.fromkeys(request.group for request in ending)
-
-    def _end(self, request: Request, reason: str) -> None:
-        self.scheduler.drop(request)
-        request.finish_reason, request.ended = reason, time.perf_counter()
-        self.stats.aborted += reason == "abort"
-        self.stats.finished += reason != "abort"
+        self.runner, self.scheduler, self.reads = parts.runner, parts.scheduler, parts.reads
+        self.leaving = parts.leaving
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]

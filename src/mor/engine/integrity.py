@@ -106,8 +106,8 @@ def check_residents(scheduler: Scheduler) -> None:
     residents = len(store.private.lengths)
     if scheduler.prompt_lanes + prompts + residents != lanes.count:
         raise MorError("lanes for prompts are not each in use once or free once")
-    if len(scheduler.ready) + len(scheduler.exited) != len(waves):
-        raise MorError("a wave is neither ready nor waiting for the coda")
+    if len(scheduler.ready) + len(scheduler.exited) + len(scheduler.flying) != len(waves):
+        raise MorError("a wave is neither ready, nor in flight, nor waiting for the coda")
     for request in scheduler.running:
         length = request.computed if request.wave is None else request.wave.end
         assert request.row is not None

@@ -14,8 +14,9 @@ class Lanes:
     Allocated once; a tick reads the lanes of its tokens and writes them back.
 
     Attributes:
-        hidden: [lanes, W] what is carried between recursions; W is D without a seam.
-        origin: [lanes, W] the same before depth 0, where ``keep_origin`` says so.
+        count: lanes; behind them is a spare one, for padding.
+        hidden: [lanes + 1, W] what is carried between recursions; W is D without a seam.
+        origin: [lanes + 1, W] the same before depth 0, where ``keep_origin`` says so.
     """
 
     def __init__(
@@ -28,7 +29,7 @@ class Lanes:
         keep_origin: bool,
     ) -> None:
         self.count, self.device, self.carried = count, device, router.carried
-        self.hidden = torch.zeros((count, width), dtype=dtype, device=device)
+        self.hidden = torch.zeros((count + 1, width), dtype=dtype, device=device)
         self.origin = torch.zeros_like(self.hidden) if keep_origin else self.hidden
         self._scores: dict[str, Tensor] = {}
         self._free = list(range(count - 1, -1, -1))
@@ -55,7 +56,7 @@ class Lanes:
             if values is None:
                 continue
             if name not in self._scores:
-                shape = (self.count, *values.shape[2:])
+                shape = (self.count + 1, *values.shape[2:])
                 self._scores[name] = torch.zeros(shape, dtype=values.dtype, device=self.device)
             self._scores[name].index_copy_(0, lanes, values[0])
 

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mor.engine.entries import entry_bytes, has_scales, pack, raw, unpack
+from mor.engine.mirror import Mirror
 
 
 class PagePool:
@@ -41,7 +43,8 @@ class PagePool:
         device: torch.device,
     ) -> None:
         self.num_pages, self.page_size = num_pages, page_size
-        shape = (num_pages * page_size, kv_heads, head_dim)
+        # One more, which is nobody's: padding reads and writes there.
+        shape = ((num_pages + 1) * page_size, kv_heads, head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.scales: tuple[Tensor, Tensor] | None = None
@@ -119,7 +122,7 @@ class PagePool:
 
     def copy(self, pages: Sequence[int], to: Sequence[int]) -> None:
         """Copy all entries of ``pages`` into the pages ``to``."""
-        shape = (self.num_pages, self.page_size)
+        shape = (self.num_pages + 1, self.page_size)
         for store in (self.keys, self.values, *(self.scales or ())):
             paged = raw(store).unflatten(0, shape)
             paged[list(to)] = paged[list(pages)]
@@ -134,7 +137,7 @@ class PagePool:
 
     def nbytes(self) -> int:
         """Bytes of all keys and values of the pool."""
-        return len(self.keys) * self.entry_bytes()
+        return self.num_pages * self.page_size * self.entry_bytes()
 
     def write(self, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Keep key, value [..., Hkv, d] at ``slots`` [...]."""
@@ -164,8 +167,9 @@ class PageTables:
         max_tokens: the most tokens a row may hold.
 
     Attributes:
-        table: [rows, layers, columns] page numbers, int64, on the pool's device.
+        pages_of: [rows, layers, columns] page numbers, of the host and on the pool's device.
         lengths: tokens written, by row.
+        spare: a row behind all others, whose pages are the spare one.
         columns: pages per layer, by row.
         room: tokens that fit into these, by row.
     """
@@ -174,7 +178,9 @@ class PageTables:
         self.pool, self.layers, self.max_tokens = pool, layers, max_tokens
         width = -(-max_tokens // pool.page_size)
         device = pool.keys.device
-        self.table = torch.zeros((rows, layers, width), dtype=torch.long, device=device)
+        self.pages_of, self.spare = Mirror((rows + 1, layers, width), device), rows
+        self.pages_of.host[rows] = pool.num_pages
+        self.pages_of.note((rows,))
         self.lengths = [0] * rows
         self.columns = [0] * rows
         self.room = [0] * rows
@@ -189,14 +195,15 @@ class PageTables:
         """Take the missing pages and count ``length`` tokens as written."""
         if length > self.room[row]:
             old, new = self.columns[row], -(-length // self.pool.page_size)
-            pages = torch.tensor(self.pool.take(self.missing(row, length)), dtype=torch.long)
-            self.table[row, :, old:new] = pages.view(self.layers, new - old).to(self.table.device)
+            pages = self.pool.take(self.missing(row, length))
+            self.pages_of.host[row, :, old:new] = np.array(pages).reshape(self.layers, new - old)
+            self.pages_of.note((row,))
             self.columns[row], self.room[row] = new, new * self.pool.page_size
         self.lengths[row] = length
 
     def owned(self, row: int) -> list[int]:
         """Numbers of all pages that ``row`` reads."""
-        return self.table[row, :, : self.columns[row]].flatten().tolist()
+        return self.pages_of.host[row, :, : self.columns[row]].ravel().tolist()
 
     def release(self, row: int) -> None:
         """Give back what ``row`` reads."""
@@ -206,7 +213,7 @@ class PageTables:
 
     def pages(self, row: int, first: int, end: int) -> list[list[int]]:
         """Pages of ``row`` in columns ``first`` to ``end``, by column and layer."""
-        return self.table[row, :, first:end].T.tolist()
+        return self.pages_of.host[row, :, first:end].T.tolist()
 
     def adopt(self, row: int, first: int, columns: Sequence[Sequence[int]], length: int) -> None:
         """Let ``row`` read pages of others.
@@ -220,22 +227,28 @@ class PageTables:
         """
         pages = [page for column in columns for page in column]
         self.pool.share(pages)
-        self.pool.give(self.table[row, :, first : self.columns[row]].flatten().tolist())
+        own = self.pages_of.host[row, :, first : self.columns[row]]
+        self.pool.give(own.ravel().tolist())
         end = first + len(columns)
         self._put(row, first, columns)
         self.columns[row], self.lengths[row] = end, length
         self.room[row] = end * self.pool.page_size
         if length % self.pool.page_size:
             last = list(columns[-1]) if columns else self.pages(row, end - 1, end)[0]
-            own = self.pool.take(len(last))
-            self.pool.copy(last, own)
-            self._put(row, end - 1, [own])
+            copied = self.pool.take(len(last))
+            self.pool.copy(last, copied)
+            self._put(row, end - 1, [copied])
             self.pool.give(last)
 
     def _put(self, row: int, first: int, columns: Sequence[Sequence[int]]) -> None:
         if columns and self.layers:
-            pages = torch.tensor(columns, dtype=torch.long).T
-            self.table[row, :, first : first + len(columns)] = pages.to(self.table.device)
+            self.pages_of.host[row, :, first : first + len(columns)] = np.array(columns).T
+            self.pages_of.note((row,))
+
+    @property
+    def table(self) -> Tensor:
+        """[rows, layers, columns] page numbers, int64, on the pool's device."""
+        return self.pages_of.there
 
     def slots(self, rows: Tensor, places: Tensor) -> Tensor:
         """Pool slots [N, layers] of token number ``places`` [N] of ``rows`` [N]."""

@@ -9,16 +9,21 @@ import torch
 
 from mor.checks import check_choice, check_flag
 from mor.engine.attend import PagedAttention
+from mor.engine.device import DeviceAttention
 from mor.engine.entries import KVCacheType, entry_type
-from mor.engine.forms import AttentionName, Setting, choose_attention
+from mor.engine.forms import AttentionName, Setting, choose_attention, name_of
 from mor.engine.intake import Intake, end_ids
 from mor.engine.lanes import Lanes
+from mor.engine.leaving import Leaving
 from mor.engine.memory import pages_that_fit
+from mor.engine.mirror import Reads
 from mor.engine.options import Sizes
 from mor.engine.runner import Runner
 from mor.engine.scheduler import Policy, Scheduler
+from mor.engine.static_runner import StaticRunner
 from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
+from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.model import MoRModel
 from mor.model.packed import PackedModel, Quantization, serving_view
@@ -38,6 +43,7 @@ class Plan:
         attention: form of paged attention.
         prefix_caching: whether requests share the pages of equal beginnings.
         entries: type of keys and values in memory.
+        static: whether stages run over static buffers, and are read late.
     """
 
     network: MoRModel
@@ -49,6 +55,7 @@ class Plan:
     attention: PagedAttention
     prefix_caching: bool
     entries: torch.dtype
+    static: bool
 
 
 def make_plan(
@@ -64,6 +71,7 @@ def make_plan(
     prefix_caching: bool,
     kv_cache_dtype: KVCacheType,
     release_weights: bool,
+    static_stages: bool | None,
 ) -> Plan:
     """The plan for a model; None stands for a default.
 
@@ -76,9 +84,21 @@ def make_plan(
     check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
     entries = entry_type(kv_cache_dtype, model.dtype)
     config, device = model.config, model.device
+    if static_stages is not None:
+        check_flag("static_stages", static_stages)
+    if static_stages and attention in (None, "auto") and device.type == "cpu":
+        attention = "plain"
     chosen = choose_attention(attention, Setting(config, device, model.dtype, entries))
+    waitless = isinstance(chosen, DeviceAttention)
+    static = waitless and device.type != "cpu" if static_stages is None else static_stages
+    if static and not waitless:
+        raise MorError(
+            f"static_stages=True needs a form of attention that asks for no length; attention="
+            f"{name_of(chosen)!r} does, use 'plain', 'triton' or 'varlen'"
+        )
     # Its packed weights first: pages take a share of the memory that is left.
-    network = serving_view(model.model, quantization)
+    plain = static and quantization is None
+    network = model.model if plain else serving_view(model.model, quantization)
     if release_weights and isinstance(network, PackedModel):
         network.release_plain()
     if num_pages is None:
@@ -89,7 +109,7 @@ def make_plan(
     sizes = sizes.fit(config, num_pages)
     return Plan(
         network, tokenizer, end_ids(model), sizes, num_pages, policy, chosen, prefix_caching,
-        entries,
+        entries, static,
     )  # fmt: skip
 
 
@@ -110,15 +130,24 @@ class Parts:
             sizes.max_depth, plan.entries, device,
         )  # fmt: skip
         self.intake = Intake(
-            config, self.store, plan.tokenizer, plan.ends, sizes.max_model_len, sizes.max_depth
+            config,
+            self.store,
+            plan.tokenizer,
+            plan.ends,
+            sizes.max_model_len,
+            sizes.max_depth,
+            weight,
         )
         self.lanes = Lanes(
             sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin
         )
         full = plan.policy == "full_depth"
-        self.runner = Runner(network, self.store, self.lanes, plan.attention, sizes.max_depth, full)
+        kind = StaticRunner if plan.static else Runner
+        self.reads = Reads(late=1) if plan.static else Reads(late=None)
+        self.runner = kind(network, self.store, self.lanes, plan.attention, sizes.max_depth, full)
         self.scheduler = Scheduler(
             self.store, self.lanes, stats, residents=sizes.max_residents,
             max_num_seqs=sizes.max_num_seqs, prefill_chunk=sizes.prefill_chunk,
             min_gather=sizes.min_gather, policy=plan.policy, prefix_caching=plan.prefix_caching,
         )  # fmt: skip
+        self.leaving = Leaving(self.scheduler, self.runner, self.reads, stats)

@@ -31,7 +31,10 @@ def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor]
             targets, told = request.prompt[first + 1 : end + 1], request.prompt_logprobs
             told += [None] * (first + 1 - len(told))  # those before the first one asked for
             # One that gave way and reads its prompt again finds the same once more.
-            told[first + 1 : end + 1] = rank_tokens(logits, targets, count)
+            own: list[TokenLogprobs | None] = [*rank_tokens(logits, targets, count)]
+            if request.embedded is not None:  # no token stands there
+                own = request.embedded.without(own, first + 1)
+            told[first + 1 : end + 1] = own
         start += len(wave)
 
 

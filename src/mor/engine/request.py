@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from mor.engine.embedded import Embeddings
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
 from mor.engine.prefix import Node
@@ -53,7 +54,7 @@ class Wave:
         """Position after its last token."""
         return self.start + len(self.lanes)
 
-    def note_ran(self, places: list[int], go_on: list[bool], recursions: int) -> None:
+    def note_ran(self, places: Sequence[int], go_on: Sequence[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
         for place, goes in zip(places, go_on, strict=True):
             self.depths[place] += recursions
@@ -85,6 +86,7 @@ class Request:
         draw: source of its random numbers.
         text: turns tokens into text; None without a tokenizer.
         constraint: its way through a grammar, where it has one.
+        embedded: what is read in the place of some tokens of the prompt, where there is such.
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
@@ -107,6 +109,7 @@ class Request:
     text: GrowingText | None
     arrival: float
     constraint: Any = None  # a `mor.engine.constraint.Constraint`
+    embedded: Embeddings | None = None
     tokens: list[int] = field(default_factory=list)
     token_depths: list[int] = field(default_factory=list)
     position_depths: list[int] = field(default_factory=list)
@@ -137,6 +140,11 @@ class Request:
     def new_tokens(self) -> list[int]:
         """Ids of the tokens sampled so far."""
         return self.tokens[len(self.prompt) :]
+
+    @property
+    def spelling(self) -> Sequence[Hashable]:
+        """Its tokens, as cached texts are found by them."""
+        return self.tokens if self.embedded is None else self.embedded.spell(self.tokens)
 
     @property
     def salt(self) -> Hashable:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from mor.engine.attend import PagedAttend, PagedAttention
-from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch, to_int64
+from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
+from mor.engine.mirror import to_int64
 from mor.engine.request import Wave
 from mor.engine.store import KVStore
 from mor.model.model import MoRModel
@@ -44,22 +45,51 @@ class Runner:
         self.model, self.config, self.router = model, model.config, model.router
         self.store, self.lanes, self.attention = store, lanes, attention
         self.limit, self.full_depth = limit, full_depth
-        self.boundaries = OwnBoundaries(lanes.count, self.config.num_recursions)
+        self.boundaries = OwnBoundaries(lanes.count + 1, self.config.num_recursions)
         self.interleaved = self.config.interleaved
         self.recursions_per_tick = limit if self.interleaved else 1
         self.turns: Rotation | None = None
+        self.needs_origin = model.needs_origin
 
-    def enter(self, waves: Sequence[Wave]) -> list[bool]:
-        """``embed`` and ``prelude`` of new tokens; which of them run depth 0."""
+    def enter(self, waves: Sequence[Wave]) -> Tensor:
+        """``embed`` and ``prelude`` of new tokens; [N] which of them run depth 0."""
         batch = private_batch(waves, self.store)
         self.boundaries.enter(waves, batch.lanes.device)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
         hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
+        self._put_embeddings(waves, hidden[0])
+        return self._start(batch, hidden)
+
+    def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
+        """``recurse`` over tokens of mixed depths, and ``update``; which of them go on deeper.
+
+        Returns:
+            The pieces in the order they ran in, and an answer for each token, [N].
+        """
+        batch = block_batch(pieces, self.store)
+        return batch.pieces, self._run(batch)
+
+    def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
+        """``coda`` of tokens that are through, and ``head`` where a new token is wanted.
+
+        Returns:
+            Logits [n, V] after the last token of each wave that a new token follows, in order;
+            None where there is none. And what the head reads [N, D] of all tokens.
+        """
+        hidden = self._finish(private_batch(waves, self.store))
+        ends = [end - 1 for end in accumulate(map(len, waves))]
+        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
+        if not last:
+            return None, hidden[0]
+        asked = hidden[0].index_select(0, to_int64(last, hidden.device))
+        return self.model.head(asked), hidden[0]
+
+    def _start(self, batch: ForwardBatch, hidden: Tensor) -> Tensor:
         attend = PagedAttend(self.config, batch.view, self.attention)
         hidden = self.model.prelude(hidden, self._rope(batch), attend)
         carried = self.model.widen(hidden)
         self.lanes.hidden.index_copy_(0, batch.lanes, carried[0])
-        if self.model.needs_origin:
+        if self.needs_origin:
             self.lanes.origin.index_copy_(0, batch.lanes, carried[0])
         started = self.router.start(hidden, batch.limits)
         if started is not None:
@@ -68,13 +98,7 @@ class Runner:
             self.lanes.put_scores(batch.lanes, started)
         return self._route(batch, hidden, batch.depths)
 
-    def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], list[bool]]:
-        """``recurse`` over tokens of mixed depths, and ``update``; which of them go on deeper.
-
-        Returns:
-            The pieces in the order they ran in, and an answer for each token.
-        """
-        batch = block_batch(pieces, self.store)
+    def _run(self, batch: ForwardBatch) -> Tensor:
         hidden = self.lanes.hidden.index_select(0, batch.lanes)[None]
         rope = self._rope(batch)
         attend = PagedAttend(self.config, batch.view, self.attention, block=True)
@@ -85,26 +109,22 @@ class Runner:
             hidden = self._recurse(batch, hidden, batch.depths, rope, attend)
         self.lanes.hidden.index_copy_(0, batch.lanes, hidden[0])
         after = batch.depths + self.recursions_per_tick
-        return batch.pieces, self._route(batch, self.model.narrow(hidden), after)
+        return self._route(batch, self.model.narrow(hidden), after)
 
-    def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
-        """``coda`` of tokens that are through, and ``head`` where a new token is wanted.
-
-        Returns:
-            Logits [n, V] after the last token of each wave that a new token follows, in order;
-            None where there is none. And what the head reads [N, D] of all tokens.
-        """
-        batch = private_batch(waves, self.store)
+    def _finish(self, batch: ForwardBatch) -> Tensor:
         hidden = self.model.narrow(self.lanes.hidden.index_select(0, batch.lanes)[None])
         first = len(self.model.prelude_layers)
         attend = PagedAttend(self.config, batch.view, self.attention, first=first)
-        hidden = self.model.coda(hidden, self._rope(batch), attend)
-        ends = [end - 1 for end in accumulate(map(len, waves))]
-        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
-        if not last:
-            return None, hidden[0]
-        asked = hidden[0].index_select(0, to_int64(last, hidden.device))
-        return self.model.head(asked), hidden[0]
+        return self.model.coda(hidden, self._rope(batch), attend)
+
+    def _put_embeddings(self, waves: Sequence[Wave], hidden: Tensor) -> None:
+        """What requests read in the place of tokens, written over these in ``hidden`` [N, D]."""
+        start = 0
+        for wave in waves:
+            if wave.request.embedded is not None:
+                own = hidden[start : start + len(wave)]
+                wave.request.embedded.put(own, wave.start, wave.end)
+            start += len(wave)
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""
@@ -124,21 +144,24 @@ class Runner:
         attend: PagedAttend,
     ) -> Tensor:
         origin = hidden
-        if self.model.needs_origin:
+        if self.needs_origin:
             origin = self.lanes.origin.index_select(0, batch.lanes)[None]
         output = self.model.recurse(hidden, depth, rope, attend, origin)
         return self.router.update(hidden, output, origin, self.lanes.scores(batch.lanes), depth)
 
-    def _route(self, batch: ForwardBatch, hidden: Tensor, depths: Tensor) -> list[bool]:
+    def _route(self, batch: ForwardBatch, hidden: Tensor, depths: Tensor) -> Tensor:
         """Ask the router who runs ``depths`` [1, N] next, and keep the scores of the answer."""
         # Tokens at their cap are asked about too, at the last depth; the cap decides for them.
         asked = depths.clamp(max=self.router.num_recursions - 1)
         once = self.router.chooses_once
         started: Scores | None = self.lanes.scores(batch.lanes) if once else None
-        scores = self.router.score(hidden, asked, batch.positions, started)
+        scores, active = self.router.answer(hidden, asked, batch.positions, started)
         judged = self.boundaries.judge(scores, batch.lanes, asked)
-        active = None if self.full_depth else self.router.decide(judged, asked)
+        if judged is not scores:
+            active = self.router.decide(judged, asked)
+        if self.full_depth:
+            active = None
         if not once:  # what was said at the start is there already
             self.lanes.put_scores(batch.lanes, scores)
         going = as_mask(active, depths, None) & (depths < batch.limits)
-        return going[0].tolist()
+        return going[0]

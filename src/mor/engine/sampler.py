@@ -2,32 +2,71 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mor.engine.constraint import restrict, restricts
+from mor.engine.mirror import read, to_device, to_int64
 from mor.engine.outputs import TokenLogprobs
+from mor.engine.params import MAX_LOGPROBS
 from mor.engine.request import Request
 from mor.ops import native
 
 
+@dataclass(frozen=True)
+class Choice:
+    """Tokens that were chosen, still on the device.
+
+    Attributes:
+        requests: N, whose they are.
+        tokens: [N] ids.
+        asked: rows of those that want log-probabilities.
+        logs: of these rows, in float64: [a] each token's own, [a, k] the largest, and their ids.
+    """
+
+    requests: Sequence[Request]
+    tokens: Tensor
+    asked: Sequence[int] = ()
+    logs: tuple[Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def answers(self) -> list[Tensor]:
+        """What :meth:`told` has to be given."""
+        return [self.tokens, *(self.logs or ())]
+
+    def told(self, tokens: list[int], *logs: list[Any]) -> tuple[list[int], list[TokenLogprobs]]:
+        """Token ids; log-probabilities for those that asked (no ``top`` and 0.0 for others)."""
+        found = [TokenLogprobs(token, 0.0, {}) for token in tokens]
+        for row, own, values, ids in zip(self.asked, *logs, strict=True) if logs else ():
+            count = self.requests[row].params.logprobs or 0
+            top = dict(zip(map(int, ids[:count]), values[:count], strict=True))
+            found[row] = TokenLogprobs(tokens[row], own, top)
+        return tokens, found
+
+
 def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[TokenLogprobs]]:
-    """Choose one token per row.
+    """:func:`choose`, and its answers."""
+    choice = choose(logits, requests)
+    return choice.told(*read(choice.answers))
+
+
+def choose(logits: Tensor, requests: Sequence[Request]) -> Choice:
+    """Choose one token per row; nothing is asked of the device.
 
     Order as in Transformers: bias, penalties, then what may not come next, then greedy, or
     temperature, top-k, top-p, min-p and a draw from the request's own random numbers.
 
     Args:
         logits: [N, V] of the model. requests: whose rows they are.
-
-    Returns:
-        Token ids; log-probabilities for those that asked (with no ``top`` and 0.0 for the others).
     """
     if all(_plainly_greedy(request) for request in requests):
-        chosen = (native.argmax(logits) if native.fits(logits) else logits.argmax(-1)).tolist()
-        return chosen, [TokenLogprobs(token, 0.0, {}) for token in chosen]
+        return Choice(requests, native.argmax(logits) if native.fits(logits) else logits.argmax(-1))
     raw = logits.double()  # a temperature near zero must not overflow
     scores = restrict(_shifted(raw, requests), requests)
     tokens = scores.argmax(-1)
@@ -38,11 +77,11 @@ def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list
             if not request.params.greedy and _filters(request) is filtered
         ]
         if drawn:
-            index = torch.tensor(drawn, device=logits.device)
+            index = to_int64(drawn, logits.device)
             own = [requests[row] for row in drawn]
             tokens[index] = _draw(scores[index], own, filtered)
-    chosen = tokens.tolist()
-    return chosen, _logprobs(raw, chosen, requests)
+    asked = [row for row, request in enumerate(requests) if request.params.logprobs is not None]
+    return Choice(requests, tokens, asked, _logprobs(raw, tokens, asked))
 
 
 def _plainly_greedy(request: Request) -> bool:
@@ -66,25 +105,22 @@ def _shifted(raw: Tensor, requests: Sequence[Request]) -> Tensor:
     for row, request in enumerate(requests):
         params = request.params
         if params.logit_bias:
-            ids = torch.tensor(list(params.logit_bias), device=raw.device)
-            bias = torch.tensor(
-                list(params.logit_bias.values()), dtype=raw.dtype, device=raw.device
-            )
-            scores[row, ids] += bias
+            ids = to_int64(list(params.logit_bias), raw.device)
+            scores[row, ids] += _column(list(params.logit_bias.values()), raw)[:, 0]
         if params.repetition_penalty != 1:
-            seen = torch.tensor(sorted(set(request.tokens)), device=raw.device)
+            seen = to_int64(sorted(set(request.tokens)), raw.device)
             values = scores[row, seen]
             factor = params.repetition_penalty
             scores[row, seen] = torch.where(values < 0, values * factor, values / factor)
         if request.new_tokens and (params.presence_penalty or params.frequency_penalty):
-            made = torch.tensor(request.new_tokens, device=raw.device)
-            ids, counts = made.unique(return_counts=True)
+            made = Counter(request.new_tokens)
+            ids, counts = to_int64([list(made), list(made.values())], raw.device).unbind()
             scores[row, ids] -= params.presence_penalty + params.frequency_penalty * counts
     return scores
 
 
 def _column(values: list[float], like: Tensor) -> Tensor:
-    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+    return to_device(np.array(values, dtype=np.float64), like.device)[:, None]
 
 
 def _draw(scores: Tensor, requests: Sequence[Request], filtered: bool) -> Tensor:
@@ -116,15 +152,14 @@ def _draw(scores: Tensor, requests: Sequence[Request], filtered: bool) -> Tensor
     return (place if order is None else order.gather(1, place))[:, 0]
 
 
-def _logprobs(raw: Tensor, tokens: list[int], requests: Sequence[Request]) -> list[TokenLogprobs]:
+def _logprobs(
+    raw: Tensor, tokens: Tensor, asked: Sequence[int]
+) -> tuple[Tensor, Tensor, Tensor] | None:
     """The model's own log-probabilities, before bias, penalties and temperature."""
-    asked = [row for row, request in enumerate(requests) if request.params.logprobs is not None]
-    found = [TokenLogprobs(token, 0.0, {}) for token in tokens]
     if not asked:
-        return found
-    logs = raw[torch.tensor(asked, device=raw.device)].log_softmax(-1)
-    for own, row in zip(logs, asked, strict=True):
-        best = own.topk(min(requests[row].params.logprobs or 0, len(own)))
-        top = dict(zip(best.indices.tolist(), best.values.tolist(), strict=True))
-        found[row] = TokenLogprobs(tokens[row], float(own[tokens[row]]), top)
-    return found
+        return None
+    index = to_int64(asked, raw.device)
+    logs = raw[index].log_softmax(-1)
+    # Always as many: among equals, how many are asked for may decide which come.
+    best = logs.topk(min(MAX_LOGPROBS, logs.shape[1]))
+    return logs.gather(1, tokens[index][:, None])[:, 0], best.values, best.indices

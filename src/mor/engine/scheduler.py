@@ -34,6 +34,7 @@ class Scheduler:
         running: resident requests, oldest first.
         ready: waves with tokens to run, first come first.
         exited: waves that are through with the recursions.
+        flying: waves whose stage runs, what the router says of them not read yet.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Scheduler:
         self.ready: list[Wave] = []
         self.exited: list[Wave] = []
         self.cohort: list[Wave] = []
+        self.flying: list[Wave] = []
         self.free_rows = list(range(residents - 1, -1, -1))
         # Every resident request has a lane for a new token; what is left over is for prompts.
         self.prompt_lanes = lanes.count - residents
@@ -107,7 +109,7 @@ class Scheduler:
         self.running.remove(request)
 
     def _forget(self, wave: Wave) -> None:
-        for waves in (self.ready, self.exited, self.cohort):
+        for waves in (self.ready, self.exited, self.cohort, self.flying):
             if wave in waves:
                 waves.remove(wave)
         self.lanes.give(wave.lanes)
@@ -141,7 +143,7 @@ class Scheduler:
     def select_leaving(self) -> list[Wave]:
         """Waves for the coda: when enough wait, or when nothing else can run."""
         enough = len(self.exited) >= self.min_gather and self.policy != "no_refill"
-        if self.exited and (enough or not self._candidates()):
+        if self.exited and (enough or not (self._candidates() or self.flying)):
             waves, self.exited = self.exited, []
             return waves
         return []
@@ -164,6 +166,8 @@ class Scheduler:
             if self.reuse.must_wait(request):
                 continue
             left = len(request.tokens) - request.computed
+            if not left:  # its next token is not read yet
+                continue
             count = min(left, self.prefill_chunk)
             prompt = left > 1
             if prompt and count > self.prompt_lanes:
@@ -182,13 +186,18 @@ class Scheduler:
             again = min(wave.end, request.furthest) - wave.start
             self.stats.recomputed_tokens += max(0, again)
             waves.append(wave)
-        return [w for w in waves if w.request.wave is w]
+        entering = [w for w in waves if w.request.wave is w]
+        self.flying += entering
+        return entering
 
     def note_entered(self, waves: list[Wave], go_on: list[bool]) -> None:
         """Note the router's answers at depth 0, token by token."""
         answers = iter(go_on)
         for wave in waves:
-            wave.pending = [place for place in range(len(wave)) if next(answers)]
+            going = [next(answers) for _ in wave.lanes]
+            if not self._landed(wave):
+                continue
+            wave.pending = [place for place, goes in enumerate(going) if goes]
             (self.exited if wave.exited else self.ready).append(wave)
 
     def select_pieces(self) -> list[Piece]:
@@ -202,14 +211,25 @@ class Scheduler:
             if self._make_room(self.store.missing_to_run(wave, count), wave.request):
                 places = wave.pending[:count]
                 pieces.append(Piece(wave, places, *self.store.run(wave, places)))
-        return [piece for piece in pieces if piece.wave.request.wave is piece.wave]
+        pieces = [piece for piece in pieces if piece.wave.request.wave is piece.wave]
+        gone = {id(piece.wave) for piece in pieces}
+        self.ready = [wave for wave in self.ready if id(wave) not in gone]
+        self.flying += [piece.wave for piece in pieces]
+        return pieces
 
     def _candidates(self) -> list[Wave]:
         if self.policy != "no_refill":
             return self.ready
         if not self.cohort and not self.exited:
             return self.ready
-        return [wave for wave in self.cohort if not wave.exited]
+        return [w for w in self.cohort if not w.exited and w not in self.flying]
+
+    def _landed(self, wave: Wave) -> bool:
+        """The answers for ``wave`` are read; False where it was dropped while it flew."""
+        if wave.request.wave is not wave:
+            return False
+        self.flying.remove(wave)
+        return True
 
     def _fit_into_tick(self, waves: list[Wave]) -> list[tuple[Wave, int]]:
         """Waves that fit into one tick, and how many of their tokens."""
@@ -229,9 +249,11 @@ class Scheduler:
         """Note the router's answers after a tick."""
         answers = iter(go_on)
         for piece in pieces:
-            wave, places = piece.wave, list(piece.places)
-            wave.note_ran(places, [next(answers) for _ in places], recursions)
-            self.ready.remove(wave)
+            wave, places = piece.wave, piece.places
+            going = [next(answers) for _ in places]
+            if not self._landed(wave):
+                continue
+            wave.note_ran(places, going, recursions)
             if wave.exited:
                 self.exited.append(wave)
                 if wave in self.cohort:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.engine.memory import block_layers, pages_for, tokens_held
+from mor.engine.mirror import Mirror
 from mor.engine.pages import PagePool, PageTables
 from mor.engine.prefix import Node, PrefixTree
 from mor.engine.request import Request, Wave
@@ -58,11 +59,23 @@ class KVStore:
         private = config.num_prelude_layers + config.num_coda_layers
         self.private = PageTables(self.pool, residents, private, max_tokens)
         self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
+        # A configuration's fields are slow to read, and admission asks for each request.
+        self._per_column = [pages_for(config, 1, d, page_size) for d in range(limit + 1)]
         self.prefixes = PrefixTree(self.pool, self.private, self.block, self.groups)
-        self.origins: Tensor | None = None
+        self._origins: Mirror | None = None
         if config.kv_sharing == "recursive_update":
-            shape = (residents * self.groups, max_tokens)
-            self.origins = torch.zeros(shape, dtype=torch.long, device=device)
+            self._origins = Mirror((residents * self.groups + 1, max_tokens), device)
+
+    @property
+    def origins(self) -> Tensor | None:
+        """On the device; see above."""
+        return None if self._origins is None else self._origins.there
+
+    def push(self) -> None:
+        """Bring the tables to the device as they stand."""
+        for table in (self.private.pages_of, self.block.pages_of, self._origins):
+            if table is not None:
+                table.push()
 
     def row(self, request: Request, depth: int) -> int:
         """Row of the block's table that a token of ``request`` writes to at ``depth``."""
@@ -71,7 +84,7 @@ class KVStore:
 
     def read_row(self, request: Request, depth: int) -> int:
         """Row of the block's table that the query of a token of ``request`` reads at ``depth``."""
-        return self.row(request, depth if self.origins is None else 0)
+        return self.row(request, depth if self._origins is None else 0)
 
     def writes(self, depth: int) -> bool:
         """Whether a token leaves entries at ``depth``."""
@@ -111,9 +124,10 @@ class KVStore:
             first = slots
             for place, slot in zip(places, slots, strict=True):
                 wave.first_slots[place] = slot
-        if self.origins is None:
+        if self._origins is None:
             return slots, slots
-        self.origins[row, before:after] = torch.tensor(first, device=self.origins.device)
+        self._origins.host[row, before:after] = first
+        self._origins.note((row,))
         return first, slots
 
     def adopt(self, request: Request, start: Node, goal: Node) -> None:
@@ -123,13 +137,13 @@ class KVStore:
         """
         assert request.row is not None
         self.prefixes.adopt(start, goal, request.row)
-        if self.origins is None:
+        if self._origins is None:
             return
         ran = [depth for depth in request.position_depths[: goal.length] if depth > 0]
         for depth, row in enumerate(self.block_rows(request.row)):
             places = [place for place, deepest in enumerate(ran) if deepest > depth]
-            own = torch.tensor(places, dtype=torch.long, device=self.origins.device)
-            self.origins[row, : len(places)] = own
+            self._origins.host[row, : len(places)] = places
+            self._origins.note((row,))
 
     def release(self, request: Request) -> None:
         """Give back all that ``request`` reads."""
@@ -161,7 +175,7 @@ class KVStore:
 
     def most_pages(self, tokens: int, depth: int) -> int:
         """Pages that ``tokens`` tokens need at worst, when all of them run ``depth`` recursions."""
-        return pages_for(self.config, tokens, depth, self.pool.page_size)
+        return -(-tokens // self.pool.page_size) * self._per_column[depth]
 
     def longest(self, depth: int) -> int:
         """Most tokens that fit into the whole pool in the worst case."""

@@ -19,6 +19,7 @@ from mor.hf.load import Weights, load_config, load_tokenizer
 from mor.hf.modeling import MoRForCausalLM
 from mor.server.app import LEAST_TOKENS, MAX_BODY, create_app
 from mor.server.crossing import check_origins
+from mor.server.images import open_reader
 from mor.server.templates import check_template
 
 
@@ -101,6 +102,7 @@ class Served:
             max_restarts=self.max_restarts,
             chat_template=checked.template,
             levels=checked.levels,
+            images=open_reader(model, self.model),
             with_playground=self.playground,
             cors_origins=self.cors_origins,
         )

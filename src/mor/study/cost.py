@@ -8,6 +8,7 @@ from pathlib import Path
 from mor.model.flops import count_parameters
 from mor.study.file import Job, Study, expand, more_seeds, points
 from mor.train import plan_budget
+from mor.train.classify.data import resolve_media
 from mor.train.plan.data import plan_data
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.run import with_branches
@@ -50,8 +51,9 @@ def missing_data(study: Study, out: Path) -> str:
 
 
 def _cost(job: Job) -> Cost:
-    recipe = job.recipe
-    config = plan_data(recipe).config  # before the data is there, with an assumed vocabulary
+    # Before the data is there, with an assumed vocabulary.
+    config = plan_data(job.recipe).config
+    recipe = resolve_media(job.recipe)
     per_step = recipe.sequences_per_step() * recipe.data.seq_len
     tokens, flops, parts = 0, 0.0, with_branches(recipe, config)
     for part in parts:

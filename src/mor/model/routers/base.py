@@ -76,6 +76,7 @@ class Router(nn.Module):
     Attributes:
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
             so that resuming needs no counter of our own.
+        selects_in_rows: whether ``select`` compares tokens of a row alone, as an encoder may too.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
@@ -91,6 +92,7 @@ class Router(nn.Module):
     chooses_once = False
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
+    selects_in_rows = False
     returns_to_origin = False
 
     def __init__(self, config: MoRConfig) -> None:
@@ -142,11 +144,7 @@ class Router(nn.Module):
         self.loss_scale, self.loss_elsewhere = loss_scale, loss_elsewhere
 
     def run_every_depth(self) -> None:
-        """Run every depth in evaluation too, with or without a token there.
-
-        For weights that are gathered from all ranks on the way: a rank that stopped early would
-        keep the others waiting.
-        """
+        """Run every depth in evaluation too: other ranks wait there for weights to be gathered."""
         self.lockstep = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
@@ -198,6 +196,12 @@ class Router(nn.Module):
         Each answer depends on that token's scores and on stored constants only.
         """
         raise NotImplementedError
+
+    def answer(
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
+    ) -> tuple[Scores, Tensor | None]:
+        """:meth:`score`, and what :meth:`decide` says of it; a router may do both in one call."""
+        return (scores := self.score(hidden, depth, positions, started)), self.decide(scores, depth)
 
     def update(
         self, hidden: Tensor, output: Tensor, origin: Tensor, scores: Scores, depth: int | Tensor

@@ -11,7 +11,7 @@ from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
 from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
-from mor.ops import pointwise
+from mor.ops import native, pointwise
 from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
 
 
@@ -73,6 +73,26 @@ class BoundaryRouter(Router):
             return (scores.decision >= self.half_rule) | full
         return (scores.decision > self.boundary[depth]) | full
 
+    def answer(
+        self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
+    ) -> tuple[Scores, Tensor | None]:
+        """As the base's, for linear scores in one kernel."""
+        net, linear = self.net, self.net.up is None and self.net.temperature == 1
+        quick = linear and self.auxiliary is None and isinstance(depth, Tensor)
+        if not quick or not native.fits(hidden, net.weight, self.boundary):
+            return super().answer(hidden, depth, positions, started)
+        assert isinstance(depth, Tensor)
+        config, full = self.config, self.lets_all_through(torch.arange(self.num_recursions))
+        half, kind = config.router_decision_rule == "half", config.router_activation
+        boundary = torch.full_like(self.boundary, self.half_rule) if half else self.boundary
+        found = native.route(
+            hidden.flatten(0, -2), net.weight, net.bias, depth.flatten(), boundary,
+            torch.as_tensor(full), at_it=half, squash=None if kind == "none" else kind,
+            shift=config.router_gate_bias, alpha=config.router_alpha,
+        )  # fmt: skip
+        logits, gates, goes = (part.view(depth.shape) for part in found)
+        return Scores(gates, logits, logits), goes
+
     def observe(
         self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> None:
@@ -102,11 +122,14 @@ class BoundaryRouter(Router):
             zero = torch.zeros((), device=self.boundary.device)
             total = torch.stack(seen).sum() if seen else zero
             value = all_reduce_mean(total, zero + len(seen))
-            if torch.isfinite(value):
-                steps = float(self.boundary_steps[depth])
-                keep = min(self.config.router_boundary_momentum, steps / (steps + 1))
-                self.boundary[depth] = keep * self.boundary[depth] + (1 - keep) * value
-                self.boundary_steps[depth] += 1
+            # By tensors: asking whether the value is a number would wait for the device, per depth.
+            steps, old, counts = self.boundary_steps[depth], self.boundary[depth], value.isfinite()
+            keep = (steps.double() / (steps.double() + 1)).clamp(
+                max=self.config.router_boundary_momentum
+            )
+            new = keep.to(old.dtype) * old + (1 - keep).to(value.dtype) * value
+            self.boundary[depth] = torch.where(counts, new, old)
+            self.boundary_steps[depth] += counts
             seen.clear()
 
 
@@ -118,6 +141,7 @@ class ExpertChoiceRouter(BoundaryRouter):
     """
 
     looks_ahead = True
+    selects_in_rows = True
     has_objective = True
 
     def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:

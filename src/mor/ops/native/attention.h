@@ -10,18 +10,40 @@
 namespace mor {
 
 // Tokens of a batch: token t is written to place written[t] of table row own_rows[t]; the pieces
-// they lie in, one after the other, read places 0..slots[t] of row rows[s].
+// they lie in, one after the other, read places 0..slots[t] of row rows[s]. Where there are origins
+// [rows, width], a piece reads place origins[own[s]][i] from place i of row own[s] instead, for
+// each of the lengths[s] places of that row.
 struct Ragged {
     Pages pages;
     const int64_t *own_rows, *written, *slots, *rows, *counts;
     int64_t pieces;
+    const int64_t *own, *lengths, *origins;
+    int64_t width;
 };
 
-// `count` queries of one row that follow each other, for the heads of keys `head` to `last`.
+// `count` queries of one piece that follow each other, for the heads of keys `head` to `last`.
 constexpr int64_t QUERIES = 8;
 struct Item {
-    int64_t row, first, count, head, last;
+    int64_t piece, first, count, head, last;
 };
+
+// Where the entries lie that an item reads, as distances from the first one of the pool.
+static void find_entries(const Ragged& batch, const Item& item, int64_t layer, int64_t reach,
+                         std::vector<int64_t>& found) {
+    const Pages& pages = batch.pages;
+    const int64_t stride = pages.kv_heads * pages.head_dim, row = batch.rows[item.piece];
+    const int64_t* at = pages.table + (row * pages.layers + layer) * pages.columns;
+    if ((int64_t)found.size() < reach) found.resize(reach);
+    for (int64_t begin = 0; begin < reach; begin += pages.page_size, at++) {
+        const int64_t count = std::min(reach - begin, pages.page_size);
+        for (int64_t j = 0; j < count; j++)
+            found[begin + j] = (*at * pages.page_size + j) * stride;
+    }
+    if (!batch.origins || batch.own[item.piece] == row) return;
+    const int64_t own = batch.own[item.piece], *origins = batch.origins + own * batch.width;
+    for (int64_t i = 0; i < batch.lengths[item.piece] && origins[i] < reach; i++)
+        found[origins[i]] = pages.slot(own, layer, i) * stride;
+}
 
 // Lane i of the result is the sum of parts[i]: every pair of vectors becomes one, four times.
 static inline vec sums(const vec* parts) {
@@ -45,49 +67,44 @@ static inline vec sums(const vec* parts) {
            __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
-// Runs of up to W entries that lie together: visit(begin, count, first entry's slot), while the run
-// after it is fetched from `store` into the cache.
+// Up to W entries at a time: visit(begin, count, where they lie), while those after them are fetched
+// from `store` into the cache.
 template <class E, class Visit>
-static inline void runs(const Pages& pages, const E* store, const Item& item, int64_t layer,
+static inline void runs(const Pages& pages, const E* store, const Item& item, const int64_t* entries,
                         int64_t reach, Visit visit) {
-    const int64_t* at = pages.table + (item.row * pages.layers + layer) * pages.columns;
-    const int64_t stride = pages.kv_heads * pages.head_dim;
     const int64_t lines = (item.last - item.head) * pages.head_dim * (int64_t)sizeof(E) / 64;
-    for (int64_t begin = 0; begin < reach; begin += pages.page_size, at++) {
-        const int64_t end = std::min(reach - begin, pages.page_size);
-        for (int64_t j = 0; j < end; j += W) {
-            const int64_t slot = *at * pages.page_size + j, count = std::min(W, end - j);
-            if (begin + j + count < reach) {
-                const int64_t next = j + W < end ? slot + W : at[1] * pages.page_size;
-                const char* from = (const char*)(store + next * stride + item.head * pages.head_dim);
-                for (int64_t e = 0; e < count; e++)
-                    for (int64_t line = 0; line < lines; line++)
-                        __builtin_prefetch(from + e * stride * sizeof(E) + line * 64, 0, 3);
-            }
-            visit(begin + j, count, slot);
+    for (int64_t begin = 0; begin < reach; begin += W) {
+        const int64_t next = std::min(begin + 2 * W, reach);
+        for (int64_t e = begin + W; e < next; e++) {
+            const char* from = (const char*)(store + entries[e] + item.head * pages.head_dim);
+            for (int64_t line = 0; line < lines; line++)
+                __builtin_prefetch(from + line * 64, 0, 3);
         }
+        visit(begin, std::min(W, reach - begin), entries + begin);
     }
 }
 
 // scores[q][j] = query q . key j of the queries' own head of keys, `group` queries a head.
 template <class E, int ND>
-static void score_rows(const Pages& pages, const Item& item, int64_t layer, const float* query,
-                       int64_t per_head, int64_t reach, int64_t width, float* scores) {
-    const int64_t d = ND * W, stride = pages.kv_heads * d;
+static void score_rows(const Pages& pages, const Item& item, const int64_t* entries,
+                       const float* query, int64_t per_head, int64_t reach, int64_t width,
+                       float* scores) {
+    constexpr int64_t d = ND * W;
     const E* keys = (const E*)pages.keys;
-    runs(pages, keys, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
+    runs(pages, keys, item, entries, reach, [&](int64_t begin, int64_t count, const int64_t* at) {
         for (int64_t head = item.head; head < item.last; head++) {
-            const E* key = keys + slot * stride + head * d;
+            const E* key = keys + head * d;
             [[maybe_unused]] vec scale;
             if constexpr (std::is_same_v<E, int8_t>)
-                scale = scales_of(pages.key_scales, pages, slot, head, count);
+                scale = scales_of<d>(pages.key_scales + head, at, count);
             for (int64_t i = 0; i < per_head; i++) {
                 const int64_t q = (head - item.head) * per_head + i;
                 vec own[ND], parts[W] = {};
                 for (int v = 0; v < ND; v++) own[v] = load(query + q * d + v * W);
                 for (int64_t j = 0; j < count; j++) {
-                    vec found = own[0] * load(key + j * stride);
-                    for (int v = 1; v < ND; v++) found += own[v] * load(key + j * stride + v * W);
+                    const E* one = key + at[j];
+                    vec found = own[0] * load(one);
+                    for (int v = 1; v < ND; v++) found += own[v] * load(one + v * W);
                     parts[j] = found;
                 }
                 vec found = sums(parts);
@@ -101,15 +118,15 @@ static void score_rows(const Pages& pages, const Item& item, int64_t layer, cons
 
 // out[q] += sum over a run of chances[q][j] value j, for N queries.
 template <class E, int ND, int N>
-static inline void mix_run(const E* value, int64_t stride, int64_t count, const float* chances,
+static inline void mix_run(const E* value, const int64_t* at, int64_t count, const float* chances,
                            int64_t width, float* out, [[maybe_unused]] const vec& scale) {
-    const int64_t d = ND * W;
+    constexpr int64_t d = ND * W;
     vec acc[N][ND];
     for (int q = 0; q < N; q++)
         for (int v = 0; v < ND; v++) acc[q][v] = load(out + q * d + v * W);
     for (int64_t j = 0; j < count; j++) {
         vec x[ND];
-        for (int v = 0; v < ND; v++) x[v] = load(value + j * stride + v * W);
+        for (int v = 0; v < ND; v++) x[v] = load(value + at[j] + v * W);
         for (int q = 0; q < N; q++) {
             float own = chances[q * width + j];
             if constexpr (std::is_same_v<E, int8_t>) own *= scale[j];
@@ -122,22 +139,23 @@ static inline void mix_run(const E* value, int64_t stride, int64_t count, const 
 }
 
 template <class E, int ND>
-static void mix_rows(const Pages& pages, const Item& item, int64_t layer, const float* chances,
-                     int64_t per_head, int64_t reach, int64_t width, float* out) {
-    const int64_t d = ND * W, stride = pages.kv_heads * d;
+static void mix_rows(const Pages& pages, const Item& item, const int64_t* entries,
+                     const float* chances, int64_t per_head, int64_t reach, int64_t width,
+                     float* out) {
+    constexpr int64_t d = ND * W;
     const E* values = (const E*)pages.values;
-    runs(pages, values, item, layer, reach, [&](int64_t begin, int64_t count, int64_t slot) {
+    runs(pages, values, item, entries, reach, [&](int64_t begin, int64_t count, const int64_t* at) {
         for (int64_t head = item.head; head < item.last; head++) {
-            const E* value = values + slot * stride + head * d;
+            const E* value = values + head * d;
             vec scale = {};
             if constexpr (std::is_same_v<E, int8_t>)
-                scale = scales_of(pages.value_scales, pages, slot, head, count);
+                scale = scales_of<d>(pages.value_scales + head, at, count);
             for (int64_t i = 0; i < per_head;) {
                 const int64_t q = (head - item.head) * per_head + i, left = per_head - i;
                 const float* own = chances + q * width + begin;
                 float* to = out + q * d;
                 const auto run = [&](auto n) {
-                    mix_run<E, ND, n()>(value, stride, count, own, width, to, scale);
+                    mix_run<E, ND, n()>(value, at, count, own, width, to, scale);
                     i += n();
                 };
                 if (left >= 4) {
@@ -174,14 +192,23 @@ static void soften(float* scores, int64_t seen, int64_t width, float scale) {
     for (int64_t j = 0; j < width; j += W) store(scores + j, load(scores + j) * share);
 }
 
+struct Room {
+    std::vector<float> floats;
+    std::vector<int64_t> entries;
+};
+
 template <class E, int ND>
-static void attend_item(const Pages& pages, const Item& item, int64_t layer, const float* query,
-                        const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
-    const int64_t d = ND * W, group = heads / pages.kv_heads;
+static void attend_item(const Ragged& batch, const Item& item, int64_t layer, const float* query,
+                        int64_t heads, float* out, Room& kept) {
+    const Pages& pages = batch.pages;
+    const int64_t *slots = batch.slots, d = ND * W, group = heads / pages.kv_heads;
     const int64_t per_head = item.count * group, count = per_head * (item.last - item.head);
     const int64_t reach = slots[item.first + item.count - 1] + 1;
     const int64_t width = (reach + W - 1) / W * W;
+    std::vector<float>& room = kept.floats;
     if ((int64_t)room.size() < count * (width + 2 * d)) room.resize(count * (width + 2 * d));
+    find_entries(batch, item, layer, reach, kept.entries);
+    const int64_t* entries = kept.entries.data();
     float *scores = room.data(), *own = scores + count * width, *found = own + count * d;
     const auto place = [&](int64_t t, int64_t head) {
         return ((item.first + t) * heads + (item.head + head) * group) * d;
@@ -190,12 +217,12 @@ static void attend_item(const Pages& pages, const Item& item, int64_t layer, con
         for (int64_t t = 0; t < item.count; t++)
             std::memcpy(own + (head * per_head + t * group) * d, query + place(t, head),
                         group * d * sizeof(float));
-    score_rows<E, ND>(pages, item, layer, own, per_head, reach, width, scores);
+    score_rows<E, ND>(pages, item, entries, own, per_head, reach, width, scores);
     const float scale = 1.0f / std::sqrt((float)d);
     for (int64_t q = 0; q < count; q++)
         soften(scores + q * width, slots[item.first + q % per_head / group] + 1, width, scale);
     std::memset(found, 0, count * d * sizeof(float));
-    mix_rows<E, ND>(pages, item, layer, scores, per_head, reach, width, found);
+    mix_rows<E, ND>(pages, item, entries, scores, per_head, reach, width, found);
     for (int64_t head = 0; head < item.last - item.head; head++)
         for (int64_t t = 0; t < item.count; t++)
             std::memcpy(out + place(t, head), found + (head * per_head + t * group) * d,
@@ -203,24 +230,24 @@ static void attend_item(const Pages& pages, const Item& item, int64_t layer, con
 }
 
 template <class E>
-static void attend_wide(const Pages& pages, const Item& item, int64_t layer, const float* query,
-                       const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
-    switch (pages.head_dim / W) {
-        case 1: return attend_item<E, 1>(pages, item, layer, query, slots, heads, out, room);
-        case 2: return attend_item<E, 2>(pages, item, layer, query, slots, heads, out, room);
-        case 4: return attend_item<E, 4>(pages, item, layer, query, slots, heads, out, room);
-        case 5: return attend_item<E, 5>(pages, item, layer, query, slots, heads, out, room);
-        case 6: return attend_item<E, 6>(pages, item, layer, query, slots, heads, out, room);
-        default: return attend_item<E, 8>(pages, item, layer, query, slots, heads, out, room);
+static void attend_wide(const Ragged& batch, const Item& item, int64_t layer, const float* query,
+                        int64_t heads, float* out, Room& room) {
+    switch (batch.pages.head_dim / W) {
+        case 1: return attend_item<E, 1>(batch, item, layer, query, heads, out, room);
+        case 2: return attend_item<E, 2>(batch, item, layer, query, heads, out, room);
+        case 4: return attend_item<E, 4>(batch, item, layer, query, heads, out, room);
+        case 5: return attend_item<E, 5>(batch, item, layer, query, heads, out, room);
+        case 6: return attend_item<E, 6>(batch, item, layer, query, heads, out, room);
+        default: return attend_item<E, 8>(batch, item, layer, query, heads, out, room);
     }
 }
 
-static void attend_any(const Pages& pages, const Item& item, int64_t layer, const float* query,
-                       const int64_t* slots, int64_t heads, float* out, std::vector<float>& room) {
-    switch (pages.kind) {
-        case 1: return attend_wide<bf16>(pages, item, layer, query, slots, heads, out, room);
-        case 2: return attend_wide<int8_t>(pages, item, layer, query, slots, heads, out, room);
-        default: return attend_wide<float>(pages, item, layer, query, slots, heads, out, room);
+static void attend_any(const Ragged& batch, const Item& item, int64_t layer, const float* query,
+                       int64_t heads, float* out, Room& room) {
+    switch (batch.pages.kind) {
+        case 1: return attend_wide<bf16>(batch, item, layer, query, heads, out, room);
+        case 2: return attend_wide<int8_t>(batch, item, layer, query, heads, out, room);
+        default: return attend_wide<float>(batch, item, layer, query, heads, out, room);
     }
 }
 
@@ -259,7 +286,7 @@ static std::vector<Item> items_of(const Ragged& batch, int64_t threads) {
         for (int64_t end = token + batch.counts[s]; token < end;) {
             const int64_t count = std::min(QUERIES, end - token);
             for (int64_t head = 0; head < heads; head += together)
-                items.push_back({batch.rows[s], token, count, head, head + together});
+                items.push_back({s, token, count, head, head + together});
             token += count;
         }
     return items;
@@ -269,7 +296,7 @@ static std::vector<Item> items_of(const Ragged& batch, int64_t threads) {
 static void attend(const Ragged& batch, const std::vector<Item>& items, int64_t layer,
                    int64_t heads, const float* query, const float* key, const float* value,
                    int64_t stride, int64_t writes, float* out, int64_t me, int64_t all) {
-    static thread_local std::vector<float> room;
+    static thread_local Room room;
     if (writes) {
         write_entries(batch.pages, layer, key, value, stride, batch.own_rows, batch.written, writes,
                       me, all);
@@ -278,7 +305,7 @@ static void attend(const Ragged& batch, const std::vector<Item>& items, int64_t 
     const int64_t many = (int64_t)items.size();
 #pragma omp for schedule(dynamic)
     for (int64_t i = 0; i < many; i++)
-        attend_any(batch.pages, items[i], layer, query, batch.slots, heads, out, room);
+        attend_any(batch, items[i], layer, query, heads, out, room);
 }
 
 }  // namespace mor

@@ -66,7 +66,24 @@ class RaggedStruct(ctypes.Structure):
         ("pages", PagesStruct),
         *((name, c_void_p) for name in ("own_rows", "written", "slots", "rows", "counts")),
         ("pieces", c_int64),
+        *((name, c_void_p) for name in ("own", "lengths", "origins")),
+        ("width", c_int64),
     ]
+
+
+class FlashStruct(ctypes.Structure):
+    """``Flash`` of flash.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((n, c_void_p) for n in ("query", "key", "value", "out", "sums", "pieces", "slots")),
+        *((n, c_int64) for n in ("count", "heads", "kv_heads", "d")),
+    ]
+
+
+class FlashGradientsStruct(ctypes.Structure):
+    """``FlashGradients`` of flash_backward.h."""
+
+    _fields_: ClassVar[Any] = [(n, c_void_p) for n in ("direction", "query", "key", "value")]
 
 
 @cache
@@ -77,6 +94,7 @@ def kernels() -> Any:
     address: Any = c_void_p
     number: Any = c_int64
     found.mor_shape.argtypes = [POINTER(number)] * 2
+    found.mor_tune.argtypes = [number, number]
     found.mor_pack.argtypes = [address, number, number, address]
     found.mor_pack8.argtypes = [address, number, number, address, address, address]
     found.mor_linear.argtypes = [address, address, number, address, address, c_int]
@@ -89,6 +107,8 @@ def kernels() -> Any:
     found.mor_stack.argtypes = (
         [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
     )
+    found.mor_flash.argtypes = [address, c_int]
+    found.mor_flash_backward.argtypes = [address, address, c_int]
     found.mor_own_linear.argtypes = [
         address,
         number,
@@ -99,7 +119,12 @@ def kernels() -> Any:
         address,
         c_int,
     ]
+    found.mor_route.argtypes = (
+        [address, number, number] + [address] * 5 + [c_int, c_int, c_float, c_float] + [address] * 3
+    )
     found.mor_pointwise.argtypes = [address, number, c_int, address, c_int]
+    found.mor_spin.argtypes, found.mor_spin.restype = [number, c_int], c_float
+    found.mor_read.argtypes, found.mor_read.restype = [address, number, c_int], c_float
     found.mor_argmax.argtypes = [address, number, number, address, c_int]
     return found
 
@@ -172,6 +197,56 @@ def pointwise(name: str, x: Tensor) -> Tensor:
         at(x), x.numel(), POINTWISE.index(name), at(out), torch.get_num_threads()
     )
     return out
+
+
+def spin(steps: int) -> int:
+    """Multiply and add in registers alone, on PyTorch's number of threads; the FLOPs done."""
+    threads = torch.get_num_threads()
+    kernels().mor_spin(steps, threads)
+    return steps * 24 * 16 * 2 * threads
+
+
+def read_through(x: Tensor) -> None:
+    """Read all of a float32 vector once; its length a multiple of 128."""
+    kernels().mor_read(at(x), x.numel(), torch.get_num_threads())
+
+
+def route(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    depths: Tensor,
+    boundary: Tensor,
+    full: Tensor,
+    *,
+    at_it: bool,
+    squash: str | None,
+    shift: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers of a router that compares a score with a boundary, in one call.
+
+    Args:
+        x: [M, D] streams.
+        weight, bias: [sets, 1, D], and [sets, 1] or none.
+        depths: [M] each token's.
+        boundary, full: [sets] by depth, and which depths let all through.
+        at_it: whether a token at its boundary goes on.
+        squash: of :data:`POINTWISE`, what makes a gate of a score and ``shift``; None for none.
+        alpha: times that.
+
+    Returns:
+        Scores, gates and who goes on, [M] each.
+    """
+    x, depths = x.contiguous(), depths.contiguous()
+    logits, gates = x.new_empty(2, len(x)).unbind()
+    goes = torch.empty(len(x), dtype=torch.bool)
+    kind = -1 if squash is None else POINTWISE.index(squash)
+    kernels().mor_route(
+        at(x), *x.shape, at(weight), at(bias), at(depths), at(boundary), at(full), at_it, kind,
+        shift, alpha, at(logits), at(gates), at(goes),
+    )  # fmt: skip
+    return logits, gates, goes
 
 
 def argmax(x: Tensor) -> Tensor:

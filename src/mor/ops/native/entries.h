@@ -39,11 +39,11 @@ struct Pages {
     }
 };
 
-// Scales of `count` entries' head that lie together, one per lane.
-static inline vec scales_of(const float* scales, const Pages& pages, int64_t slot, int64_t head,
-                            int64_t count) {
+// Scales of `count` entries of `d` numbers a head, one per lane; at: where the entries begin.
+template <int64_t d>
+static inline vec scales_of(const float* scales, const int64_t* at, int64_t count) {
     vec found = {};
-    for (int64_t j = 0; j < count; j++) found[j] = scales[(slot + j) * pages.kv_heads + head];
+    for (int64_t j = 0; j < count; j++) found[j] = scales[at[j] / d];
     return found;
 }
 

@@ -31,6 +31,8 @@ class Ragged:
         slots: [N] last place of its row that each token sees; ascending within a piece.
         rows, counts: [S] table row that each piece reads, and its number of tokens.
         scales: of keys and values of bytes, [pages x page_size, Hkv] each.
+        mixed: where rows are read with entries of another row in place of some: that row and its
+            length, [S] each, and [rows, width] which place each of its entries takes.
     """
 
     def __init__(
@@ -45,15 +47,19 @@ class Ragged:
         rows: Tensor,
         counts: Tensor,
         scales: tuple[Tensor, Tensor] | None = None,
+        mixed: tuple[Tensor, Tensor, Tensor] | None = None,
     ) -> None:
         columns = (own_rows, written, slots, rows, counts)
-        self._kept = (keys, values, table, scales, columns)
+        self._kept = (keys, values, table, scales, columns, mixed)
         pages = PagesStruct(
             keys.data_ptr(), values.data_ptr(), *map(at, scales or (None, None)),
             table.data_ptr(), ENTRY_TYPES.index(keys.dtype), page_size, *keys.shape[1:],
             *table.shape[1:],
         )  # fmt: skip
-        self.struct = RaggedStruct(pages, *(column.data_ptr() for column in columns), len(rows))
+        self.struct = RaggedStruct(
+            pages, *(column.data_ptr() for column in columns), rows.shape[0],
+            *map(at, mixed or (None, None, None)), mixed[2].shape[1] if mixed else 0,
+        )  # fmt: skip
 
 
 def paged_attention(

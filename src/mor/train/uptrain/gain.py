@@ -18,7 +18,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.errors import MorError
-from mor.hf.modeling import MoRForCausalLM
 from mor.model.loss import next_token_targets
 from mor.model.model import MoRModel
 from mor.model.routers.base import Router
@@ -59,7 +58,7 @@ def check_gain(recipe: Recipe, section: GainSection) -> None:
         )
 
 
-def prepare_router(model: MoRForCausalLM, section: GainSection) -> None:
+def prepare_router(model: Any, section: GainSection) -> None:
     """Set the boundaries of a router that is to learn gains.
 
     Raises:

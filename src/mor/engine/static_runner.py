@@ -1,0 +1,109 @@
+"""The runner of stages over static buffers: nothing it does waits for the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenColumns, token_lists
+from mor.engine.mirror import to_int64
+from mor.engine.pages import PageTables
+from mor.engine.request import Wave
+from mor.engine.runner import Runner
+from mor.engine.stages import Stage
+
+
+class StaticRunner(Runner):
+    """:class:`Runner` with a piece for every token, padded to a few sizes.
+
+    A place that no token is in has the spare lane, and reads and writes the spare row of its page
+    table, which is the spare page of the pool.
+    """
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.boundaries.keep_always(self.lanes.hidden.device)
+        device, most = self.lanes.hidden.device, self.lanes.count
+        private, block = (self._idle(t) for t in (self.store.private, self.store.block))
+        self._enter = Stage(self._entered, [*private, 0], most, device)
+        self._tick = Stage(self._ticked, block, most, device)
+        self._leave = Stage(self._left, private, most, device)
+
+    def enter(self, waves: Sequence[Wave]) -> Tensor:
+        """See :meth:`Runner.enter`; prompts with embeddings go its way, not captured."""
+        if any(wave.request.embedded is not None for wave in waves):
+            return super().enter(waves)
+        self.boundaries.enter(waves, self.lanes.hidden.device)
+        columns = self._private(waves)
+        ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
+        return self._enter([*columns, ids])
+
+    def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
+        """See :meth:`Runner.tick`."""
+        store, spare = self.store, self.store.block.spare
+        rows = [store.read_row(piece.wave.request, piece.wave.depth) for piece in pieces]
+        own = [store.row(piece.wave.request, piece.wave.depth) for piece in pieces]
+        columns = self._columns(pieces, store.block, rows, own)
+        for place, depth in enumerate(columns[1]):
+            if not store.writes(depth):
+                columns[4][place], columns[6][place] = 0, spare
+        return tuple(pieces), self._tick(columns)
+
+    def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
+        """See :meth:`Runner.leave`."""
+        hidden = self._leave(self._private(waves))
+        ends = [end - 1 for end in accumulate(map(len, waves))]
+        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
+        if not last:
+            return None, hidden
+        asked = hidden.index_select(0, to_int64(last, hidden.device))
+        return self.model.head(asked), hidden
+
+    # What is captured ----------------------------------------------------------------------------
+
+    def _entered(self, columns: Tensor) -> Tensor:
+        batch = self._batch(self.store.private, columns)
+        return self._start(batch, self.model.embed(columns[-1][None]))
+
+    def _ticked(self, columns: Tensor) -> Tensor:
+        return self._run(self._batch(self.store.block, columns, self.store.origins))
+
+    def _left(self, columns: Tensor) -> Tensor:
+        return self._finish(self._batch(self.store.private, columns))[0]
+
+    # Columns -------------------------------------------------------------------------------------
+
+    def _idle(self, table: PageTables) -> list[int]:
+        # Position, depth, limit and places 0: it sees its own entry, and never goes on.
+        return [0, 0, 0, 0, 0, self.lanes.count, table.spare, table.spare, 1, 1]
+
+    def _private(self, waves: Sequence[Wave]) -> list[list[int]]:
+        own = [range(w.start, w.end) for w in waves]
+        pieces = [Piece(w, range(len(w)), at, at) for w, at in zip(waves, own, strict=True)]
+        rows = [w.request.row or 0 for w in waves]
+        return self._columns(pieces, self.store.private, rows, rows)
+
+    def _columns(
+        self, pieces: Sequence[Piece], table: PageTables, rows: Sequence[int], own: Sequence[int]
+    ) -> list[list[int]]:
+        self.store.push()
+        columns: list[list[int]] = [*token_lists(pieces, own), [], [], []]
+        for piece, row, own_row in zip(pieces, rows, own, strict=True):
+            count = len(piece.places)
+            columns[7].extend([row] * count)
+            columns[8].extend([table.lengths[row]] * count)
+            columns[9].extend([table.lengths[own_row]] * count)
+        return columns
+
+    def _batch(
+        self, table: PageTables, columns: Tensor, origins: Tensor | None = None
+    ) -> ForwardBatch:
+        parts, size = columns.unbind(), columns.shape[1]
+        tokens, (row, length, own_length) = TokenColumns(*parts[:7]), parts[7:10]
+        pieces = PieceColumns(row, length, tokens.own_row, own_length, torch.ones_like(row))
+        view = KVView(table, tokens, pieces, (1,) * size, size, origins, width=table.max_tokens)
+        return ForwardBatch((), view)
