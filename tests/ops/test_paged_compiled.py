@@ -14,6 +14,7 @@ if find_spec("triton") is None or os.environ.get("TRITON_INTERPRET") == "1":
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:TRITON_DEFAULT_FP_FUSION:UserWarning")
 @pytest.mark.parametrize(
     ("capability", "dtype", "kind", "longest", "product"),
     [

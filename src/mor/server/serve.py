@@ -12,6 +12,7 @@ import uvicorn
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from mor.server.loop import EngineLoop
 from mor.server.sockets import refusal, url_of
 
 log = logging.getLogger("uvicorn.error")
@@ -70,6 +71,8 @@ class DrainingServer(uvicorn.Server):
         await super().startup(sockets)
         self._loop_of_events = asyncio.get_running_loop()
         if self.started and not self.should_exit:
+            if isinstance(self.engine_loop, EngineLoop):  # replicas have engines of their own
+                log.info("Attention over pages: %s", self.engine_loop.engine.attention)
             for one in sockets or ():
                 log.info("Serving, running on %s (press CTRL+C to quit)", url_of(one))
 
