@@ -281,9 +281,10 @@ def _batch(
 ) -> ForwardBatch:
     counts = tuple(len(p.places) for p in pieces)
     names = token_lists(pieces, own)
-    lengths, read = table.lengths, [row or 0 for row in rows]
-    shared = [row or 0 for row in own]
-    of_piece = (read, [lengths[r] for r in read], shared, [lengths[r] for r in shared], counts)
+    lengths, read, written = table.lengths, [r or 0 for r in rows], [r or 0 for r in own]
+    of_piece = (
+        read, [lengths[r] for r in read], written, [lengths[r] for r in written], counts,
+    )  # fmt: skip
     flat = to_int64(list(chain(*names, *of_piece)), table.table.device)
     total, parts = len(names[0]), len(names)
     tokens = TokenColumns(*flat[: parts * total].view(parts, total).unbind())

@@ -58,8 +58,9 @@ def boundary_over_ranks(values: Tensor, kept: Tensor, valid: Tensor | None) -> T
         if high == bits:
             number = reached[-1]
         place = (reached < rank - above).sum().clamp(max=size - 1)
-        equal = downwards[place]
-        above = above + reached[place] - equal
+        # Taken, not indexed: an index of one number would become the host's, which waits for it.
+        equal = downwards.take(place)
+        above = above + reached.take(place) - equal
         chosen = size - 1 - place
         alive = alive & (digit == chosen)
         key = (key << (high - low)) + chosen - offset

@@ -43,8 +43,9 @@ def batch_boundary(values: Tensor, kept: Tensor, valid: Tensor | None) -> Tensor
     if valid is not None:
         values = values.masked_fill(~valid, -torch.inf)
     ordered = values.flatten().sort(descending=True).values
-    last_in = ordered[(kept - 1).clamp(min=0)]
-    first_out = ordered[kept.clamp(max=ordered.numel() - 1)]
+    # Taken, not indexed: an index of one number would become the host's, which waits for it.
+    last_in = ordered.take((kept - 1).clamp(min=0))
+    first_out = ordered.take(kept.clamp(max=ordered.numel() - 1))
     # Where nothing is left out there is no next value: stay just below the last one let in.
     missing = torch.isinf(first_out) | (kept >= ordered.numel())
     return torch.where(missing, last_in - 1e-3, last_in / 2 + first_out / 2)
