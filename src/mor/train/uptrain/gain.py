@@ -9,7 +9,6 @@ closes because later passes are not worth anything *yet*, and depth goes where i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,8 +74,7 @@ def prepare_router(model: Any, section: GainSection) -> None:
             f"uptrain.gain knows no loss before the first pass: router_capacities="
             f"{config.router_capacities} must begin with 1.0"
         )
-    router.boundary.fill_(math.log(section.confidence / (1 - section.confidence)))
-    router.boundary_steps.fill_(1)
+    router.set_confidence(section.confidence)
 
 
 @dataclass
