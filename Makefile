@@ -27,7 +27,7 @@ ifneq ($(PINS),$(strip $(shell cat $(VENV)/.constraints 2>/dev/null || echo cons
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-browser package smoke check docs format clean distclean
+.PHONY: help setup demo test test-oldest test-browser test-ray package smoke check docs format clean distclean
 
 help: ## list the targets
 	@echo 'mor: Mixture-of-Recursions language models'
@@ -54,7 +54,7 @@ test: $(STAMP) ## run the tests (those that need the internet are left out)
 
 test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
 	@echo '==> pytest with the oldest versions, $(WORKERS) processes'
-	@$(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
+	@HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' constraints-oldest.txt > $(OLDEST).pins
@@ -65,6 +65,11 @@ $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 test-browser: $(STAMP) ## run the playground's tests in a Chromium; fetches what they need
 	@echo '==> the playground in a browser'
 	@sh tools/test_browser.sh '$(VENV)' '$(PINS)' $(PYTEST_ARGS)
+
+test-ray: $(STAMP) ## run the tests of replicas behind Ray Serve; installs Ray (a minute, then 30 s)
+	@echo '==> Ray Serve'
+	@$(BIN)/python -m pip install --disable-pip-version-check -qq $(PINS:%=--constraint %) -e '.[ray]'
+	@$(BIN)/python -m pytest tests/server/test_ray.py tests/server/test_deploy.py $(PYTEST_ARGS)
 
 package: $(STAMP) ## build the source package and the wheel into build/package
 	@echo '==> building the package'

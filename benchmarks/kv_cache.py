@@ -3,6 +3,7 @@
 Each token's log-probability is the engine's, given all tokens before, read from pages of that type:
 
     python benchmarks/kv_cache.py MODEL [--text FILE] [--tokens 512] [--window 128]
+        [--device cuda --dtype bfloat16]
 
 Without a text the model writes one itself, by drawing (temperature 1).
 """
@@ -13,8 +14,10 @@ import argparse
 from pathlib import Path
 from typing import Any, get_args
 
+from mor.bench.device import parse_device, parse_dtype
 from mor.engine import Engine, SamplingParams
 from mor.engine.entries import KVCacheType
+from mor.hf.load import load_model, load_tokenizer
 
 
 def likelihoods(engine: Engine, ids: list[int]) -> list[float]:
@@ -49,11 +52,16 @@ def main() -> None:
     parser.add_argument("--text", type=Path)
     parser.add_argument("--tokens", type=int, default=512)
     parser.add_argument("--window", type=int, default=128)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", help="of the weights")
     options = parser.parse_args()
+    device, dtype = parse_device(options.device), parse_dtype(options.dtype)
+    model: Any = load_model(options.model, dtype).to(device)
+    tokenizer = load_tokenizer(options.model)
     windows: list[list[int]] = []
     for name in get_args(KVCacheType):
         settings: dict[str, Any] = {"kv_cache_dtype": name, "page_size": 4, "max_num_seqs": 4}
-        engine = Engine(options.model, memory_fraction=0.1, **settings)
+        engine = Engine(model, tokenizer, memory_fraction=0.1, **settings)
         windows = windows or read_ids(engine, options.text, options.tokens, options.window)
         found = [one for ids in windows for one in likelihoods(engine, ids)]
         entry = engine.store.pool.entry_bytes()

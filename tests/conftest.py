@@ -31,7 +31,8 @@ torch.set_num_threads(1)
 # No deadline: a test machine shared with others may be slow at any moment. In CI the examples are
 # the same in every run, so that a red build can be repeated; at home each run tries new ones.
 _shared: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("ci", max_examples=30, derandomize=True, print_blob=True, **_shared)
+settings.register_profile("few", max_examples=6, derandomize=True, **_shared)
+settings.register_profile("ci", max_examples=20, derandomize=True, print_blob=True, **_shared)
 settings.register_profile("home", max_examples=20, **_shared)
 settings.register_profile("deep", max_examples=500, **_shared)
 settings.load_profile(

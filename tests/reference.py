@@ -42,11 +42,18 @@ def linear(half: Any, name: str, hidden: Tensor, use: int) -> Tensor:
     return hidden @ weight.T + bias
 
 
-def turn(heads: Tensor, theta: float) -> Tensor:
-    """Rotate [T, H, d] token by token: the pair (i, i + d/2) as one complex number."""
+def turn(heads: Tensor, theta: float, columns: int | None = None) -> Tensor:
+    """Rotate [T, H, d] token by token: the pair (i, i + d/2) as one complex number.
+
+    On a grid of so many ``columns`` the first half of the pairs goes by row, the other by column.
+    """
     length, _, width = heads.shape
     rates = 1 / theta ** (torch.arange(0, width, 2) / width)
     angle = torch.arange(length)[:, None] * rates
+    if columns is not None:
+        rates = 1 / theta ** (torch.arange(0, width, 4) / width)
+        places = [divmod(token, columns) for token in range(length)]
+        angle = torch.stack([torch.cat((row * rates, column * rates)) for row, column in places])
     # The model turns by cos and sin of float32 in every dtype.
     by = torch.complex(angle.cos(), angle.sin())[:, None].to(heads.dtype.to_complex())
     first, second = heads[..., : width // 2], heads[..., width // 2 :]
@@ -69,7 +76,9 @@ class Row:
     def __init__(self, model: MoRForCausalLM, embedded: Tensor) -> None:
         self.network, self.config = model.model, model.config
         self.hidden = embedded
-        self.causal = torch.ones(len(embedded), len(embedded)).tril().bool()
+        self.causal = torch.ones(len(embedded), len(embedded)).bool()
+        self.causal = self.causal.tril() if self.config.is_causal else self.causal
+        self.columns = self.config.patch_grid[1] if self.config.modality == "image" else None
         self.alive = torch.ones(len(embedded), dtype=torch.bool)
         self.depths = torch.zeros(len(embedded), dtype=torch.long)
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
@@ -105,7 +114,7 @@ class Row:
         if self.config.use_qk_norm:
             query = norm(attention.q_norm, query, use)
             key = norm(attention.k_norm, key, use)
-        query, key = turn(query, theta), turn(key, theta)
+        query, key = turn(query, theta, self.columns), turn(key, theta, self.columns)
         value = self.heads(linear(attention, "v_proj", normed, use))
         if shared is not None and shared not in self.store:
             self.store[shared] = (key, value)
@@ -170,16 +179,25 @@ class Row:
 
 
 def reference(
-    model: MoRForCausalLM,
+    model: Any,
     rows: list[Tensor],
     *,
     causal: bool,
     max_depth: int | None = None,
 ) -> Reference:
-    """What the model has to say about rows of ids [T], in evaluation mode."""
+    """What the model has to say about rows of ids [T] or of embedded tokens [T, D], in evaluation.
+
+    Logits are [T, V], or [classes] of a head over classes.
+    """
     config = model.config
     table = model.model.embed_tokens
-    states = [Row(model, F.embedding(ids, table.weight, table.padding_idx)) for ids in rows]
+    states = [
+        Row(
+            model,
+            row if row.is_floating_point() else F.embedding(row, table.weight, table.padding_idx),
+        )
+        for row in rows
+    ]
     for row in states:
         row.stack(model.model.prelude_layers)
         row.open()
@@ -196,7 +214,9 @@ def reference(
     for row in states:
         row.hidden = row.seen(row.hidden)
         row.stack(model.model.coda_layers)
-        logits.append(norm(model.model.norm, row.hidden) @ model.model.lm_head.weight.T)
+        normed, head = norm(model.model.norm, row.hidden), model.model.lm_head
+        normed = normed.mean(0) if config.head_type == "classes" else normed
+        logits.append(normed @ head.weight.T + (0 if head.bias is None else head.bias))
     return Reference(logits, [row.depths for row in states], routing.losses)
 
 

@@ -43,7 +43,12 @@ MACHINE_PATHS = re.compile(
 )
 
 # The name one imports where it is not the name one installs.
-IMPORT_NAMES = {"pyyaml": "yaml", "pillow": "PIL", "backports-zstd": "backports"}
+IMPORT_NAMES = {
+    "flashinfer-python": "flashinfer",
+    "pyyaml": "yaml",
+    "pillow": "PIL",
+    "backports-zstd": "backports",
+}
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +198,13 @@ def test_the_dev_extra_brings_the_extras_that_the_tests_use(project: dict[str, A
         if canonicalize_name(Requirement(line).name) == "mixture-of-recursions"
     ]
     assert {extra for requirement in own for extra in requirement.extras} == {
+        "analyse",
         "data",
         "docs",
         "finetune",
         "gguf",
         "grammar",
+        "media",
         "report",
         "serve",
         "tensorboard",
@@ -261,11 +268,12 @@ def test_every_import_is_a_declared_dependency(project: dict[str, Any]) -> None:
     groups = extras(project)
     allowed = import_names(core(project))
     extras_of_room = {
-        "data": ["data"],
+        "data": ["data", "media"],
+        "ops": ["gpu"],
         "report": ["report"],
-        "server": ["serve", "grammar"],
-        "eval": ["eval"],
-        "hf": ["gguf"],
+        "server": ["serve", "grammar", "ray"],
+        "eval": ["eval", "analyse"],
+        "hf": ["gguf", "media"],
         "train": ["tensorboard"],
     }
     undeclared = []

@@ -33,4 +33,4 @@ if ! "$venv/bin/python" -c 'import playwright' 2>/dev/null; then
     timeout 180 "$venv/bin/python" -m pip install --disable-pip-version-check -qq \
         ${constraints:+--constraint "$constraints"} 'playwright>=1.45' || skip "pip could not install playwright"
 fi
-CHROMIUM=$(find_browser) exec "$venv/bin/python" -m pytest "$@" tests/server/test_playground.py
+CHROMIUM=$(find_browser) exec "$venv/bin/python" -m pytest "$@" tests/server/test_playground.py tests/server/test_playground_media.py

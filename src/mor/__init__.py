@@ -12,7 +12,17 @@ if TYPE_CHECKING:
     from mor.config import ConfigError, MoRConfig
     from mor.config.presets import preset
     from mor.errors import MorError
-    from mor.hf import MoRBaseModel, MoRCache, MoRForCausalLM, MoRForSequenceClassification
+    from mor.hf import (
+        MoRBaseModel,
+        MoRCache,
+        MoRForAudioClassification,
+        MoRForCausalLM,
+        MoRForConditionalGeneration,
+        MoRForImageClassification,
+        MoRForNextFrame,
+        MoRForSequenceClassification,
+        MoRProcessor,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,8 +30,13 @@ __all__ = [
     "MoRBaseModel",
     "MoRCache",
     "MoRConfig",
+    "MoRForAudioClassification",
     "MoRForCausalLM",
+    "MoRForConditionalGeneration",
+    "MoRForImageClassification",
+    "MoRForNextFrame",
     "MoRForSequenceClassification",
+    "MoRProcessor",
     "MorError",
     "preset",
 ]
@@ -31,8 +46,13 @@ _HOMES = {
     "MoRBaseModel": "mor.hf",
     "MoRCache": "mor.hf",
     "MoRConfig": "mor.config",
+    "MoRForAudioClassification": "mor.hf",
     "MoRForCausalLM": "mor.hf",
+    "MoRForConditionalGeneration": "mor.hf",
+    "MoRForImageClassification": "mor.hf",
+    "MoRForNextFrame": "mor.hf",
     "MoRForSequenceClassification": "mor.hf",
+    "MoRProcessor": "mor.hf",
     "MorError": "mor.errors",
     "preset": "mor.config.presets",
 }

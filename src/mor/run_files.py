@@ -23,7 +23,7 @@ from mor.errors import MorError
 RECIPE, LOG, SUMMARY, EVAL = "recipe.yaml", "log.jsonl", "summary.json", "eval.json"
 MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
-ADAPTER = "adapter_config.json"
+ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 DEFAULT_MODEL = Path("prose")
 """The shipped model that ``mor generate``, ``serve`` and ``eval`` take where none is named."""

@@ -418,6 +418,19 @@ def test_the_datas_tokenizer_is_the_models(
     assert "holds no tokenizer" in mor_("generate", bare).error
 
 
+def test_calibrate_by_confidence(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
+    done = mor_("calibrate", run, "--confidence", 0.25, "--out", tmp_path / "sure")
+    assert "surer than 0.25" in done.out
+    boundary = load_model(tmp_path / "sure").model.router.boundary
+    assert boundary.tolist() == pytest.approx([-1.0986123] * len(boundary))
+    assert (tmp_path / "sure" / "tokenizer.json").is_file()
+    for wrong in ([], ["--confidence", 1.5], ["--confidence", 0.2, "--data", data]):
+        refused = mor_("calibrate", run, *wrong, "--out", tmp_path / "no")
+        assert refused.code == 2, wrong
+        assert "confidence" in refused.error
+    assert not (tmp_path / "no").exists()
+
+
 def test_calibrate(mor_: Mor, run: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "served"
     done = mor_("calibrate", run, "--data", data, "--out", out, "--capacity", "1,0.5,0.25")

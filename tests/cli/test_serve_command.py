@@ -163,7 +163,7 @@ def test_a_tokenizers_own_broken_template(
 
 
 def test_ctrl_c_while_it_loads_is_quiet(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def interrupted(folder: Path) -> None:
+    def interrupted(folder: Path, dtype: str) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(command, "open_model", interrupted)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from typing import Any
 
@@ -128,7 +129,7 @@ TestServing.settings = settings(stateful_step_count=20)
 
 
 @pytest.mark.slow
-def test_no_page_is_lost_in_ten_thousand_random_operations() -> None:
+def test_no_page_is_lost_in_thousands_of_random_operations() -> None:
     oracle = oracle_of("random", "none")
     config = oracle.model.config
     draw = random.Random(0)
@@ -138,7 +139,7 @@ def test_no_page_is_lost_in_ten_thousand_random_operations() -> None:
     )  # fmt: skip
     asked: dict[str, int] = {}
     finished = 0
-    for _ in range(10_000):
+    for _ in range(10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 3_000):
         kind = draw.random()
         if kind < 0.15 and len(asked) < 12:
             new = draw.randint(1, 16)
@@ -155,9 +156,9 @@ def test_no_page_is_lost_in_ten_thousand_random_operations() -> None:
                     wanted = oracle.tokens(output.prompt_token_ids, new)
                     assert list(output.completions[0].token_ids) == wanted
         engine.check_integrity()
-    assert engine.stats.reused_tokens > 1000
-    assert engine.stats.preemptions > 50
-    assert engine.stats.aborted > 50
-    assert finished > 200
+    assert engine.stats.reused_tokens > 300
+    assert engine.stats.preemptions > 15
+    assert engine.stats.aborted > 15
+    assert finished > 60
     run(engine)
     idle(engine)

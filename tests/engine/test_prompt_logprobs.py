@@ -64,6 +64,36 @@ def test_they_are_the_models_own(router: str) -> None:
     idle(engine)
 
 
+@pytest.mark.parametrize("router", ["threshold", "fixed"])
+def test_what_lies_before_the_first_one_asked_for_comes_from_the_cache(router: str) -> None:
+    model = make_model(small_config(router), 3, torch.float64)
+    engine = Engine(model, max_num_seqs=4, prefill_chunk=5, page_size=2, max_model_len=40)
+    shared = list(range(1, 21))
+    prompts = [[*shared, 30, 31, 32], [*shared, 40, 41, 42], [*shared, 30, 31, 32], shared[:4]]
+    starts = [20, 20, 1, 9]  # the last one asks for tokens that the prompt has not
+    asked = [
+        SamplingParams(max_tokens=0, prompt_logprobs=1, prompt_logprobs_start=start)
+        for start in starts
+    ]
+    engine.generate(prompts[0], asked[0])
+    outputs = engine.generate(prompts, asked)
+    cached = [output.completions[0].cached_tokens for output in outputs]
+    assert cached[0] == cached[1] == 18  # whole pages before the token that foretells place 20
+    assert cached[2] == 0
+    for ids, start, output in zip(prompts, starts, outputs, strict=True):
+        told = output.completions[0].prompt_logprobs
+        assert told is not None
+        assert all(one is None for one in told[:start])
+        wanted = own_logs(model, ids)
+        for place in range(start, len(ids)):
+            one = told[place]
+            assert one is not None
+            assert one.logprob == pytest.approx(wanted[place - 1, ids[place]].item(), abs=1e-6)
+    idle(engine)
+    with pytest.raises(MorError, match=r"prompt_logprobs_start=0 must be"):
+        SamplingParams(prompt_logprobs=1, prompt_logprobs_start=0)
+
+
 def test_a_prompt_that_is_read_again_says_the_same() -> None:
     model = make_model(small_config("fixed"), 3, torch.float64)
     pages = pages_for(model.config, 16, 3, 1)

@@ -12,7 +12,7 @@ from mor import MoRForCausalLM
 from mor.data import PackedDataset, prepare
 from mor.errors import MorError
 from mor.eval import evaluate
-from mor.eval.answers import rank_correlation, score_answers
+from mor.eval.answers import Answers, rank_correlation, score_answers
 from mor.model.routers.forced import forced_depths
 from tests.strategies import ROUTED, make_model, small_config
 
@@ -99,6 +99,13 @@ def test_text_has_no_answers(data: Path) -> None:
     dataset = PackedDataset(data, "validation", 16)
     with pytest.raises(MorError, match="prepared from text and has no answers"):
         score_answers(make_model(small_config("fixed")), dataset)
+
+
+def test_rank_correlation_over_difficulties_takes_their_mean_depths() -> None:
+    levels, depths = np.array([1, 1, 2, 2, 3, 3]), np.array([1, 2, 2, 3, 3, 4])
+    score = Answers(levels, np.ones(6), depths, 2.5).score()
+    assert score["level_rank_correlation"] == pytest.approx(1)
+    assert score["rank_correlation"] < 0.9
 
 
 def test_rank_correlation() -> None:

@@ -89,6 +89,26 @@ def test_likelihoods_are_those_of_hf_and_of_one_by_one(folder: Path, ours: Any) 
     assert len(set(depths.flatten().tolist())) > 1  # or nothing was tested of the routing
 
 
+def test_the_engine_reads_what_requests_share_once(folder: Path, ours: Any) -> None:
+    from mor.eval.harness.lm import MorLM
+
+    shots = "the king said to thee and thou my lord of night. " * 3
+    texts = [(shots, " crown"), (shots, " night"), (shots, " night"), (shots + "and", " thou")]
+    texts += [("the king " * 60, " night of thee"), *TEXTS]  # one that is cut to the length
+    asked = requests("loglikelihood", texts)
+    served = MorLM(str(folder), engine=True, batch_size=2)
+    wanted = ours.loglikelihood(asked, disable_tqdm=True)
+    for mine, other in zip(served.loglikelihood(asked, disable_tqdm=True), wanted, strict=True):
+        assert mine[0] == pytest.approx(other[0], abs=1e-4)
+        assert mine[1] == other[1]
+    engine = served._open_engine()
+    assert engine.stats.reused_tokens > 0
+    rolled = requests("loglikelihood_rolling", [(text * 9,) for text, _ in TEXTS if text])
+    assert served.loglikelihood_rolling(rolled, disable_tqdm=True) == pytest.approx(
+        ours.loglikelihood_rolling(rolled, disable_tqdm=True), abs=1e-3
+    )
+
+
 def test_weights_of_the_engine_and_generation(folder: Path, ours: Any) -> None:
     from mor.eval.harness.lm import MorLM
 
@@ -117,6 +137,7 @@ def test_weights_of_the_engine_and_generation(folder: Path, ours: Any) -> None:
         ({"max_length": 65}, r"max_length=65 must be a whole number in 2\.\.64"),
         ({"max_depth": 4}, r"max_depth=4 must be a whole number in 1\.\.3"),
         ({"batch_size": 0}, r"batch_size=0 must be a whole number of at least 1"),
+        ({"device": "gpu"}, r"device='gpu' is not here; use cpu"),
     ],
 )
 def test_wrong_arguments(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -125,6 +146,22 @@ def test_wrong_arguments(folder: Path, options: dict[str, Any], message: str) ->
 
     with pytest.raises(MorError, match=message):
         MorLM(str(folder), **options)
+
+
+def test_a_gpu_that_is_not_there_is_the_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval's command asks for cuda:0 on every machine."""
+    pytest.importorskip("lm_eval")
+    from mor.eval.harness.devices import choose_device
+    from mor.eval.harness.lm import MorLM
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert MorLM(str(folder), device="cuda:0").original.device.type == "cpu"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert str(choose_device("cuda:1")) == "cuda:1"
+    assert str(choose_device(None)) == "cuda"
+    with pytest.raises(MorError, match=r"device='cuda:2' is not here; use cpu, cuda or cuda:N"):
+        choose_device("cuda:2")
 
 
 def test_the_name_is_known(ours: Any) -> None:

@@ -11,7 +11,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from mor import MoRConfig, MoRForCausalLM, preset
-from mor.model.flops import active_fractions, batch_flops, count_parameters, flops_per_token
+from mor.model.flops import (
+    active_fractions,
+    batch_flops,
+    count_parameters,
+    example_flops,
+    flops_per_token,
+)
 from tests.strategies import make_model, small_config
 
 # Width 8, two heads of 4, one of keys and values, FFN 12, vocabulary 10, sequences of 6 tokens.
@@ -142,6 +148,46 @@ def test_the_network_multiplies_as_much_as_is_counted(router: str, kv_sharing: s
     counts = counter.get_flop_counts()["Global"]
     counted = sum(count for op, count in counts.items() if op in products)
     assert counted == pytest.approx(flops_per_token(network, seq_len=0).forward * ids.numel())
+
+
+def media(modality: str, **fields: Any) -> MoRConfig:
+    own = {
+        "image": {"image_size": [4, 6], "patch_size": 2, "num_channels": 3},
+        "audio": {"num_mel_bins": 5, "conv_kernel": [3, 5], "conv_stride": [2, 3]},
+    }
+    return config(modality=modality, num_labels=7, **own[modality] | fields)
+
+
+def test_an_encoder_meets_all_tokens_and_answers_once() -> None:
+    # Every query meets 6 keys, not 3; 7 classes once for 6 tokens; a patch is 12 numbers.
+    found = flops_per_token(media("image"), 6)
+    assert found.prelude == LINEAR + 2 * ATTENTION
+    assert found.head == pytest.approx(2 * 8 * 7 / 6)
+    assert found.embed == 2 * 12 * 8
+    causal = flops_per_token(media("image", is_causal=True, head_type="regression"), 6)
+    assert causal.prelude == LAYER
+    assert causal.head == 2 * 8 * 12
+    # A token takes 6 frames: three places of the first convolution, one of the second.
+    assert flops_per_token(media("audio"), 6).embed == 3 * 2 * 3 * 5 * 8 + 2 * 5 * 8 * 8
+
+
+def test_an_example_costs_what_its_tokens_ran() -> None:
+    network = media("audio", num_recursions=2, router="threshold")
+    depths = torch.tensor([[2, 1, 1, 2], [1, 2, 0, 0]])
+    real = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]]).bool()
+    found = example_flops(network, depths, real)
+    # Of six tokens all run depth 0 and three depth 1; pairs are 16 + 4, then 4 + 1.
+    pair = 2 * 2 * 8
+    assert found.recurse[0] == pytest.approx(LINEAR + pair * 20 / 6)
+    assert found.recurse[1] == pytest.approx(LINEAR / 2 + pair * 5 / 6)
+    assert found.prelude == pytest.approx(LINEAR + pair * 20 / 6)
+    assert found.head == pytest.approx(2 * 8 * 7 / 3)
+    stored = example_flops(
+        media("audio", num_recursions=2, router="threshold", kv_sharing="recursive_update"),
+        depths,
+        real,
+    )
+    assert stored.recurse[1] == pytest.approx(LINEAR / 2 + pair * (2 * 4 + 1 * 2) / 6)
 
 
 STEP = 1024 * 2048

@@ -35,7 +35,8 @@ def is_picture(png: bytes | None) -> bool:
 def test_all_plots_of_the_demo(four_runs: list[Path]) -> None:
     before = dict(rcParams)
     drawn = plots.draw_plots(load_runs(four_runs))
-    assert tuple(plot.name for plot in drawn) == plots.PLOT_NAMES
+    of_text = [name for name in plots.PLOT_NAMES if name not in ("image_depth", "sound_depth")]
+    assert [plot.name for plot in drawn] == of_text
     for plot in drawn:
         assert is_picture(plot.png)
         assert is_picture(plot.png_dark)

@@ -65,7 +65,7 @@ def test_the_server_keeps_to_its_schema(api: Any, path: str, mode: GenerationMod
         return  # there is nothing to get wrong
 
     @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(max_examples=50, suppress_health_check=list(HealthCheck), deadline=None)
+    @settings(max_examples=25, suppress_health_check=list(HealthCheck), deadline=None)
     def check(case: Any) -> None:
         answer = case.call_and_validate(checks=CHECKS)
         statuses.add(answer.status_code)

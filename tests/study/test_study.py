@@ -185,19 +185,19 @@ def test_a_job_that_was_stopped_goes_on(study: Study, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_that_fails_leaves_the_others(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def run(job: Any, settings: Any, out: Path, children: Any) -> str | None:
-        if "0.001" in job.name:
-            return "error: no luck"
-        work(job.recipe, settings)
-        return None
+def test_a_job_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> None:
+    class Unlucky:
+        """Runs jobs here, but one."""
 
-    monkeypatch.setattr(runs, "_run_job", run)
+        def run(self, tasks: Any, began: Any, ended: Any, tell: Any) -> None:
+            for task in tasks:
+                began(task)
+                failed = "0.001" in task.name
+                ended(task, "error: no luck" if failed or main(list(task.command[3:])) else None)
+
     message = r"1 of 4 jobs failed \(expert-learning_rate-0\.001-seed-0\), .* error: no luck; "
     with pytest.raises(MorError, match=message):
-        run_study(study, tmp_path, workers=1)
+        run_study(study, tmp_path, launcher=Unlucky())
     trained = {path.parent.name for path in (tmp_path / "runs").glob("*/eval.json")}
     assert "expert-learning_rate-0.01-seed-1" in trained  # the best point of those that ran
     assert len(trained) == 4  # the branch too

@@ -64,7 +64,7 @@ def test_the_demos_twins_differ_in_routing_alone() -> None:
         ({"model__hiden_size": 8}, ["model.hiden_size", "did you mean 'hidden_size'"]),
         (
             {"data__zzz": 8},
-            ["data.zzz is not a field", "known: document_mask, loss_on, mixture, pack"],
+            ["data.zzz is not a field", "known: augment, document_mask, kind, loss_on, mixture"],
         ),
         ({"data__path": ...}, ["data: give exactly one of path, mixture; given: none"]),
         ({"train__budget": ...}, ["train.budget is missing"]),

@@ -9,6 +9,7 @@ import pytest
 from pydantic import BaseModel
 
 from mor.train.recipe.fields import decided_by, decides, fields_that_decide
+from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import Budget, DataSection, MixturePart, Section, TrainSection
 from mor.train.recipe.uptrain import DistillSection, GainSection, UptrainSection
@@ -24,6 +25,7 @@ SECTIONS = (
     UptrainSection,
     DistillSection,
     GainSection,
+    AugmentSection,
 )
 
 

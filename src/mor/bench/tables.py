@@ -158,3 +158,24 @@ def curve_table(results: Results, systems: Sequence[str]) -> Table:
     for clients, texts in sorted(by_clients.items()):
         table.add_row(str(clients), *(texts.get(name, "-") for name in systems))
     return table
+
+
+def kernel_table(records: Sequence[dict[str, Any]]) -> Table:
+    """Of ``mor bench kernels``: the machine's best in the title, a line per kernel and size."""
+    best, *rest = records
+    table = Table(
+        *("kernel", "rows", "microseconds", "GFLOP/s", "GB/s", "of the best"),
+        title=f"this machine's best on {best['threads']} thread(s): {best['gflop_per_s']:,.0f} "
+        f"GFLOP/s in registers, {best['gb_per_s']:.1f} GB/s from memory",
+        box=box.SIMPLE,
+    )
+    for row in rest:
+        table.add_row(
+            f"{row['kind']} {row['name']}",
+            f"{row['rows']:,}",
+            f"{row['us']:,.0f}",
+            f"{row['gflop_per_s']:,.0f}",
+            f"{row['gb_per_s']:.1f}" if row["gb_per_s"] else "-",
+            f"{row['of_best']:.0%}",
+        )
+    return table

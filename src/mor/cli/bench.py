@@ -1,4 +1,4 @@
-"""``mor bench serve``: our engine and its peers, timed in one run on the same requests."""
+"""``mor bench``: our engine and its peers on the same requests; the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -6,17 +6,20 @@ import os
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
 from mor.bench.device import label, parse_device, parse_dtype, refuse_int8
+from mor.bench.kernels import measure_kernels
 from mor.bench.peers import parse_environments
 from mor.bench.serve import Settings, run_serve
 from mor.bench.specs import Spec, config_of, default_systems, parse_spec
-from mor.bench.tables import curve_table, limit_lines, markdown, notes, rich_tables
+from mor.bench.tables import curve_table, kernel_table, limit_lines, markdown, notes, rich_tables
 from mor.bench.workload import Kind, Lengths, Workload, make_workload
 from mor.cli.common import check_file
 from mor.data import VALIDATION, DataIndex
+from mor.disk import append_jsonl
 from mor.errors import MorError
 from mor.provenance import provenance
 
@@ -166,6 +169,30 @@ def serve(
         markdown_file.write_text(
             markdown(results, provenance(results.device), limit), encoding="utf-8"
         )
+
+
+@app.command()
+def kernels(
+    preset: Annotated[str, typer.Option(help="whose shapes: 135m, 360m, ..., tiny")] = "135m",
+    rows: Annotated[str, typer.Option(help="of the products, comma-separated")] = "16,24,32,48",
+    rounds: Annotated[int, typer.Option(min=1, help="the best of so many counts")] = 7,
+    threads: Annotated[
+        int, typer.Option(min=1, help="1: the thread's CPU time counts; more: the wall clock's")
+    ] = 1,
+    out: Annotated[Path | None, typer.Option(help="JSON lines to append to")] = Path(
+        "runs/bench/kernels.jsonl"
+    ),
+) -> None:
+    """Rate of each kernel of the CPU beside the machine's best, which is measured too."""
+    torch.set_num_threads(threads)
+    config = config_of(parse_spec("vanilla"), preset)
+    found = measure_kernels(config, _numbers("rows", rows), rounds)
+    console = Console(highlight=False, width=100)
+    console.print(kernel_table(found))
+    header = {"benchmark": "kernels", "preset": preset, "rounds": rounds} | provenance()
+    for record in found if out is not None else []:
+        assert out is not None
+        append_jsonl(out, record | header)
 
 
 def _numbers(name: str, text: str) -> list[int]:

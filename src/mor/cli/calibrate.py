@@ -8,20 +8,26 @@ from typing import Annotated, Any
 import typer
 
 from mor.cli.common import open_model, show_progress, tokenizer_for
-from mor.cli.evaluate import BatchSize, Data, Model, SeqLen, sequence_length
+from mor.cli.evaluate import BatchSize, Model, SeqLen, sequence_length
 from mor.data import PackedDataset
 from mor.disk import check_new
+from mor.errors import MorError
 from mor.eval import calibrate as calibrate_model
 from mor.eval.calibrate import count_ticks
-from mor.eval.levels import FACTORS, calibrate_levels
+from mor.eval.levels import FACTORS, Levels, calibrate_levels
 from mor.hf.bos import record_bos, save_tokenizer
 from mor.hf.convert.files import new_folder
+from mor.hf.load import load_tokenizer
+from mor.model.routers import BoundaryRouter
+from mor.run_files import TOKENIZER, beside_model
 
 
 def calibrate(
     model: Model,
-    data: Data,
     out: Annotated[Path, typer.Option(help="folder to write the recalibrated model to")],
+    data: Annotated[
+        Path | None, typer.Option(help="a folder made by `mor data prepare`; the sample is from it")
+    ] = None,
     capacity: Annotated[
         str | None, typer.Option(help="new capacities, e.g. 1,0.5,0.25; default the model's")
     ] = None,
@@ -32,9 +38,20 @@ def calibrate(
     levels: Annotated[
         bool, typer.Option(help="also at other capacities, for requests to mor serve")
     ] = False,
+    confidence: Annotated[
+        float | None,
+        typer.Option(help="of a router trained by gains: how sure it must be; needs no data"),
+    ] = None,
 ) -> None:
     """Set the router's stored boundaries from a sample, at the same or at new capacities."""
     check_new(out)
+    if confidence is not None:
+        if data is not None or capacity is not None or levels:
+            raise MorError("--confidence needs no sample: leave out --data, --capacity, --levels")
+        _set_confidence(model, out, confidence)
+        return
+    if data is None:
+        raise MorError("give --data, whose sample sets the boundaries, or --confidence")
     capacities = None if capacity is None else parse_capacities(capacity)
     loaded = open_model(model)
     dataset = PackedDataset(data, split, sequence_length(model, loaded.config, seq_len))
@@ -48,14 +65,36 @@ def calibrate(
         boundaries = calibrate_model(loaded, dataset, capacities=capacities, tick=tick, **sample)
         if levels:
             more = calibrate_levels(loaded, dataset, tick=tick, **sample)
-    with new_folder(out) as folder:
-        record_bos(loaded, tokenizer)
-        loaded.save_pretrained(folder)
-        save_tokenizer(tokenizer, loaded.config, folder)
-        if more is not None:
-            more.save(folder)
+    _write(loaded, tokenizer, out, more)
     shown = ", ".join(f"{b:z.4f}" for b in boundaries)
     typer.echo(f"boundaries (logits, by depth): {shown}; written: {out}")
+
+
+def _set_confidence(model: Path, out: Path, confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise MorError(f"confidence={confidence} must lie between 0 and 1, such as 0.15")
+    loaded = open_model(model)
+    router = loaded.model.router
+    if not isinstance(router, BoundaryRouter):
+        raise MorError(
+            f"--confidence sets the boundary of a router trained by gains; {model} has router="
+            f"{loaded.config.router!r}"
+        )
+    router.set_confidence(confidence)
+    beside = beside_model(model, TOKENIZER)
+    _write(loaded, None if beside is None else load_tokenizer(beside.parent), out, None)
+    typer.echo(f"a token goes on where the router is surer than {confidence:g}; written: {out}")
+
+
+def _write(loaded: Any, tokenizer: Any, out: Path, levels: Levels | None) -> None:
+    with new_folder(out) as folder:
+        if tokenizer is not None:
+            record_bos(loaded, tokenizer)
+        loaded.save_pretrained(folder)
+        if tokenizer is not None:
+            save_tokenizer(tokenizer, loaded.config, folder)
+        if levels is not None:
+            levels.save(folder)
 
 
 def parse_capacities(text: str) -> list[float]:

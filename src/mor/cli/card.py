@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mor.cli.common import open_model
+from mor.cli.common import open_any_model, open_model
 from mor.cli.ranks import first_rank
 from mor.errors import MorError
 from mor.eval import write_card, write_folder_card
@@ -32,7 +32,7 @@ def card(
         more = {} if max_sequences is None else {"max_sequences": max_sequences}
         out = write_folder_card(run, model=open_model(run), data=data, **more)
     else:
-        out = write_card(run, model=open_model(run), data=data, max_sequences=max_sequences)
+        out = write_card(run, model=open_any_model(run), data=data, max_sequences=max_sequences)
     typer.echo(f"written: {out}")
 
 
@@ -41,6 +41,6 @@ def card_after_training(run: Path) -> None:
     if not first_rank():
         return
     try:
-        write_card(run, model=open_model(run))
+        write_card(run, model=open_any_model(run))
     except (MorError, ValueError, RuntimeError) as error:
         typer.echo(f"no model card: {error}; mor card {run} writes it", err=True)

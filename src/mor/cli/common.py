@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -18,28 +18,17 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
 from mor.disk import write_whole
 from mor.errors import MorError
-from mor.hf.load import load_model, tokenizer_beside
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.load import is_media_model, load_media_model, tokenizer_beside
+from mor.hf.load import open_model as open_model
 from mor.run_files import CONFIG, beside_model
 
-Weights = Literal["float32", "bfloat16"]
-"""Types that weights are loaded in."""
 
-
-def open_model(folder: Path, dtype: str = "float32") -> MoRForCausalLM:
-    """The model of a model folder or a run folder, on the GPU where there is one.
-
-    Args:
-        folder: of the model or the run.
-        dtype: one of ``Weights``.
-
-    Raises:
-        MorError: see :mod:`mor.hf.load`.
-    """
-    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
-    if torch.cuda.is_available():
-        model.cuda()  # type: ignore[call-arg]
-    return model
+def open_any_model(folder: Path) -> Any:
+    """The same for models of images and sounds too. Raises as :func:`open_model`."""
+    if not is_media_model(folder):
+        return open_model(folder)
+    model = load_media_model(folder)
+    return model.cuda() if torch.cuda.is_available() else model  # type: ignore[call-arg]
 
 
 def tokenizer_for(folder: Path, index: DataIndex) -> Any:

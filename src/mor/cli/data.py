@@ -12,7 +12,11 @@ from rich.table import Table
 from mor.data import SHARD_TOKENS, DataIndex, Limits, StreamOptions, console_progress
 from mor.data import prepare as prepare_data
 from mor.data.documents import describe_skipped
-from mor.errors import Interrupted
+from mor.data.media import MEDIA_SOURCES, MediaIndex, MediaOptions, prepare_media
+from mor.data.media.features import FrameSettings
+from mor.data.media.index import SKIPPED_FILE, is_media
+from mor.data.prepare import program_name
+from mor.errors import Interrupted, MorError
 
 app = typer.Typer(help="Prepare text for training, look at it, verify it.", no_args_is_help=True)
 
@@ -23,9 +27,14 @@ def prepare(
         str,
         typer.Argument(
             help="'shakespeare', 'english', a file or folder (.txt, .md, .jsonl, .json, .parquet), "
-            "task:NAME or hf:NAME"
+            "task:NAME or hf:NAME; images or sounds: images DIR, audio DIR, digits, animal-mnist, "
+            "japanese-vowels, spoken-digits"
         ),
     ],
+    folder: Annotated[
+        Path | None, typer.Argument(help="of files, for 'images' and 'audio'")
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="folder to write")],
     vocab_size: Annotated[int, typer.Option(help="tokens of the byte-level BPE to train")] = 4096,
     tokenizer: Annotated[Path | None, typer.Option(help="use this tokenizer folder")] = None,
@@ -38,7 +47,7 @@ def prepare(
         typer.Option(help="BOS before documents: auto (as the tokenizer does), always or never"),
     ] = "auto",
     skip_bad_rows: Annotated[
-        bool, typer.Option(help="leave out rows without text (null, broken) and count them")
+        bool, typer.Option(help="leave out rows without text, or broken files, and count them")
     ] = False,
     seed: Annotated[int, typer.Option(help="which documents are held out")] = 0,
     overwrite: Annotated[bool, typer.Option(help="replace another preparation")] = False,
@@ -57,11 +66,56 @@ def prepare(
     hf_revision: Annotated[
         str | None, typer.Option(help="commit of the dataset; else the present one")
     ] = None,
+    test_fraction: Annotated[
+        float, typer.Option(help="images, sounds: share of each class kept to test on")
+    ] = 0.2,
+    size: Annotated[
+        str, typer.Option(help="images: pixels that each is brought to, 32 or 24x48 (rows first)")
+    ] = "32",
+    fit: Annotated[
+        str, typer.Option(help="images: crop what stands out, or squeeze the proportions")
+    ] = "crop",
+    channels: Annotated[int, typer.Option(help="images: 3 for colours, 1 for grey")] = 3,
+    sampling_rate: Annotated[int, typer.Option(help="sounds: samples per second")] = 16_000,
+    mels: Annotated[int, typer.Option(help="sounds: numbers of a frame")] = 40,
+    max_seconds: Annotated[float, typer.Option(help="sounds: longer ones are refused")] = 60.0,
+    label_field: Annotated[
+        str, typer.Option(help="images, sounds: column of metadata.csv that is the class")
+    ] = "label",
 ) -> None:
     """Read SOURCE, split it by document, tokenise it, write memory-mapped shards.
 
-    Stopped by whatever, the same command goes on from the last finished shard.
+    Stopped by whatever, the same command goes on from the last finished shard. Images and sounds
+    are decoded and written whole, or not at all.
     """
+    if source in MEDIA_SOURCES:
+        media = MediaOptions(
+            validation_fraction=0.1 if validation_fraction is None else validation_fraction,
+            test_fraction=test_fraction,
+            seed=seed,
+            **dict(zip(("height", "width"), _read_size(size), strict=True)),
+            fit=cast("Any", fit),  # it is checked there
+            channels=channels,
+            frames=FrameSettings(sampling_rate, mels),
+            max_seconds=max_seconds,
+            label_field=label_field,
+            skip_bad=skip_bad_rows,
+        )
+        with console_progress() as progress:
+            made = prepare_media(
+                source,
+                out,
+                folder=folder,
+                options=media,
+                overwrite=overwrite,
+                program=program_name(),
+                progress=progress,
+            )
+        typer.echo(f"{'already prepared' if made.reused else 'prepared'}: {out}")
+        describe_media(made)
+        return
+    if folder is not None:
+        raise MorError(f"{str(folder)!r}: source {source} takes no folder; known: images, audio")
     limits = Limits(max_documents, max_tokens)
     options = StreamOptions(limits, hf_config, hf_split, hf_validation_split, hf_revision)
     try:
@@ -94,12 +148,21 @@ def prepare(
 @app.command()
 def info(folder: Annotated[Path, typer.Argument(help="a prepared folder")]) -> None:
     """Say what a prepared folder holds."""
+    if is_media(folder):
+        describe_media(MediaIndex.load(folder))
+        return
     describe(DataIndex.load(folder))
 
 
 @app.command()
 def verify(folder: Annotated[Path, typer.Argument(help="a prepared folder")]) -> None:
     """Check every byte of every shard against its checksum; damaged ones are named."""
+    if is_media(folder):
+        media = MediaIndex.load(folder)
+        media.verify()
+        for part in media.splits.values():
+            typer.echo(f"ok {part.file}")
+        return
     index = DataIndex.load(folder)
     with console_progress() as progress:
         index.verify_all(progress)
@@ -128,3 +191,28 @@ def describe(index: DataIndex) -> None:
             typer.echo(f"left out: {count:,} {what}")
     if index.skipped:
         typer.echo(describe_skipped(index.skipped))
+
+
+def describe_media(index: MediaIndex) -> None:
+    """Print the examples of each split, their size, the classes, and what was left out."""
+    images = index.kind == "images"
+    table = Table("split", "images" if images else "sounds", *(() if images else ("frames",)))
+    for name, split in index.splits.items():
+        row = [f"{split.examples:,}"] + ([] if split.frames is None else [f"{split.frames:,}"])
+        table.add_row(name, *row)
+    Console().print(table)
+    size = " x ".join(map(str, index.shape))
+    each = f"images of {size}" if images else f"frames of {size}, {index.max_frames} at most"
+    typer.echo(f"{each}; {len(index.classes)} classes: {', '.join(index.classes)}")
+    if index.num_duplicates:
+        typer.echo(f"left out: {index.num_duplicates:,} exact copies")
+    if index.skipped:
+        typer.echo(f"left out: {index.skipped:,} files, see {index.directory / SKIPPED_FILE}")
+
+
+def _read_size(size: str) -> tuple[int, int]:
+    """Rows and columns out of `32` or `24x48`. Raises `MorError`."""
+    parts = size.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdigit() for part in parts):
+        raise MorError(f"size={size!r} must be a number of pixels, or rows x columns such as 24x48")
+    return int(parts[0]), int(parts[-1])

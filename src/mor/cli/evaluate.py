@@ -9,17 +9,20 @@ from typing import Annotated, Any
 import torch
 import typer
 import yaml
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
+from mor.cli.evaluate_media import evaluate_media
 from mor.cli.tasks import evaluate_tasks
 from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
 from mor.eval.keep import keep_result, run_of
+from mor.hf.load import is_media_model
 from mor.provenance import provenance
 from mor.run_files import DEFAULT_MODEL, HELD_OUT, RECIPE, find_folder
 
@@ -65,7 +68,8 @@ def evaluate(
 ) -> None:
     """NLL under the causal rule, under leaky top-k beside it, and with depth capped at 1..R.
 
-    With --tasks, accuracy on tasks of lm-eval.
+    With --tasks, accuracy on tasks of lm-eval. Of a model of images or sounds: accuracy by both
+    rules and by depth cap, and what one answer costs.
 
     The result of a run is kept in its folder (eval.json), where mor report finds it.
     """
@@ -76,8 +80,13 @@ def evaluate(
             asked |= {"engine": True, "quantization": quantization}
         evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
         return
+    if is_media_model(model):
+        if quantization is not None or seq_len is not None:
+            raise MorError("--quantization and --seq-len are of models of texts; leave them out")
+        evaluate_media(model, data, split, max_sequences, batch_size, out, as_json)
+        return
     if data is None:
-        data = _find_held_out(model)
+        data = find_held_out(model)
     loaded = open_model(model)
     tokenizer = tokenizer_for(model, DataIndex.load(data))
     length = sequence_length(model, loaded.config, seq_len)
@@ -100,7 +109,7 @@ def evaluate(
         typer.echo(kept, err=True)
 
 
-def _find_held_out(model: Path) -> Path:
+def find_held_out(model: Path) -> Path:
     """The held-out text beside a model that ships.
 
     Raises:
@@ -212,18 +221,29 @@ def answer_table(answers: dict[str, Any]) -> Table:
     """Exact match of a task by difficulty, for each depth cap and for routes by chance."""
     levels = list(answers["causal"]["by_level"])
     headings = ["all", *(str(level) for level in levels), "depth", "fixed", "broke"]
-    table = Table("exact match, %", *headings, title="answers by difficulty", pad_edge=False)
+    # Narrow: eight difficulties and their totals have to fit into 80 columns.
+    table = Table(title="answers by difficulty, exact match in %", box=SIMPLE_HEAD, padding=0)
+    table.add_column("", no_wrap=True)
+    for heading in headings:
+        table.add_column(f" {heading}", justify="right", no_wrap=True)
     for name, score in list_scores(answers):
         mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
         shares = (f"{100 * score['by_level'][level]:z.0f}" for level in levels)
         depth = f"{score['mean_depth']:z.2f}"
-        table.add_row(name, f"{100 * score['exact_match']:z.1f}", *shares, depth, *mended)
+        table.add_row(
+            name.removeprefix("depth "),
+            f"{100 * score['exact_match']:z.1f}",
+            *shares,
+            depth,
+            *mended,
+        )
     causal = answers["causal"]
     depths = (f"{causal['depth_by_level'][level]:z.1f}" for level in levels)
     table.add_row("depth of queries", f"{causal['query_depth']:z.2f}", *depths)
     if causal["rank_correlation"] is not None:
         table.caption = (
-            f"rank correlation of depth and difficulty {causal['rank_correlation']:z.3f}"
+            f"rank correlation of depth and difficulty: {causal['rank_correlation']:z.3f} over "
+            f"queries, {causal['level_rank_correlation']:z.3f} over the means of difficulties"
         )
     return table
 

@@ -58,6 +58,14 @@ COMMANDS = {
         "mor.cli.study:study",
         "Train and evaluate what a study file says; one report, the paper's numbers beside ours.",
     ),
+    "curves": (
+        "mor.cli.curves:curves",
+        "NLL against executed FLOPs, for depth caps and capacities of one checkpoint or several.",
+    ),
+    "analyse": (
+        "mor.cli.analyse:analyse",
+        "Which tokens recurse: by part of speech, place in the word, entropy; what it gave them.",
+    ),
     "report": (
         "mor.cli.report:report",
         "Write table.md, table.csv, results.jsonl, plots and one self-contained index.html.",

@@ -7,16 +7,31 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from mor.cli.plan_data import plan_data
 from mor.config import MoRConfig
+from mor.errors import MorError
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.ranks import world_size
 from mor.train import Recipe, plan_budget
+from mor.train.plan.data import plan_data
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
 from mor.train.probe import logged_speed, probe_speed
+from mor.train.run import with_branches
 from mor.train.uptrain.costs import UptrainCosts, uptrain_costs
+from mor.train.uptrain.start import resolve_model
+
+
+def planned_parts(recipe: Recipe, data_tokens: int | None = None) -> list[Recipe]:
+    """The run and its branches, as :func:`mor.train.run.with_branches`; the data need not be there.
+
+    Raises:
+        MorError: as :func:`mor.train.plan.data.plan_data`, or a branch does not fit into the run.
+    """
+    recipe = resolve_model(recipe)
+    if not recipe.train.branches:
+        return [recipe]
+    return with_branches(recipe, plan_data(recipe, data_tokens).config)
 
 
 def show_plan(recipe: Recipe, *, measure: bool = False, data_tokens: int | None = None) -> None:
@@ -30,6 +45,10 @@ def show_plan(recipe: Recipe, *, measure: bool = False, data_tokens: int | None 
     Raises:
         MorError: the data is damaged, or is not there to measure with; the budget pays for no step.
     """
+    if measure and recipe.data.kind != "text":
+        raise MorError(
+            f"--measure times texts alone yet, not data.kind={recipe.data.kind!r}; leave it out"
+        )
     planned = plan_data(recipe, data_tokens)
     config = planned.config
     section, seq_len = recipe.train, recipe.data.seq_len

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mor.checks import check_choice
-from mor.cli.common import Weights, open_model
-from mor.engine.options import check_options
+from mor.cli.common import open_model
 from mor.errors import MorError, missing_package
-from mor.eval.levels import load_levels
-from mor.hf.load import load_config, load_tokenizer
+from mor.hf.load import load_config, load_media_model
+from mor.hf.load_media import load_processor
 from mor.run_files import DEFAULT_MODEL, MODEL
+
+if TYPE_CHECKING:
+    from mor.server.build import Served
+    from mor.server.ray.counts import Count
 
 LOG_LEVELS = ("critical", "error", "warning", "info", "debug", "trace")
 
@@ -25,6 +29,13 @@ def serve(
     ] = DEFAULT_MODEL,
     host: Annotated[str, typer.Option(help="0.0.0.0: reachable from elsewhere")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    replicas: Annotated[
+        int | None,
+        typer.Option(help="engines, each in a process of its own (Ray Serve); docs/replicas.md"),
+    ] = None,
+    autoscale: Annotated[
+        str | None, typer.Option(help="MIN:MAX replicas, as many as the load asks for")
+    ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -100,6 +111,8 @@ def _serve(
     *,
     host: str,
     port: int,
+    replicas: int | None,
+    autoscale: str | None,
     api_key: list[str] | None,
     served_model_name: str | None,
     chat_template: Path | None,
@@ -110,60 +123,102 @@ def _serve(
     playground: bool,
     cors_origin: list[str] | None,
     log_level: str,
-    dtype: str,
+    dtype: Any,
     **options: Any,
 ) -> None:
     """All that can be wrong is looked at before the model is loaded, which may take minutes."""
     try:
-        from mor.server import create_app, make_server
-        from mor.server.app import LEAST_TOKENS
-        from mor.server.crossing import check_origins
+        from mor.server import make_server
+        from mor.server.build import Served
         from mor.server.keys import choose_keys
-        from mor.server.sockets import open_sockets, refusal
-        from mor.server.templates import check_template
+        from mor.server.ray.counts import parse_count
+        from mor.server.serve import serve_on
+        from mor.server.sockets import open_sockets
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
-    check_choice("dtype", dtype, Weights)
-    keys = choose_keys(api_key, os.environ)
-    check_origins(cors_origin or ())
-    name = choose_model_name(model) if served_model_name is None else served_model_name
-    if not name.strip():
-        raise MorError("served_model_name is empty; leave it out or give a name")
-    template = None if chat_template is None else _read(chat_template)
-    config, levels = load_config(model), load_levels(model)
-    check_options(config, least=LEAST_TOKENS, **options)
-    if levels is not None:
-        levels.check_depths(config.num_recursions)
-    tokenizer = load_tokenizer(model)
-    whose = f"the tokenizer of {model}" if chat_template is None else str(chat_template)
-    template = check_template(tokenizer, template, f"the chat template of {whose}")
+    if load_config(model).modality != "text":
+        _serve_classifier(
+            model, choose_model_name(model) if served_model_name is None else served_model_name,
+            host, port, choose_keys(api_key, os.environ), max_waiting=max_waiting,
+            max_body=max_body_bytes, drain_seconds=drain_seconds, log_level=log_level,
+            with_playground=playground, cors_origins=cors_origin or (),
+        )  # fmt: skip
+        return
+    served = Served(
+        model,
+        choose_model_name(model) if served_model_name is None else served_model_name,
+        api_keys=choose_keys(api_key, os.environ),
+        max_waiting=max_waiting,
+        max_body=max_body_bytes,
+        max_restarts=max_restarts,
+        chat_template=None if chat_template is None else _read(chat_template),
+        template_from=None if chat_template is None else str(chat_template),
+        playground=playground,
+        cors_origins=tuple(cors_origin or ()),
+        options=options,
+        dtype=dtype,
+    )
+    count = parse_count(replicas, autoscale)
+    if count is not None:
+        _serve_replicas(served, count, host, port, drain_seconds, log_level)
+        return
+    checked = served.check()
     sockets = open_sockets(host, port)
-    from mor.engine import Engine
-
     try:
-        application = create_app(
-            Engine(open_model(model, dtype), tokenizer, release_weights=True, **options),
-            name,
-            api_keys=keys,
-            max_waiting=max_waiting,
-            max_body=max_body_bytes,
-            max_restarts=max_restarts,
-            chat_template=template,
-            levels=levels,
-            with_playground=playground,
-            cors_origins=cors_origin or (),
-        )
+        application = served.application(open_model(model, dtype), checked)
         server = make_server(
             application, host, port, drain_seconds=drain_seconds, log_level=log_level
         )
-        try:
-            server.run(sockets)
-        except OSError as error:  # another that began at the same time was ready first
-            raise refusal(host, port, error) from None
+        serve_on(server, sockets, host, port)
     finally:
         for one in sockets:
             one.close()
+
+
+def _serve_classifier(
+    model: Path,
+    name: str,
+    host: str,
+    port: int,
+    keys: Sequence[str],
+    *,
+    max_waiting: int,
+    drain_seconds: float,
+    log_level: str,
+    **options: Any,
+) -> None:
+    """A model of images or sounds."""
+    from mor.server import make_server
+    from mor.server.classifier import Classifier
+    from mor.server.classify import create_classifier_app
+    from mor.server.serve import serve_on
+    from mor.server.sockets import open_sockets
+
+    sockets = open_sockets(host, port)
+    try:
+        classifier = Classifier(load_media_model(model), load_processor(model), max_waiting)
+        application = create_classifier_app(classifier, name, api_keys=keys, **options)
+        server = make_server(
+            application, host, port, drain_seconds=drain_seconds, log_level=log_level
+        )
+        serve_on(server, sockets, host, port)
+    finally:
+        for one in sockets:
+            one.close()
+
+
+def _serve_replicas(
+    served: Served, count: Count, host: str, port: int, drain_seconds: float, log_level: str
+) -> None:
+    from mor.server.ray.counts import choose_transport
+
+    choose_transport()
+    try:
+        from mor.server.ray.launch import run_replicas
+    except ModuleNotFoundError as error:
+        raise missing_package("mor serve --replicas needs", str(error.name), "ray") from None
+    run_replicas(served, count, host, port, drain_seconds=drain_seconds, log_level=log_level)
 
 
 def choose_model_name(model: Path) -> str:

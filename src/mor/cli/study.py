@@ -13,8 +13,9 @@ from rich.table import Table
 from mor.checks import check_real
 from mor.cli.plan import duration
 from mor.report.style import require_matplotlib
-from mor.study.cost import Cost, plan_study
+from mor.study.cost import Cost, missing_data, plan_study
 from mor.study.file import builtin_studies, load_study
+from mor.study.launchers import make_launcher
 from mor.study.report import write_report
 from mor.study.runs import run_study
 
@@ -32,7 +33,14 @@ def study(
         Path | None, typer.Option(help="prepared folder to train on, in place of the file's")
     ] = None,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="trainings at a time; default one per core")
+        int | None, typer.Option(min=1, help="trainings at a time; default one per core or GPU")
+    ] = None,
+    launcher: Annotated[
+        str, typer.Option(help="where trainings run: process (here), slurm (a job array) or ray")
+    ] = "process",
+    launcher_option: Annotated[
+        list[str] | None,
+        typer.Option(help="of slurm: an option of sbatch, partition=gpu; of ray: num_gpus=1"),
     ] = None,
     scale: Annotated[float, typer.Option(help="multiply every budget")] = 1.0,
     set_: Annotated[
@@ -59,11 +67,14 @@ def study(
     folder = Path("runs/study") / Path(source).stem if out is None else out
     if dry_run:
         show_cost(plan_study(loaded, folder, scale), flops_per_s, workers or 1)
+        if note := missing_data(loaded, folder):
+            typer.echo(note)
         return
     require_matplotlib()
     records = run_study(
-        loaded, folder, scale=scale, workers=workers, tell=lambda line: console.print(line)
-    )
+        loaded, folder, scale=scale, tell=lambda line: console.print(line, markup=False),
+        launcher=make_launcher(launcher, folder, workers, launcher_option or []),
+    )  # fmt: skip
     page = write_report(loaded, records, folder / "report")
     console.print((folder / "report" / "report.md").read_text(encoding="utf-8"), markup=False)
     console.print(f"report: {page}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from mor.cli.card import card_after_training
-from mor.cli.plan import show_plan
+from mor.cli.plan import planned_parts, show_plan
 from mor.cli.ranks import first_rank, say
 from mor.errors import MorError
 from mor.train import load_recipe
@@ -41,11 +41,12 @@ def train(
     """Train what RECIPE says; leaves a run folder with model, model card, log and summary."""
     branch = [] if branch_from is None else [f"train.branch_from={json.dumps(branch_from)}"]
     loaded = load_recipe(recipe, [*(set_ or []), *branch])
-    parts = with_branches(loaded)
     if dry_run:
-        for part in parts if first_rank() else ():
-            show_plan(part, measure=measure, data_tokens=data_tokens)
+        if first_rank():
+            for part in planned_parts(loaded, data_tokens):
+                show_plan(part, measure=measure, data_tokens=data_tokens)
         return
+    parts = with_branches(loaded)
     if measure:
         raise MorError("--measure belongs to --dry-run; a run measures its speed by itself")
     if data_tokens is not None:

@@ -8,13 +8,12 @@ from typing import Annotated
 import typer
 
 from mor.cli.card import card_after_training
-from mor.cli.plan import show_plan
+from mor.cli.plan import planned_parts, show_plan
 from mor.cli.ranks import first_rank, say
 from mor.errors import MorError
 from mor.run_files import MODEL, SUMMARY
 from mor.train import Recipe, load_recipe
 from mor.train import train as run_training
-from mor.train.run import with_branches
 
 
 def uptrain(
@@ -48,7 +47,7 @@ def uptrain(
             continue
         if dry_run:
             if first_rank():
-                show_plan(with_branches(recipe)[0])
+                show_plan(planned_parts(recipe)[0])
             continue
         going = resume and recipe.run_dir.exists()
         if going and len(loaded) > 1 and (recipe.run_dir / SUMMARY).is_file():

@@ -18,6 +18,9 @@ RouterActivation = Literal["sigmoid", "tanh", "softmax", "none"]
 Objective = Literal["aux_loss", "aux_router", "none"]
 Balancing = Literal["loss", "loss_free", "none"]
 DecisionRule = Literal["boundary", "half"]
+Modality = Literal["text", "image", "audio"]
+HeadType = Literal["vocabulary", "classes", "regression"]
+Pooling = Literal["mean", "last"]
 Routing = Literal["causal", "topk", "full"]
 
 

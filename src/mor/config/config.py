@@ -89,6 +89,20 @@ class MoRConfig(Fields, PretrainedConfig):
             only), ``recursive`` (every depth reads depth 0), ``recursive_update`` (the same, with
             the active tokens' entries refreshed at each depth).
 
+    Images and sounds (see ``mor.model.front``):
+        modality: what tokens are made of: ``text`` (ids), ``image`` (patches of pixels) or
+            ``audio`` (frames of log-mel or other coefficients).
+        head_type: ``vocabulary`` (text), ``classes`` (``num_labels`` of them, from the tokens
+            pooled; the default of images and sounds) or ``regression`` of the next patch or frame.
+        is_causal: whether a token sees earlier ones alone. The default, but for classes of images
+            and sounds: there every token sees all others, as in an encoder.
+        image_size, patch_size: in pixels, one number or [height, width].
+        image_token_id: in a model of text that reads images (``MoRForConditionalGeneration``): the
+            token that stands at the place of each patch.
+        num_mel_bins: numbers per frame: mel bins, or coefficients of another kind.
+        conv_kernel, conv_stride: of the convolutions over frames, in order; default [3], [2].
+        classifier_pooling: classes are read off the ``mean`` of all tokens, or the ``last`` one.
+
     Raises:
         ConfigError: naming the field, its value and what would be right. A name that is no field,
             in the call or in a ``config.json``, is refused; PretrainedConfig's own are its own.
@@ -97,7 +111,16 @@ class MoRConfig(Fields, PretrainedConfig):
     model_type = "mor"
     # All else that the model returns goes to `compute_metrics`: logits, and hidden states if any.
     keys_to_ignore_at_inference = [  # noqa: RUF012
-        *("cache", "past_key_values", "lm_loss", "router_losses", "exit_losses", "depths", "traces")
+        *(
+            "cache",
+            "past_key_values",
+            "lm_loss",
+            "router_losses",
+            "exit_losses",
+            "depths",
+            "traces",
+        ),
+        *("label_loss", "token_mask"),
     ]
 
     def __post_init__(self, **kwargs: Any) -> None:
@@ -138,6 +161,11 @@ class MoRConfig(Fields, PretrainedConfig):
                 if getattr(self, name) is None:
                     setattr(self, name, value)
 
+        text = self.modality == "text"
+        derive(head_type="vocabulary" if text else "classes", conv_kernel=[3], conv_stride=[2])
+        derive(is_causal=text or self.head_type != "classes")
+        if self.head_type != "vocabulary":
+            self.tie_word_embeddings = False  # there is no vocabulary to tie
         private = int(str(self.sharing).startswith("middle_"))
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // max(1, self.num_attention_heads)
@@ -188,6 +216,12 @@ class MoRConfig(Fields, PretrainedConfig):
     @output_router_logits.setter
     def output_router_logits(self, value: bool) -> None:
         pass
+
+    @property
+    def class_names(self) -> list[str]:
+        """What the numbers of a head over classes stand for."""
+        names: Any = self.id2label
+        return [str(names[number]) for number in range(self.num_labels or 0)]
 
     def _block_size(self, unrolled: int | None, block: int | None) -> int:
         """K from ``num_recursion_layers``, or from the unrolled depth ``num_hidden_layers``."""

@@ -8,8 +8,11 @@ from typing import Any, get_type_hints
 from mor.config.choices import (
     Balancing,
     DecisionRule,
+    HeadType,
     KVSharing,
+    Modality,
     Objective,
+    Pooling,
     RecursionScale,
     RecursionSeam,
     Relaxation,
@@ -21,13 +24,14 @@ from mor.config.choices import (
     UpdateRule,
 )
 from mor.config.depth import Depth
+from mor.config.media import Media
 
 # None, and never None once the configuration is made: the default follows from other fields.
 _DERIVED: Any = None
 
 
 @dataclass(kw_only=True, repr=False, eq=False)
-class Fields(Depth):
+class Fields(Depth, Media):
     """Everything that defines the network; a None that is not optional follows from other fields.
 
     What is MoR's own is explained at :class:`~mor.config.MoRConfig`, the rest here.
@@ -65,6 +69,7 @@ class Fields(Depth):
             0.5 (``half``).
         router_boundary_momentum: of the boundary's running mean over optimiser steps.
         use_cache: whether ``generate`` keeps keys and values.
+        num_channels: colours of a pixel; 1 is grey.
         pad_token_id: token that fills short rows of a batch.
         eos_token_id: token, or tokens, that end a text.
     """
@@ -124,6 +129,18 @@ class Fields(Depth):
     router_boundary_momentum: float = 0.95
 
     exit_loss_weights: list[float] | None = None
+
+    modality: Modality = "text"
+    head_type: HeadType = _DERIVED
+    is_causal: bool = _DERIVED
+    image_size: int | list[int] | None = None
+    patch_size: int | list[int] | None = None
+    num_channels: int = 3
+    image_token_id: int | None = None
+    num_mel_bins: int | None = None
+    conv_kernel: list[int] = _DERIVED
+    conv_stride: list[int] = _DERIVED
+    classifier_pooling: Pooling = "mean"
 
     use_cache: bool = True
     pad_token_id: int | None = None

@@ -22,6 +22,7 @@ from mor.config.choices import (
     UpdateRule,
 )
 from mor.config.fields import Fields
+from mor.config.media_rules import check_media
 from mor.errors import ConfigError
 
 # Those whose frequencies do not change with the length of the sequence.
@@ -100,6 +101,7 @@ def check_config(config: Fields) -> None:
     _check_seam(config)
     _check_exits(config)
     _check_router(config)
+    check_media(config)
 
 
 def _check_tokens(config: Fields) -> None:

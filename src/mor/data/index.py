@@ -274,6 +274,8 @@ class DataIndex:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise MorError(f"{path} is damaged: {error}") from error
+        if isinstance(content, dict) and content.get("format") == "mor-media":
+            raise MorError(f"{folder} holds {content.get('kind')}, where tokens are expected")
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             raise MorError(f"{path} is not the index of a prepared data folder")
         if content.get("version") != VERSION:

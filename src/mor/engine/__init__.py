@@ -1,5 +1,6 @@
 """The engine: continuous depth-wise batching over a paged cache per depth."""
 
+from mor.engine.embedded import EmbeddedPrompt
 from mor.engine.engine import Engine
 from mor.engine.outputs import Completion, RequestOutput, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
@@ -7,6 +8,7 @@ from mor.engine.stats import EngineStats
 
 __all__ = [
     "Completion",
+    "EmbeddedPrompt",
     "Engine",
     "EngineStats",
     "RequestOutput",

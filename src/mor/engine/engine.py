@@ -123,7 +123,7 @@ class Engine:
         """Queue a prompt; :meth:`step` works on it.
 
         Args:
-            prompt: text (with a tokenizer), or token ids.
+            prompt: text (with a tokenizer), token ids, or an :class:`EmbeddedPrompt`.
             params: what is asked for; default ``SamplingParams()``.
             request_id: a name of the caller's; default a number.
 

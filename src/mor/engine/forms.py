@@ -67,7 +67,7 @@ def choose_attention(
     if callable(asked):
         log.info("attention over pages: %s, as given", name_of(asked))
         return asked
-    name = "auto" if asked is None else asked
+    name: str = "auto" if asked is None else asked
     check_choice("attention", name, AttentionName)
     if name == "auto":
         reasons = []

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from mor.checks import check_whole
 from mor.config import MoRConfig
 from mor.data import prompt_tokens
+from mor.engine.embedded import EmbeddedPrompt
 from mor.engine.fitting import is_too_long
 from mor.engine.params import SamplingParams
 from mor.engine.request import Request
@@ -25,7 +28,7 @@ class TooLong(MorError):
 
 
 Prompt = str | Sequence[int]
-"""A text, or token ids."""
+"""A text, or token ids (an :class:`EmbeddedPrompt` where some places carry embeddings)."""
 
 
 def pair_prompts(
@@ -119,6 +122,7 @@ class Intake:
         ends: token ids that end a text.
         max_model_len: most tokens of prompt and output together.
         max_depth: depth cap of the engine.
+        like: a weight of the network, whose type and device embeddings get.
     """
 
     config: MoRConfig
@@ -127,6 +131,7 @@ class Intake:
     ends: frozenset[int]
     max_model_len: int
     max_depth: int
+    like: Tensor
 
     def requests(self, name: str, prompt: Prompt, params: SamplingParams) -> list[Request]:
         """One request for each of the ``params.n`` completions.
@@ -142,6 +147,9 @@ class Intake:
         self._check_boundaries(params)
         limit = self._limit(params)
         max_new = self._room(len(ids), params)
+        embedded = None
+        if isinstance(prompt, EmbeddedPrompt):
+            embedded = prompt.fit(self.config.hidden_size, self.like.dtype, self.like.device)
         ends = frozenset(params.stop_token_ids)
         if not params.ignore_eos:
             ends |= self.ends
@@ -159,6 +167,7 @@ class Intake:
                 text=self._make_text(params),
                 arrival=arrival,
                 constraint=None if params.grammar is None else params.grammar.begin(),
+                embedded=embedded,
             )
             for index in range(params.n)
         ]

@@ -106,7 +106,7 @@ def check_options(
     memory_fraction: float,
     quantization: str | None,
     kv_cache_dtype: str,
-    attention: str,
+    attention: str = "auto",
     prefix_caching: bool,
     least: int,
     **numbers: int | None,

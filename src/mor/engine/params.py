@@ -53,6 +53,8 @@ class SamplingParams:
             returns nothing. They are the model's, before penalties and temperature.
         prompt_logprobs: the same for each token of the prompt but the first, each after those
             before it. ``max_tokens`` may be 0 then: the prompt is read and nothing is added.
+        prompt_logprobs_start: place in the prompt of the first token that is scored, at least 1.
+            What lies before may come from the cache of prefixes.
         n: completions of the prompt.
         max_depth: depth cap of this request, 1..R.
         boundaries: what a token's score must exceed to run each depth (logits, R of them), in place
@@ -84,6 +86,7 @@ class SamplingParams:
     ignore_eos: bool = False
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    prompt_logprobs_start: int = 1
     n: int = 1
     max_depth: int | None = None
     boundaries: Sequence[float] | None = None
@@ -97,6 +100,7 @@ class SamplingParams:
         """Check every field; texts and ids become tuples."""
         if self.prompt_logprobs is not None:
             check_whole("prompt_logprobs", self.prompt_logprobs, 0, MAX_LOGPROBS)
+        check_whole("prompt_logprobs_start", self.prompt_logprobs_start, 1)
         if self.max_tokens is not None:
             check_whole("max_tokens", self.max_tokens, 1 if self.prompt_logprobs is None else 0)
         check_real("temperature", self.temperature, 0.0, math.inf)

@@ -130,7 +130,13 @@ class Parts:
             sizes.max_depth, plan.entries, device,
         )  # fmt: skip
         self.intake = Intake(
-            config, self.store, plan.tokenizer, plan.ends, sizes.max_model_len, sizes.max_depth
+            config,
+            self.store,
+            plan.tokenizer,
+            plan.ends,
+            sizes.max_model_len,
+            sizes.max_depth,
+            weight,
         )
         self.lanes = Lanes(
             sizes.lanes, network.carried_width, dtype, device, network.router, network.needs_origin

@@ -6,7 +6,8 @@ stage. Routes are causal: equal beginnings have equal routes. But how many of a 
 depth differs from node to node, so at every depth the entries of a beginning may end within a page.
 A node keeps that page too; who goes on from there gets a copy of it.
 
-There is no hash to collide: children are looked up by their tokens.
+There is no hash to collide: children are looked up by their tokens. Where a prompt carries an
+embedding, a digest of its bytes stands in the place of the token.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class PrefixTree:
         """How many nodes there are."""
         return len(self._order)
 
-    def key(self, node: Node, tokens: Sequence[int], salt: Hashable) -> Hashable:
+    def key(self, node: Node, tokens: Sequence[Hashable], salt: Hashable) -> Hashable:
         """What ``node`` calls the page of ``tokens`` that follows it; None where they are too few.
 
         Args:
@@ -99,14 +100,19 @@ class PrefixTree:
             return None
         return block if node.parent is not None else (salt, block)
 
-    def walk(self, node: Node, tokens: Sequence[int], salt: Hashable) -> Node:
+    def walk(self, node: Node, tokens: Sequence[Hashable], salt: Hashable) -> Node:
         """The node farthest below ``node`` on the way that ``tokens`` go."""
         while (child := node.children.get(self.key(node, tokens, salt))) is not None:
             node = child
         return node
 
     def learn(
-        self, node: Node, tokens: Sequence[int], depths: Sequence[int], salt: Hashable, row: int
+        self,
+        node: Node,
+        tokens: Sequence[Hashable],
+        depths: Sequence[int],
+        salt: Hashable,
+        row: int,
     ) -> Node:
         """Keep what is below ``node`` of a resident request's tokens, as far as ``depths`` go.
 

@@ -24,12 +24,17 @@ def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor]
     start = 0
     for wave in waves:
         request, count = wave.request, wave.request.params.prompt_logprobs
+        first = max(wave.start, request.params.prompt_logprobs_start - 1)
         end = min(wave.end, len(request.prompt) - 1)  # what follows the last one is no prompt
-        if count is not None and wave.start < end:
-            logits = head(hidden[start : start + end - wave.start])
-            targets = request.prompt[wave.start + 1 : end + 1]
+        if count is not None and first < end:
+            logits = head(hidden[start + first - wave.start : start + end - wave.start])
+            targets, told = request.prompt[first + 1 : end + 1], request.prompt_logprobs
+            told += [None] * (first + 1 - len(told))  # those before the first one asked for
             # One that gave way and reads its prompt again finds the same once more.
-            request.prompt_logprobs[wave.start + 1 : end + 1] = rank_tokens(logits, targets, count)
+            own: list[TokenLogprobs | None] = [*rank_tokens(logits, targets, count)]
+            if request.embedded is not None:  # no token stands there
+                own = request.embedded.without(own, first + 1)
+            told[first + 1 : end + 1] = own
         start += len(wave)
 
 

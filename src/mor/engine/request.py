@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from mor.engine.embedded import Embeddings
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
 from mor.engine.prefix import Node
@@ -85,6 +86,7 @@ class Request:
         draw: source of its random numbers.
         text: turns tokens into text; None without a tokenizer.
         constraint: its way through a grammar, where it has one.
+        embedded: what is read in the place of some tokens of the prompt, where there is such.
         computed: tokens that are through with all stages, their entries in the pool.
         row: its row in the page tables while it is resident.
         wave: its tokens between entering and leaving.
@@ -107,6 +109,7 @@ class Request:
     text: GrowingText | None
     arrival: float
     constraint: Any = None  # a `mor.engine.constraint.Constraint`
+    embedded: Embeddings | None = None
     tokens: list[int] = field(default_factory=list)
     token_depths: list[int] = field(default_factory=list)
     position_depths: list[int] = field(default_factory=list)
@@ -139,6 +142,11 @@ class Request:
         return self.tokens[len(self.prompt) :]
 
     @property
+    def spelling(self) -> Sequence[Hashable]:
+        """Its tokens, as cached texts are found by them."""
+        return self.tokens if self.embedded is None else self.embedded.spell(self.tokens)
+
+    @property
     def salt(self) -> Hashable:
         """What else than its tokens decides about the entries that they leave."""
         return self.limit, self.params.boundaries
@@ -146,8 +154,12 @@ class Request:
     @property
     def reusable(self) -> int:
         """How many of its first tokens may come from the cache: never one whose logits it needs."""
-        asked = self.needs_prompt_logits or self.params.prompt_logprobs is not None
-        return 0 if asked else len(self.tokens) - 1
+        if self.needs_prompt_logits:
+            return 0
+        last = len(self.tokens) - 1
+        if self.params.prompt_logprobs is not None:
+            last = min(last, self.params.prompt_logprobs_start - 1)
+        return last
 
     @property
     def made(self) -> int:

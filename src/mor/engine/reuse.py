@@ -65,7 +65,7 @@ class Reuse:
         assert request.row is not None
         self._unclaim(request)
         done = request.computed
-        tokens, depths = request.tokens[:done], request.position_depths[:done]
+        tokens, depths = request.spelling[:done], request.position_depths[:done]
         start = tail if tail.alive else self.store.prefixes.root
         request.tail = self.store.prefixes.learn(start, tokens, depths, request.salt, request.row)
 
@@ -95,14 +95,14 @@ class Reuse:
         return tail if tail.alive and tail.length == request.computed else None
 
     def _goal(self, request: Request, start: Node) -> Node:
-        tokens = request.tokens[: request.reusable]
+        tokens = request.spelling[: request.reusable]
         return self.store.prefixes.walk(start, tokens, request.salt)
 
     def _next(self, request: Request) -> tuple[Node, Hashable] | None:
         start = self._start(request)
         if start is None:
             return None
-        key = self.store.prefixes.key(start, request.tokens, request.salt)
+        key = self.store.prefixes.key(start, request.spelling, request.salt)
         return None if key is None else (start, key)
 
     def _unclaim(self, request: Request) -> None:

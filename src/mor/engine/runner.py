@@ -56,7 +56,9 @@ class Runner:
         batch = private_batch(waves, self.store)
         self.boundaries.enter(waves, batch.lanes.device)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
-        return self._start(batch, to_int64(ids, batch.lanes.device))
+        hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
+        self._put_embeddings(waves, hidden[0])
+        return self._start(batch, hidden)
 
     def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
         """``recurse`` over tokens of mixed depths, and ``update``; which of them go on deeper.
@@ -82,8 +84,7 @@ class Runner:
         asked = hidden[0].index_select(0, to_int64(last, hidden.device))
         return self.model.head(asked), hidden[0]
 
-    def _start(self, batch: ForwardBatch, ids: Tensor) -> Tensor:
-        hidden = self.model.embed(ids[None])
+    def _start(self, batch: ForwardBatch, hidden: Tensor) -> Tensor:
         attend = PagedAttend(self.config, batch.view, self.attention)
         hidden = self.model.prelude(hidden, self._rope(batch), attend)
         carried = self.model.widen(hidden)
@@ -115,6 +116,15 @@ class Runner:
         first = len(self.model.prelude_layers)
         attend = PagedAttend(self.config, batch.view, self.attention, first=first)
         return self.model.coda(hidden, self._rope(batch), attend)
+
+    def _put_embeddings(self, waves: Sequence[Wave], hidden: Tensor) -> None:
+        """What requests read in the place of tokens, written over these in ``hidden`` [N, D]."""
+        start = 0
+        for wave in waves:
+            if wave.request.embedded is not None:
+                own = hidden[start : start + len(wave)]
+                wave.request.embedded.put(own, wave.start, wave.end)
+            start += len(wave)
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""

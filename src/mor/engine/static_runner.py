@@ -34,7 +34,9 @@ class StaticRunner(Runner):
         self._leave = Stage(self._left, private, most, device)
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
-        """See :meth:`Runner.enter`."""
+        """See :meth:`Runner.enter`; prompts with embeddings go its way, not captured."""
+        if any(wave.request.embedded is not None for wave in waves):
+            return super().enter(waves)
         self.boundaries.enter(waves, self.lanes.hidden.device)
         columns = self._private(waves)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
@@ -65,7 +67,7 @@ class StaticRunner(Runner):
 
     def _entered(self, columns: Tensor) -> Tensor:
         batch = self._batch(self.store.private, columns)
-        return self._start(batch, columns[-1])
+        return self._start(batch, self.model.embed(columns[-1][None]))
 
     def _ticked(self, columns: Tensor) -> Tensor:
         return self._run(self._batch(self.store.block, columns, self.store.origins))

@@ -39,18 +39,23 @@ class Answers:
     mean_depth: float
 
     def score(self) -> dict[str, Any]:
-        """Exact match and depth, in all and by difficulty."""
+        """Exact match and depth, in all and by difficulty.
+
+        ``rank_correlation`` is of difficulty and depth over queries, which R depths shared by many
+        queries keep below 1; ``level_rank_correlation`` is over difficulties and their mean depths.
+        """
         names = sorted({int(level) for level in self.levels})
         here = {level: self.levels == level for level in names}
+        depths = {level: float(self.depths[rows].mean()) for level, rows in here.items()}
+        means = np.array(list(depths.values()))
         return {
             "exact_match": float(self.hits.mean()),
             "query_depth": float(self.depths.mean()),
             "mean_depth": self.mean_depth,
             "by_level": {level: float(self.hits[rows].mean()) for level, rows in here.items()},
-            "depth_by_level": {
-                level: float(self.depths[rows].mean()) for level, rows in here.items()
-            },
+            "depth_by_level": depths,
             "rank_correlation": rank_correlation(self.levels, self.depths),
+            "level_rank_correlation": rank_correlation(np.array(names), means),
         }
 
 

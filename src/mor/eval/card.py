@@ -14,13 +14,15 @@ import yaml
 
 import mor
 from mor.data import DataIndex, PackedDataset
+from mor.data.media import MediaDataset
 from mor.disk import write_whole
 from mor.errors import MorError
 from mor.eval.card_text import front, kind_of, model_rows, score_section, table, use_section
 from mor.eval.evaluate import evaluate
+from mor.eval.examples import evaluate_examples
 from mor.eval.keep import run_of
-from mor.hf.load import load_model
-from mor.hf.modeling import MoRForCausalLM
+from mor.eval.media_card import media_card_text
+from mor.hf.load import load_media_model, load_model
 from mor.run_files import MODEL, RECIPE, SUMMARY
 from mor.train import Recipe, load_recipe
 
@@ -32,7 +34,7 @@ SEQUENCES, TOKENS = 64, 32_768
 def write_card(
     run: Path,
     *,
-    model: MoRForCausalLM | None = None,
+    model: Any = None,
     data: Path | None = None,
     max_sequences: int | None = None,
 ) -> Path:
@@ -58,6 +60,9 @@ def write_card(
         raise MorError(f"{run} is no finished run: {SUMMARY} is missing or damaged") from None
     recipe = load_recipe(run / RECIPE)
     section = recipe.data
+    if section.kind != "text":
+        text = _score_media(recipe, summary, model or load_media_model(run), data, max_sequences)
+        return _write(run, text)
     folder = data or section.folders[0][0]
     dataset = PackedDataset(folder, section.validation_split, section.seq_len)
     if max_sequences is None:
@@ -68,9 +73,26 @@ def write_card(
         max_sequences=max_sequences,
         batch_size=min(max_sequences, recipe.train.batch_size),
     )
+    return _write(run, card_text(recipe, summary, scores, dataset.index))
+
+
+def _score_media(
+    recipe: Recipe, summary: dict[str, Any], model: Any, data: Path | None, count: int | None
+) -> str:
+    """The card of a run on images or sounds."""
+    folder = data or recipe.data.folders[0][0]
+    dataset = MediaDataset(folder, recipe.data.validation_split)
+    if model.config.head_type != "classes":
+        raise MorError(f"head_type={model.config.head_type!r} has no scores to put on a card yet")
+    scores = evaluate_examples(model, dataset, max_examples=count or 4 * SEQUENCES)
+    rows = _training(summary)
+    return media_card_text(recipe, summary, scores, model.config, dataset.index, rows)
+
+
+def _write(run: Path, text: str) -> Path:
     out = run / MODEL / CARD
     try:
-        write_whole(out, card_text(recipe, summary, scores, dataset.index))
+        write_whole(out, text)
     except OSError as error:
         raise MorError(f"{out} cannot be written: {error.strerror or error}") from None
     return out

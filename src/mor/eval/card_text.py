@@ -11,12 +11,12 @@ from mor.config import MoRConfig
 from mor.eval.answers import list_scores
 
 
-def front(family: str, router: str) -> str:
+def front(family: str, router: str, task: str = "text-generation") -> str:
     """The YAML that the Hub reads."""
     tags = ["mixture-of-recursions", family, f"router:{router}"]
     fields = {
         "library_name": "transformers",
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": task,
         "tags": tags,
     }
     return "---\n" + yaml.safe_dump(fields, sort_keys=False) + "---\n\n"
@@ -102,7 +102,7 @@ def model_rows(config: MoRConfig, total: int, inner: int) -> list[tuple[str, str
         ("layers", layers),
         ("hidden, FFN", f"{config.hidden_size}, {config.intermediate_size}"),
         ("heads, key-value heads", f"{config.num_attention_heads}, {config.num_key_value_heads}"),
-        ("vocabulary", f"{config.vocab_size:,}"),
+        _reads(config),
         ("longest sequence", f"{config.max_position_embeddings:,}"),
     ]
     if config.is_routed:
@@ -110,6 +110,17 @@ def model_rows(config: MoRConfig, total: int, inner: int) -> list[tuple[str, str
         rows += [("capacities", shares), ("update rule", config.update_rule)]
         rows += [("key-value sharing", config.kv_sharing)]
     return rows
+
+
+def _reads(config: MoRConfig) -> tuple[str, str]:
+    """What its tokens are made of."""
+    if config.modality == "image":
+        tall, wide = config.patch_shape
+        return "tokens", f"{config.num_patches} patches of {tall} x {wide} pixels"
+    if config.modality == "audio":
+        step = config.frames_per_token
+        return "tokens", f"{step} frames each, of {config.num_mel_bins} numbers"
+    return "vocabulary", f"{config.vocab_size:,}"
 
 
 def use_section() -> str:

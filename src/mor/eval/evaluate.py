@@ -56,20 +56,7 @@ def evaluate(
             or there is nothing to look at.
     """
     config = model.config
-    if dataset.index.vocab_size > config.vocab_size:
-        raise MorError(
-            f"the data's vocabulary has {dataset.index.vocab_size} tokens but the model's "
-            f"vocab_size is {config.vocab_size}; evaluate on data prepared with the model's "
-            "tokenizer (mor data prepare --tokenizer DIR)"
-        )
-    if dataset.seq_len > config.max_position_embeddings:
-        raise MorError(
-            f"seq_len={dataset.seq_len} is past the model's max_position_embeddings="
-            f"{config.max_position_embeddings}"
-        )
-    check_same_bos(
-        model_bos(config, tokenizer), dataset.index.bos, "the model", dataset.index.directory
-    )
+    check_data(model, dataset, tokenizer)
     count = check_sample(dataset, max_sequences, batch_size)
     router = model.model.router
     leaky_too = config.is_routed and router.looks_ahead
@@ -141,6 +128,29 @@ def evaluate(
         return result
     finally:
         model.train(was_training)
+
+
+def check_data(model: MoRForCausalLM, dataset: PackedDataset, tokenizer: Any = None) -> None:
+    """Refuse data that the model cannot read.
+
+    Raises:
+        MorError: its vocabulary or BOS does not fit, or its sequences are too long.
+    """
+    config = model.config
+    if dataset.index.vocab_size > config.vocab_size:
+        raise MorError(
+            f"the data's vocabulary has {dataset.index.vocab_size} tokens but the model's "
+            f"vocab_size is {config.vocab_size}; evaluate on data prepared with the model's "
+            "tokenizer (mor data prepare --tokenizer DIR)"
+        )
+    if dataset.seq_len > config.max_position_embeddings:
+        raise MorError(
+            f"seq_len={dataset.seq_len} is past the model's max_position_embeddings="
+            f"{config.max_position_embeddings}"
+        )
+    check_same_bos(
+        model_bos(config, tokenizer), dataset.index.bos, "the model", dataset.index.directory
+    )
 
 
 def look_both(task: Collector | None, chance: ChanceRoutes) -> Look:

@@ -26,7 +26,7 @@ from mor.model.routers.base import active_router
 # A forward's named parameters that go with the tokens.
 _TOKENS = ("input_ids", "attention_mask", "position_ids", "past_key_values", "inputs_embeds")
 # What a forward of ours may be given beside its named parameters.
-_MORE = ("document_ids", "cu_seq_lens_q", "seq_idx", "cache")
+_MORE = ("document_ids", "cu_seq_lens_q", "seq_idx", "cache", "pixel_values", "input_features")
 
 
 class Headless(MoRPreTrainedModel):
@@ -90,6 +90,9 @@ class MoRBaseModel(Headless):
     What ``AutoModel`` makes of a folder.
     """
 
+    modalities = ("text", "image", "audio")
+    head_types = ("vocabulary", "classes", "regression")
+
     def __init__(self, config: MoRConfig) -> None:
         super().__init__(config)
         self.post_init()
@@ -117,7 +120,8 @@ class MoRBaseModel(Headless):
                 max_depth, output_hidden_states, return_dict: as for
                 :class:`mor.hf.MoRForCausalLM`.
             use_cache: True for a cache in the output.
-            kwargs: ``document_ids``, ``cu_seq_lens_q``, ``seq_idx``, ``cache``, and what
+            kwargs: ``pixel_values`` [B, C, H, W] or ``input_features`` [B, frames, bins] in place
+                of ids; ``document_ids``, ``cu_seq_lens_q``, ``seq_idx``, ``cache``, and what
                 Transformers documents as long as it changes nothing.
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoTokenizer
@@ -15,18 +15,20 @@ from mor.config import MoRConfig
 from mor.data.index import DataIndex
 from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
+from mor.hf.media import MediaModel
 from mor.hf.modeling import MoRForCausalLM
-from mor.hf.register import CLASSES
+from mor.hf.register import CLASSES, class_for
 from mor.model.packed import Quantization, serving_view
 from mor.model.packed_layers import copy_around
 from mor.run_files import TOKENIZER, beside_model, model_folder
 
-# What else a folder of ours may hold, and what loads it.
-_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind is not MoRForCausalLM}
+# What writes text, and what else a folder of ours may hold and what loads it.
+_WRITERS = {kind.__name__: kind for kind in CLASSES.values() if issubclass(kind, MoRForCausalLM)}
+_OTHERS = {kind.__name__: auto for auto, kind in CLASSES.items() if kind.__name__ not in _WRITERS}
 
 
 def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCausalLM:
-    """The model of ``folder``, in evaluation mode, every weight accounted for.
+    """The language model of ``folder``, in evaluation mode, every weight accounted for.
 
     ``from_pretrained`` fills missing weights at random and goes on; here that is an error.
 
@@ -34,11 +36,44 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
         MorError: no folder, no model in it, another architecture, a file cut short, weights that
             are missing, left over or of another shape.
     """
+    found: MoRForCausalLM = load_as(MoRForCausalLM, folder, dtype)
+    return found
+
+
+def load_media_model(folder: str | Path, dtype: torch.dtype | None = None) -> MediaModel:
+    """The model of images or sounds in ``folder``, as :func:`load_model` has those of texts.
+
+    Raises:
+        MorError: as :func:`load_model`, and where it is a model of texts.
+    """
+    config = load_config(folder)
+    if config.modality == "text":
+        raise MorError(f"{folder} holds a model of texts, not of images or sounds")
+    found: MediaModel = load_as(class_for(config), folder, dtype)
+    return found
+
+
+def is_media_model(folder: str | Path) -> bool:
+    """Whether ``folder`` holds a model of images or sounds. Raises as :func:`load_config`."""
+    modality: str = load_config(folder).modality
+    return modality != "text"
+
+
+def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> Any:
+    """The model of ``folder`` as one of class ``kind``; see :func:`load_model`."""
     config = load_config(folder)
     folder = model_folder(Path(folder))
+    named = (config.architectures or [kind.__name__])[0]
+    if named in _OTHERS and kind is MoRForCausalLM:
+        raise MorError(
+            f"{folder} holds a {named}, not a {kind.__name__}: it has no vocabulary "
+            f"projection; load it with {_OTHERS[named]}, or give the model that it was made from"
+        )
+    if kind is MoRForCausalLM:  # or one of it that reads more than text
+        kind = _WRITERS.get(named, kind)
     try:
         with _quiet():
-            loaded: Any = MoRForCausalLM.from_pretrained(
+            loaded: Any = kind.from_pretrained(
                 folder,
                 config=config,
                 dtype=dtype or torch.float32,
@@ -49,12 +84,6 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
     except Exception as error:  # the library raises whatever a broken file happens to cause
         raise _unreadable(folder, error) from error
     model, info = loaded
-    named = (config.architectures or [MoRForCausalLM.__name__])[0]
-    if named in _OTHERS:
-        raise MorError(
-            f"{folder} holds a {named}, not a {MoRForCausalLM.__name__}: it has no vocabulary "
-            f"projection; load it with {_OTHERS[named]}, or give the model that it was made from"
-        )
     problems = {
         "missing": info["missing_keys"],
         "not known": info["unexpected_keys"],
@@ -65,6 +94,26 @@ def load_model(folder: str | Path, dtype: torch.dtype | None = None) -> MoRForCa
             some = ", ".join(sorted(keys)[:3])
             raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
     return model.eval()
+
+
+Weights = Literal["float32", "bfloat16"]
+"""Types that :func:`open_model` loads weights in."""
+
+
+def open_model(folder: str | Path, dtype: Weights = "float32") -> MoRForCausalLM:
+    """The model of a model folder or a run folder, on the GPU where there is one.
+
+    Args:
+        folder: of the model or the run.
+        dtype: of its weights.
+
+    Raises:
+        MorError: see :func:`load_model`.
+    """
+    model = load_model(folder, torch.bfloat16 if dtype == "bfloat16" else torch.float32)
+    if torch.cuda.is_available():
+        model.cuda()  # type: ignore[call-arg]
+    return model
 
 
 def load_config(folder: str | Path) -> MoRConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from typing import Any
 
@@ -136,7 +137,7 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
                 "seq_idx": seq_idx,
             },
             kwargs,
-            _PARAMETERS,
+            _parameters(type(self)),  # type: ignore[arg-type]
             use_cache=False if labelled else use_cache,
             by_default=self.config.use_cache and not self.training,
             routing=routing,
@@ -189,7 +190,12 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
 # Understood, but no parameters: a Trainer takes every parameter with "label" in its name for a
 # column that evaluation cannot do without.
 _MORE = ("shift_labels", "seq_idx")
-_PARAMETERS = (*tuple(inspect.signature(MoRForCausalLM.forward).parameters)[1:-1], *_MORE)
+
+
+@functools.cache
+def _parameters(kind: Any) -> tuple[str, ...]:
+    """The names that a class's forward takes."""
+    return (*tuple(inspect.signature(kind.forward).parameters)[1:-1], *_MORE)
 
 
 def _list_class(kind: type) -> None:

@@ -14,6 +14,8 @@ from mor.hf.cache import MoRCache
 from mor.model.model import MoRModel
 from mor.model.output import ModelOutput
 
+_FEATURES = ("pixel_values", "input_features")
+
 
 def call_network(
     where: str,
@@ -33,7 +35,7 @@ def call_network(
         model: the network.
         inputs: ``input_ids`` [B, T] or ``inputs_embeds`` [B, T, D], and what goes with them:
             ``attention_mask``, ``position_ids``, ``past_key_values``, ``cache``, ``document_ids``,
-            ``cu_seq_lens_q``, ``seq_idx``.
+            ``cu_seq_lens_q``, ``seq_idx``. Or ``pixel_values`` or ``input_features``.
         extra: arguments that the forward has no parameter for; what is left must change nothing.
         accepted: the names of its parameters.
         use_cache: whether to make a cache where none is given; None for ``by_default``, and not
@@ -75,6 +77,7 @@ def call_network(
         cache=cache,
         inputs_embeds=embeds,
         document_ids=documents,
+        features=next((inputs[name] for name in _FEATURES if inputs.get(name) is not None), None),
         **options,
     )
     return output, cache

@@ -9,6 +9,7 @@ from torch import Tensor
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     CausalLMOutputWithPast,
+    ImageClassifierOutput,
     SequenceClassifierOutputWithPast,
 )
 
@@ -64,6 +65,30 @@ class MoRClassifierOutput(SequenceClassifierOutputWithPast):
 
     router_losses: dict[str, Tensor] | None = None
     depths: Tensor | None = None
+
+
+@dataclass
+class MoRMediaOutput(ImageClassifierOutput):
+    """Logits [B, num_labels] of images or sounds, or the next patch or frame [B, T, W].
+
+    Attributes:
+        loss: total to back-propagate: that of the labels and the weighted router losses.
+        label_loss: the first part, a mean over the rows (of a regression: over its numbers).
+        router_losses: unweighted router terms by name, in training.
+        exit_losses: in training with ``exit_loss_weights``: by number of recursions, the loss of
+            the labels at that exit, not weighted.
+        depths: [B, T] recursions each token ran, 0 at padding: patches row by row, or the tokens
+            that the convolution made of frames.
+        token_mask: bool [B, T] which tokens are real; None where all are.
+        traces: scores and selections per depth, with ``output_router_traces=True``.
+    """
+
+    label_loss: Tensor | None = None
+    router_losses: dict[str, Tensor] | None = None
+    exit_losses: dict[int, Tensor] | None = None
+    depths: Tensor | None = None
+    token_mask: Tensor | None = None
+    traces: tuple[DepthTrace, ...] | None = None
 
 
 if CACHE_NAME != "cache":  # before 5.24; since then the other name is a property

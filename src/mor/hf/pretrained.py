@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from mor.config import MoRConfig
+from mor.config import ConfigError, MoRConfig
 from mor.hf.arguments import CACHE_NAMES
 from mor.model.layers import RMSNorm
 from mor.model.model import MoRModel
@@ -17,6 +17,8 @@ from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.model.routers.net import RouterNet
 from mor.ops.alignment import align_weights
+
+_PLURAL = {"modality": "modalities", "head_type": "head_types"}
 
 
 class MoRPreTrainedModel(PreTrainedModel):
@@ -32,6 +34,20 @@ class MoRPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = list(CACHE_NAMES)  # noqa: RUF012
     # Routers compare float32 numbers with float32 boundaries in every training dtype.
     _keep_in_fp32_modules_strict = ["router"]  # noqa: RUF012
+
+    # The configurations that a class is for: what its tokens are made of, and its heads.
+    modalities: tuple[str, ...] = ("text",)
+    head_types: tuple[str, ...] = ("vocabulary",)
+
+    def __init__(self, config: MoRConfig, *args: Any, **kwargs: Any) -> None:
+        for name in ("modality", "head_type"):
+            value, right = getattr(config, name), getattr(self, _PLURAL[name])
+            if value not in right:
+                raise ConfigError(
+                    f"{name}={value!r} is not for {type(self).__name__}, which takes "
+                    f"{' or '.join(map(repr, right))}"
+                )
+        super().__init__(config, *args, **kwargs)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -61,9 +77,9 @@ class MoRPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) for matrices, ones for norms, constants for routers."""
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Embedding)):
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)):
             nn.init.normal_(module.weight, 0.0, std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
+            if not isinstance(module, nn.Embedding) and module.bias is not None:
                 nn.init.zeros_(module.bias)
             # A row of a loaded embedding no longer carries the mark that keeps it from being reset.
             loaded = getattr(module.weight, "_is_hf_initialized", False)

@@ -1,7 +1,8 @@
 """Floating-point operations, counted once for budgets, tables and benchmarks.
 
 The paper's rule (section 3.1 and its appendix): 2 per parameter and token forward, plus the
-products QK and AV counted for the causal half only; backward costs twice forward. Low-rank
+products QK and AV counted for the causal half only (of an encoder, for all pairs); backward costs
+twice forward. The maps of patches and frames count, a head over classes once per example. Low-rank
 relaxation counts as the two thin products that it is. Norms, biases, gains, rotary positions,
 softmax and the embedding look-up are not counted.
 
@@ -36,6 +37,7 @@ class Flops:
         recurse: one number per depth, already times the share of tokens active there.
         router: all routing networks.
         exits: coda and head of the exits before the last that training takes a loss at.
+        embed: of patches or frames; a look-up costs nothing.
         backward: backward passes counted, in forward passes (2, or 0 in the paper's budgets).
     """
 
@@ -46,11 +48,12 @@ class Flops:
     router: float
     backward: float = 2.0
     exits: float = 0.0
+    embed: float = 0.0
 
     @property
     def forward(self) -> float:
         """One forward pass."""
-        return self.prelude + sum(self.recurse) + self.coda + self.head + self.router
+        return self.embed + self.prelude + sum(self.recurse) + self.coda + self.head + self.router
 
     @property
     def training(self) -> float:
@@ -71,7 +74,7 @@ def active_fractions(config: MoRConfig) -> list[float]:
 
 def flops_per_token(
     config: MoRConfig,
-    seq_len: int,
+    seq_len: float,
     active: Sequence[float] | None = None,
     convention: Convention = "exact",
     pairs: Sequence[float] | None = None,
@@ -85,7 +88,7 @@ def flops_per_token(
         active: share of tokens that run each depth; default :func:`active_fractions`.
         pairs: query-key pairs at each depth, per token of the sequence; default those of active
             tokens spread evenly over rows.
-        all_pairs: those of a layer that every token runs; default seq_len / 2.
+        all_pairs: those of a layer that every token runs; default seq_len / 2, of an encoder all.
         convention: ``exact`` counts what runs; ``paper`` the paper's published budgets (module
             docstring).
     """
@@ -96,12 +99,12 @@ def flops_per_token(
     keys = queries if paper else config.num_key_value_heads * config.head_dim
     key_value = 2 * 2 * width * keys
     linear = 2 * (2 * width * queries + 3 * width * ffn) + key_value
-    # QK and AV, 2 FLOPs per multiply-add; a token meets the causal half of seq_len keys.
-    per_pair = 2 * 2 * queries
-    attention = per_pair * (seq_len / 2 if all_pairs is None else all_pairs)
+    # QK and AV, 2 FLOPs per multiply-add; a token meets the causal half of seq_len keys, or all.
+    per_pair, met = 2 * 2 * queries, seq_len / 2 if config.is_causal else seq_len
+    attention = per_pair * (met if all_pairs is None else all_pairs)
     if pairs is None:
         reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
-        pairs = [share * keys * seq_len / 2 for share, keys in zip(shares, reach, strict=True)]
+        pairs = [share * keys * met for share, keys in zip(shares, reach, strict=True)]
     layers, low_rank = config.num_recursion_layers, _low_rank_flops(config, keys)
     streams = config.recursion_streams
     mixing = 2.0 * width * (streams**2 + 2 * streams) if streams > 1 else 0.0
@@ -115,7 +118,7 @@ def flops_per_token(
         per_layer = share * (linear + sum(low_rank.values()) - skipped) + per_pair * pairs[depth]
         recurse.append(layers * per_layer + share * mixing)
     coda = config.num_coda_layers * (linear + attention)
-    head = 0.0 if paper else 2.0 * width * config.vocab_size
+    head = 0.0 if paper else _head_flops(config, seq_len)
     return Flops(
         prelude=config.num_prelude_layers * (linear + attention),
         recurse=tuple(recurse),
@@ -124,6 +127,34 @@ def flops_per_token(
         router=0.0 if paper else _router_flops(config, shares),
         backward=0.0 if paper else 2.0,
         exits=sum(map(bool, config.exit_loss_weights or ())) * (coda + head),
+        embed=_front_flops(config),
+    )
+
+
+def example_flops(config: MoRConfig, depths: Tensor, real: Tensor | None = None) -> Flops:
+    """FLOPs per token of images or sounds as they were routed; times their tokens is an example's.
+
+    Active tokens are taken to be spread evenly over an example; in an encoder that is exact.
+
+    Args:
+        config: the model.
+        depths: [B, T] recursions that each token ran.
+        real: bool [B, T]; None for all.
+    """
+    everyone = torch.ones_like(depths, dtype=torch.bool) if real is None else real
+    active = [(depths > depth) & everyone for depth in range(config.num_recursions)]
+    total, half = float(everyone.sum()), 0.5 if config.is_causal else 1.0
+
+    def pairs_of(queries: Tensor, keys: Tensor) -> float:
+        return half * float((queries.sum(1) * keys.sum(1)).double().sum()) / total
+
+    own = config.kv_sharing == "none"
+    return flops_per_token(
+        config,
+        total / len(depths),
+        [float(tokens.sum()) / total for tokens in active],
+        pairs=[pairs_of(tokens, tokens if own else active[0]) for tokens in active],
+        all_pairs=pairs_of(everyone, everyone),
     )
 
 
@@ -158,6 +189,30 @@ def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None =
         pairs=pairs,
         all_pairs=pairs_of(everyone, everyone),
     )
+
+
+def _head_flops(config: MoRConfig, seq_len: float) -> float:
+    """Of the head, per token of the sequence."""
+    if config.head_type == "vocabulary":
+        return 2.0 * config.hidden_size * config.vocab_size
+    if config.head_type == "classes":  # once per example
+        return 2.0 * config.hidden_size * (config.num_labels or 1) / seq_len
+    return 2.0 * config.hidden_size * config.input_width
+
+
+def _front_flops(config: MoRConfig) -> float:
+    """Of the map of a patch, or of the convolutions over the frames of one token."""
+    if config.modality == "text":
+        return 0.0
+    if config.modality == "image":
+        return 2.0 * config.input_width * config.hidden_size
+    total, before = 0.0, config.num_mel_bins or 0
+    places = config.frames_per_token  # of a layer's output, per token
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
+        places //= stride
+        total += 2.0 * places * kernel * before * config.hidden_size
+        before = config.hidden_size
+    return total
 
 
 def _low_rank_flops(config: MoRConfig, keys: int) -> dict[str, float]:
@@ -201,6 +256,5 @@ def count_parameters(config: MoRConfig) -> tuple[int, int]:
     with torch.device("meta"):
         model = MoRModel(config)
     total = sum(p.numel() for p in model.parameters())
-    embedding = model.embed_tokens.weight.numel()
-    tables = embedding if config.tie_word_embeddings else 2 * embedding
-    return total, total - tables
+    ends = {*model.embed_tokens.parameters(), *model.lm_head.parameters()}  # a tied head once
+    return total, total - sum(p.numel() for p in ends)

@@ -167,7 +167,7 @@ def _lay_with_padding(config: MoRConfig, real: Tensor, positions: Tensor | None)
     shape = real.shape[0], real.shape[1]
     if positions is None:
         positions = (real.long().cumsum(1) - 1).clamp(min=0)
-    kv = RowKV(config, shape, None, PaddedAttend(real))
+    kv = RowKV(config, shape, None, PaddedAttend(real, config.is_causal))
     return Layout(shape, positions, Rows(shape[1]), kv, real=real)
 
 

@@ -16,9 +16,11 @@ from mor.config import MoRConfig
 from mor.config.choices import Routing
 from mor.model.attend.protocol import Attend
 from mor.model.cache import DepthCache
+from mor.model.ends import build_head, pool
+from mor.model.front import build_front, read_inputs
 from mor.model.layers import DecoderLayer, RMSNorm
 from mor.model.layout import Layout
-from mor.model.limits import check_exits, limit_depth
+from mor.model.limits import check_cache, check_exits, choose_rule, limit_depth
 from mor.model.output import ModelOutput
 from mor.model.recorder import Recorder
 from mor.model.recursion import run_recursions
@@ -27,11 +29,11 @@ from mor.model.routers import build_router
 from mor.model.routers.base import Router, active_router
 from mor.model.seam import Seam, build_seam
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
-from mor.ops.rope import Rotation, inverse_frequencies, rotation
+from mor.ops.rope import Rotation, grid_rotation, inverse_frequencies, rotation
 
 
 class MoRModel(nn.Module):
-    """Mixture-of-Recursions language model (arXiv 2507.10524), vanilla and recursive included.
+    """Mixture-of-Recursions model (arXiv 2507.10524), vanilla and recursive included.
 
     Weights that are shared are one tensor under one name: ``block.i`` is the shared layer i. A
     tied head is the embedding itself.
@@ -41,7 +43,7 @@ class MoRModel(nn.Module):
         super().__init__()
         self.config = config
         width = config.hidden_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, width, config.pad_token_id)
+        self.embed_tokens: nn.Embedding = build_front(config)  # type: ignore[assignment]
         self.prelude_layers = nn.ModuleList(
             DecoderLayer(config) for _ in range(config.num_prelude_layers)
         )
@@ -56,7 +58,7 @@ class MoRModel(nn.Module):
             DecoderLayer(config) for _ in range(config.num_coda_layers)
         )
         self.norm = RMSNorm(width, config.rms_norm_eps)
-        self.lm_head = nn.Linear(width, config.vocab_size, bias=False)
+        self.lm_head = build_head(config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.router: Router = build_router(config)  # type: ignore[assignment]
@@ -64,9 +66,9 @@ class MoRModel(nn.Module):
 
     # The five stages -----------------------------------------------------------------------------
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Ids [B, N] -> stream [B, N, D]."""
-        return self.embed_tokens(input_ids)
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Ids [B, N], pixels [B, C, H, W] or frames [B, T, bins] -> stream [B, N, D]."""
+        return self.embed_tokens(inputs)
 
     def prelude(
         self, hidden: Tensor, rope: Rotation, attend: Attend, recorder: Recorder | None = None
@@ -145,9 +147,15 @@ class MoRModel(nn.Module):
         injects = self.seam is not None and self.seam.injects
         return injects or active_router(self.router).returns_to_origin
 
-    def head(self, hidden: Tensor) -> Tensor:
-        """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
-        return self.lm_head(self.norm(hidden))
+    def head(self, hidden: Tensor, real: Tensor | None = None) -> Tensor:
+        """Final norm and projection, [..., D] -> logits [..., V] or the next patch or frame.
+
+        Classes: [B, T, D] -> [B, num_labels], pooled over the tokens that are ``real`` [B, T].
+        """
+        normed = self.norm(hidden)
+        if self.config.head_type == "classes":
+            normed = pool(normed, real, self.config.classifier_pooling)
+        return self.lm_head(normed)
 
     def head_loss(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Sum of the cross-entropies of :meth:`head` at ``targets``, the logits never all there.
@@ -165,6 +173,9 @@ class MoRModel(nn.Module):
 
     def rope(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
         """Rotation of ``positions`` [B, N]."""
+        if self.config.modality == "image":
+            theta, width = self.config.rope_parameters["rope_theta"], self.config.head_dim
+            return grid_rotation(positions, self.config.patch_grid[1], width, theta, dtype)
         frequencies, scale = inverse_frequencies(self.config, positions.device)
         return rotation(positions, frequencies, scale, dtype)
 
@@ -223,13 +234,14 @@ class MoRModel(nn.Module):
         keep_states: bool = False,
         keep_traces: bool = False,
         exits: Collection[int] = (),
+        features: Tensor | None = None,
     ) -> ModelOutput:
         """Run ``embed``, ``prelude``, the recursions and ``coda``; ``head`` is left to the caller.
 
         Args:
             input_ids: [B, T] token ids, or ``inputs_embeds`` [B, T, D].
-            attention_mask: [B, T'] with T' >= T, 1 for real tokens; the last T columns count.
-                Padding may stand anywhere; it is never routed, cached or attended to.
+            attention_mask: [B, T'] with T' >= T, 1 for real tokens; the last T columns count (of
+                frames, all). Padding may stand anywhere; it is never routed, cached or attended to.
             positions: [B, T]; default counts the real tokens of each row.
             cache: keys and values of earlier calls; new ones are added.
             document_ids: [B, T] which document of its row a token belongs to, each document in one
@@ -237,25 +249,29 @@ class MoRModel(nn.Module):
                 others, and what training selects per sequence is selected per document.
             routing: ``topk`` is training's selection (it may look ahead), ``causal`` is
                 ``router.decide``, and with ``full`` every token runs every recursion up to the
-                depth cap. Default: ``topk`` in training mode, else ``causal``.
+                depth cap. Default: ``topk`` in training mode and for encoders whose router selects
+                within a row, else ``causal``.
             max_depth: depth cap, 1..R.
             keep_states, keep_traces: fill the output's fields of the same name.
             exits: after how many recursions, 1..R, to put the stream through the coda too; those
                 past the depth cap are left out.
+            features: in place of ids: pixels [B, C, H, W], or frames [B, T', bins], whose real
+                tokens come out at the front of each row.
 
         Raises:
             ValueError: inputs of the wrong shape, a depth cap or an exit outside 1..R, documents or
                 exits with a cache.
         """
-        hidden = self._embedded(input_ids, inputs_embeds)
+        given = (input_ids, inputs_embeds, features, attention_mask)
+        hidden, attention_mask = read_inputs(self.embed_tokens, *given)
         limit = limit_depth(self.config, max_depth)
+        check_cache(self.config, cache)
         check_exits(self.config, exits, cache)
         layout = Layout.of(self.config, hidden, attention_mask, document_ids, cache, positions)
         if layout is None:  # padding and nothing else
-            zeros = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
-            return ModelOutput(torch.zeros_like(hidden), zeros)
+            return ModelOutput.nothing(hidden)
         router, kv = active_router(self.router), layout.kv
-        routing = routing or ("topk" if self.training else "causal")
+        routing = choose_rule(self.config, router, routing, self.training)
         taught = routing == "topk" and router.training
         recorder = Recorder(keep_states, keep_traces, with_losses=taught, exits=exits)
         hidden = layout.lay(hidden)
@@ -280,14 +296,5 @@ class MoRModel(nn.Module):
             [layout.restore(state) for state in recorder.states or ()],
             recorder.traces,
             outs,
+            attention_mask,
         )
-
-    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give input_ids or inputs_embeds, one of the two")
-        if inputs_embeds is not None:
-            return inputs_embeds
-        assert input_ids is not None
-        if input_ids.dim() != 2:
-            raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be [B, T]")
-        return self.embed(input_ids)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from mor.model.recorder import DepthTrace
@@ -23,6 +24,7 @@ class ModelOutput:
             padding or documents, front-packed rows if there was a cache too.
         exits: by number of recursions, where asked for: [B, T, D] after the coda, had every token
             stopped after at most so many. The last one is ``hidden`` itself.
+        real: [B, T'] mask of the tokens as the stages took it, made anew for frames; None for all.
     """
 
     hidden: Tensor
@@ -31,3 +33,10 @@ class ModelOutput:
     states: list[Tensor] = field(default_factory=list)
     traces: list[DepthTrace] = field(default_factory=list)
     exits: dict[int, Tensor] = field(default_factory=dict)
+    real: Tensor | None = None
+
+    @classmethod
+    def nothing(cls, hidden: Tensor) -> ModelOutput:
+        """Of a batch [B, T, D] that is padding and nothing else."""
+        zeros = torch.zeros(hidden.shape[:2], dtype=torch.long, device=hidden.device)
+        return cls(torch.zeros_like(hidden), zeros)

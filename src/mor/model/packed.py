@@ -52,15 +52,17 @@ class PackedModel(MoRModel):
         self.norm, self.lm_head, self.router = model.norm, model.lm_head, model.router
         self.packed_head: PackedLinear | None = None
         self.only_head: str | None = None
-        if type(model.lm_head) is nn.Linear and model.config.hidden_size % 16 == 0:
+        if model.config.head_type != "vocabulary":
+            pass  # pooled first, and run once: there is nothing to gain
+        elif type(model.lm_head) is nn.Linear and model.config.hidden_size % 16 == 0:
             self.packed_head = PackedLinear([model.lm_head.weight], [None], int8=int8)
         elif type(model.lm_head) is nn.Linear:
             self.lm_head = PackedMap(model.lm_head, work, int8)  # type: ignore[assignment]
 
-    def head(self, hidden: Tensor) -> Tensor:
+    def head(self, hidden: Tensor, real: Tensor | None = None) -> Tensor:
         """Final norm and vocabulary projection, [..., D] -> logits [..., V]."""
         if self.packed_head is None or not fit_kernels(hidden, self.only_head):
-            return super().head(hidden)
+            return super().head(hidden, real)
         flat, norm = hidden.flatten(0, -2), self.norm
         logits = self.packed_head.after_norm(flat, norm.weight, norm.eps, self.work)
         return logits.unflatten(0, hidden.shape[:-1])

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mor.ops import native
 from mor.ops.prefix import PrefixAttention, Walk
 from mor.ops.segments import Group, Segments
 
@@ -30,8 +31,20 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, **options: object) -> Ten
     return F.scaled_dot_product_attention(query, key, value, enable_gqa=grouped, **options)  # type: ignore[arg-type]
 
 
+def _trains(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether gradients on the CPU are wanted, and the kernel in C++ for them can work on these."""
+    return _walks(query, key, value) and native.trains(query, key, value)
+
+
+def _flash_rows(query: Tensor, key: Tensor, value: Tensor, pieces: native.Pieces) -> Tensor:
+    """The kernel over rows [A, H, N, d], which lie token by token as projections make them."""
+    tokens = (heads.transpose(1, 2).flatten(0, 1) for heads in (query, key, value))
+    found = native.FlashAttention.apply(*tokens, pieces)
+    return found.unflatten(0, (query.shape[0], query.shape[2])).transpose(1, 2)
+
+
 def _walks(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether this is the case that :class:`PrefixAttention` is for: gradients on the CPU."""
+    """Whether gradients on the CPU are wanted: :class:`PrefixAttention` is for these."""
     if query.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     wanted = query.requires_grad or key.requires_grad or value.requires_grad
@@ -54,6 +67,9 @@ def causal_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     Returns:
         [B, H, N, d].
     """
+    if _trains(query, key, value):
+        rows, _, length, _ = query.shape
+        return _flash_rows(query, key, value, native.Pieces.of_rows(rows, length, length))
     if query.shape[2] >= _WALK and _walks(query, key, value):
         return PrefixAttention.apply(*_cast(query, key, value), Walk(None))
     return _attend(query, key, value, is_causal=True)
@@ -92,6 +108,8 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> T
         walk: over slots [B, N]; the same object for all layers, so that its masks are made once.
     """
     assert walk.slots is not None
+    if _trains(query, key, value):
+        return _flash_rows(query, key, value, walk.pieces(key.shape[2]))
     if _walks(query, key, value):
         return PrefixAttention.apply(*_cast(query, key, value), walk)
     if query.device.type == "cpu":
@@ -108,6 +126,8 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segme
     Returns:
         [N, H, d].
     """
+    if _trains(query, key, value):
+        return native.FlashAttention.apply(query, key, value, segments.pieces)
     if query.device.type == "cpu":
         return segments.merged([_one_group(query, key, value, g) for g in segments.groups])
     query, key, value = _cast(query, key, value)
@@ -156,6 +176,17 @@ class SharedSegments:
     keys: Segments
 
     @cached_property
+    def pieces(self) -> native.Pieces:
+        """The same for the CPU's kernel."""
+        number = {name: run for run, name in enumerate(self.keys.names)}
+        runs = [number[name] for name in self.queries.names]
+        starts = [self.keys.starts[run] for run in runs]
+        lengths = [self.keys.lengths[run] for run in runs]
+        firsts = torch.tensor(starts).repeat_interleave(torch.tensor(self.queries.lengths))
+        table = zip(self.queries.starts, self.queries.lengths, starts, lengths, strict=True)
+        return native.Pieces(list(table), self.places - firsts)
+
+    @cached_property
     def groups(self) -> tuple[tuple[Group, Group, Walk], ...]:
         """Queries of similar number, the keys that they meet, and the walk over them."""
         number = {name: run for run, name in enumerate(self.keys.names)}
@@ -174,6 +205,8 @@ def shared_segment_attention(
     query: Tensor, key: Tensor, value: Tensor, shared: SharedSegments
 ) -> Tensor:
     """Attention of query [N, H, d] over key, value [S, Hkv, d] as ``shared`` says: [N, H, d]."""
+    if _trains(query, key, value):
+        return native.FlashAttention.apply(query, key, value, shared.pieces)
     if query.device.type != "cpu":
         return scattered_segment_attention(query, key, value, shared)
     parts = []

@@ -4,7 +4,8 @@ Query i of a row sees keys 0..slots[i]. Where few queries meet many keys (KV sha
 a mask over all of them would cost N S, and laying the queries at their slots S^2 / 2. Here sorted
 queries are taken a chunk at a time, each over just the keys that its last query sees: half of N S,
 plus half a chunk. PyTorch's own CPU kernel does each chunk, forward and backward; what is ours is
-the walk over chunks and one gradient buffer that all of them add to.
+the walk over chunks and one gradient buffer that all of them add to. Where the kernels in C++ are
+there, float32 goes to :class:`mor.ops.native.FlashAttention` instead.
 
 The plain form is :func:`mor.ops.attention.slot_attention`.
 """
@@ -16,6 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from mor.ops.native import Pieces
 
 _CHUNK = 64  # the kernel's own query block; 32, 96 and 128 are as fast within a few per cent
 
@@ -36,6 +39,15 @@ class Walk:
         self.slots = slots
         self._masks: dict[tuple[int, int, int, torch.dtype], Tensor] = {}
         self._reach: list[int] | None = None
+        self._pieces: Pieces | None = None
+
+    def pieces(self, keys: int) -> Pieces:
+        """The same over rows of ``keys`` keys, for the kernel in C++ that takes slots itself."""
+        assert self.slots is not None
+        if self._pieces is None:
+            rows, queries = self.slots.shape
+            self._pieces = Pieces.of_rows(rows, queries, keys, self.slots)
+        return self._pieces
 
     def chunks(self, queries: int) -> list[tuple[int, int, int]]:
         """(first query, one past the last, keys they see) of each chunk."""

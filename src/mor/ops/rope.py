@@ -32,6 +32,28 @@ def rotation(positions: Tensor, frequencies: Tensor, scale: float, dtype: torch.
     return (angles.cos() * scale).to(dtype), (angles.sin() * scale).to(dtype)
 
 
+def grid_rotation(
+    positions: Tensor, columns: int, head_dim: int, theta: float, dtype: torch.dtype
+) -> Rotation:
+    """cos and sin [B, N, head_dim] of places on a grid, numbered row by row.
+
+    One half of a head's pairs is turned by the row, the other by the column.
+
+    Args:
+        positions: [B, N].
+        columns: of the grid.
+        head_dim: a multiple of 4.
+        theta: base of the frequencies.
+        dtype: of the result; computed in float32.
+    """
+    steps = torch.arange(0, head_dim, 4, dtype=torch.float32, device=positions.device)
+    frequencies = 1.0 / theta ** (steps / head_dim)
+    rows = (positions // columns)[..., None].float() * frequencies
+    along = (positions % columns)[..., None].float() * frequencies
+    angles = torch.cat((rows, along, rows, along), dim=-1)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
 def rotate(heads: Tensor, rope: Rotation) -> Tensor:
     """Turn ``heads`` [B, H, N, head_dim] by ``rope``."""
     cos, sin = (part.unsqueeze(1) for part in rope)

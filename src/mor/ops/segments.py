@@ -13,6 +13,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mor.ops.native import Pieces
+
 # Attention over a group of rows may cost this much more than over its runs alone.
 _WASTE = 1.2
 
@@ -94,6 +96,11 @@ class Segments:
         """int32 [runs + 1], as kernels for sequences of unequal length want them."""
         total = self.starts[-1] + self.lengths[-1]
         return torch.tensor([*self.starts, total], dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def pieces(self) -> Pieces:
+        """Each run over itself, for the CPU's kernel."""
+        return Pieces([(a, n, a, n) for a, n in zip(self.starts, self.lengths, strict=True)])
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:

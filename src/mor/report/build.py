@@ -84,9 +84,9 @@ def _markdown(title: str, runs: Sequence[Run]) -> str:
 
 
 def _result(run: Run) -> dict[str, Any]:
-    """One line of results.jsonl: the summary, and the evaluation without its passage."""
+    """One line of results.jsonl: the summary, and the evaluation without what it shows."""
     record = {"label": run.label, **run.summary.model_dump()}
-    record["eval"] = run.eval.model_dump(exclude={"sample"}) if run.eval else None
+    record["eval"] = run.eval.model_dump(exclude={"sample", "shown"}) if run.eval else None
     return record
 
 

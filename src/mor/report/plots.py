@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mor.report import router_plots
+from mor.report import depth_maps, router_plots
 from mor.report.records import Run
 from mor.report.style import (
     DARK,
@@ -219,6 +219,22 @@ _KINDS = (
         "Share of the tokens of the sample passage by the recursions they took under the causal "
         "rule.",
         router_plots.depth_histogram,
+    ),
+    _Kind(
+        "image_depth",
+        "Which patches go deep",
+        "Images of the held-out split, from the surest right answer to the surest wrong one. Each "
+        "stands beside itself under the colour of its patches' recursions; its class is written "
+        "above it, and the answer where that is another.",
+        depth_maps.image_depth,
+    ),
+    _Kind(
+        "sound_depth",
+        "Which frames go deep",
+        "Sounds of the held-out split, from the surest right answer to the surest wrong one: "
+        "frames from left to right, low coefficients at the bottom, and beneath them the "
+        "recursions of each token.",
+        depth_maps.sound_depth,
     ),
     _Kind(
         "active_fraction",

@@ -25,6 +25,7 @@ from pydantic import (
 
 from mor.config.choices import RouterType
 from mor.errors import MorError
+from mor.report.shown import Shown
 from mor.run_files import EVAL, LOG, SUMMARY
 
 __all__ = [
@@ -130,6 +131,8 @@ class EvalResult(_Record):
     depth_cap: list[DepthCap] = []
     router: RouterMetrics | None = None
     sample: Sample | None = None
+    kind: str | None = None
+    shown: list[Shown] = []
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -16,14 +17,18 @@ from mor.eval.levels import Levels
 from mor.server import playground, routes, tokenizing
 from mor.server.crossing import CORS, Head, check_origins
 from mor.server.errors import add_handlers
+from mor.server.images import ImageReader
 from mor.server.keys import check_keys
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
 from mor.server.middleware import Guard
+from mor.server.schema.messages import show_images
 from mor.server.state import State
 from mor.server.structure.grammars import Grammars
 from mor.server.templates import check_template
 from mor.server.tokens import Tokens
+
+log = logging.getLogger("uvicorn.error")
 
 MAX_BODY = 4 << 20
 LEAST_TOKENS = 32  # a short prompt and the answer of 16 tokens that is the default
@@ -39,6 +44,7 @@ def create_app(
     max_restarts: int = 3,
     chat_template: str | None = None,
     levels: Levels | None = None,
+    images: ImageReader | None = None,
     with_playground: bool = True,
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
@@ -54,6 +60,7 @@ def create_app(
             then the server stays down.
         chat_template: Jinja text in place of the tokenizer's own.
         levels: calibrated capacities that a request may choose from.
+        images: for a model that reads images.
         with_playground: serve the page at ``/``.
         cors_origins: origins whose pages may ask from a browser; ``*`` for all.
 
@@ -81,15 +88,18 @@ def create_app(
     @asynccontextmanager
     async def life(app: FastAPI) -> AsyncIterator[None]:
         loop.start()
+        log.info("Attention over pages: %s", engine.attention)
         yield
         loop.stop()
         tokens.close()
+        if images is not None:
+            images.close()
         grammars.close()
 
     app = FastAPI(
         title="mor", version=mor.__version__, lifespan=life, docs_url=None, redoc_url=None
     )
-    app.state.mor = State(model, loop, tokens, grammars, metrics, levels)
+    app.state.mor = State(model, loop, tokens, grammars, metrics, levels, images)
     app.include_router(routes.router)
     app.include_router(tokenizing.router)
     if with_playground:
@@ -99,11 +109,11 @@ def create_app(
     app.add_middleware(Head)
     if cors_origins:  # outermost: a browser must be let see refusals too
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), **CORS)
-    _document(app, model)
+    _document(app, model, with_images=images is not None)
     return app
 
 
-def _document(app: FastAPI, model: str) -> None:
+def _document(app: FastAPI, model: str, with_images: bool) -> None:
     """Let ``/openapi.json`` tell the truth: our errors, not FastAPI's 422, and the model's name."""
     plain = app.openapi
 
@@ -118,6 +128,8 @@ def _document(app: FastAPI, model: str) -> None:
                 schemas.pop(name, None)
             for name in ("CompletionRequest", "ChatRequest"):
                 schemas[name]["properties"]["model"]["enum"] = [model]
+            if with_images:
+                show_images(schemas["Part"])
             app.openapi_schema = schema
         return app.openapi_schema
 

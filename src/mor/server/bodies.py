@@ -12,8 +12,8 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from pydantic_core import from_json
 
-from mor.server.errors import ApiError
-from mor.server.state import get_state
+from mor.server.errors import ApiError, too_long
+from mor.server.state import State
 
 MAX_DEPTH = 200  # arrays and objects within each other; about as deep as pydantic reads JSON
 _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
@@ -97,17 +97,6 @@ def check_length(content: Any, most: int) -> None:
         raise too_long("messages", f"has {len(messages)} messages", most)
 
 
-def too_long(param: str, found: str, most: int) -> ApiError:
-    """A prompt that does not fit, whatever else is asked for."""
-    what = "prompt" if param == "prompt" else "chat"
-    return ApiError(
-        400,
-        f"The {what} {found}; together with the answer at most {most} tokens fit",
-        param=param,
-        code="context_length_exceeded",
-    )
-
-
 class _Parsed(Request):
     """A request whose JSON is read already."""
 
@@ -133,7 +122,8 @@ class JsonRoute(APIRoute):
             if body := await known.body():
                 known.content = parse_json(body)
                 check_type(request)
-                check_length(known.content, get_state(request).engine.max_model_len)
+                if isinstance(state := request.app.state.mor, State):  # it reads tokens
+                    check_length(known.content, state.engine.max_model_len)
             return await handle(known)
 
         return read

@@ -103,6 +103,17 @@ def explain_grammar() -> ApiError:
     )
 
 
+def too_long(param: str, found: str, most: int) -> ApiError:
+    """A prompt that does not fit, whatever else is asked for."""
+    what = "prompt" if param == "prompt" else "chat"
+    return ApiError(
+        400,
+        f"The {what} {found}; together with the answer at most {most} tokens fit",
+        param=param,
+        code="context_length_exceeded",
+    )
+
+
 def explain_unreadable(error: RequestValidationError) -> ApiError:
     """A body whose fields are unknown, missing, of a wrong type or range."""
     problems = error.errors()

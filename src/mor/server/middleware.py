@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Sequence
+from typing import Protocol
 
 from fastapi.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mor.server.errors import ApiError
-from mor.server.metrics import ServerMetrics
 
 # What anybody may ask; every other path needs a key where the server has any.
 OPEN = frozenset({"/", "/health", "/ready", "/version", "/metrics", "/openapi.json"})
 SLACK = 4  # times the largest body are read of one that is too large
+
+
+class Counts(Protocol):
+    """What is told of every answer."""
+
+    def answered(self, status: int) -> None:
+        """An answer of any path was sent."""
 
 
 class Guard:
@@ -26,9 +33,7 @@ class Guard:
         metrics: counts answers.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: Sequence[str], max_body: int, metrics: ServerMetrics
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], max_body: int, metrics: Counts) -> None:
         self.app, self.max_body, self.metrics = app, max_body, metrics
         self.keys = [key.encode() for key in keys]
 

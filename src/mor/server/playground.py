@@ -16,13 +16,18 @@ from mor.server.state import get_state
 
 router = APIRouter()
 PAGE = Path(__file__).with_name("page.html")
+CLASSIFY_PAGE = Path(__file__).with_name("classify.html")
 
 
 @router.get("/", include_in_schema=False)
 async def page(request: Request) -> Response:
     """The playground page."""
-    recursions = get_state(request).engine.config.num_recursions
-    text, policy = _page(recursions)
+    return page_response(PAGE, get_state(request).engine.config.num_recursions)
+
+
+def page_response(path: Path, recursions: int) -> Response:
+    """A page with the colours of ``recursions`` depths and a policy that allows just it."""
+    text, policy = _page(path, recursions)
     headers = {
         "Content-Security-Policy": policy,
         "Referrer-Policy": "no-referrer",
@@ -32,7 +37,7 @@ async def page(request: Request) -> Response:
 
 
 @lru_cache(8)
-def _page(recursions: int) -> tuple[str, str]:
+def _page(path: Path, recursions: int) -> tuple[str, str]:
     """The page with the colours of ``recursions`` depths, and the policy that allows just it."""
     colors = (
         depth_css(recursions)
@@ -40,7 +45,7 @@ def _page(recursions: int) -> tuple[str, str]:
         + depth_css(recursions, dark=True)
         + "\n}"
     )
-    text = PAGE.read_text("utf-8").replace("/* depth colours */", colors)
+    text = path.read_text("utf-8").replace("/* depth colours */", colors)
     script, style = (_digest(text, tag) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "
@@ -51,6 +56,6 @@ def _page(recursions: int) -> tuple[str, str]:
 
 def _digest(text: str, tag: str) -> str:
     found = re.search(rf"<{tag}>(.*?)</{tag}>", text, re.DOTALL)
-    assert found, f"page.html has no <{tag}>"
+    assert found, f"the page has no <{tag}>"
     digest = base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()
     return f"'sha256-{digest}'"

@@ -6,14 +6,27 @@ import asyncio
 import logging
 import socket
 from types import FrameType
+from typing import Protocol
 
 import uvicorn
 from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from mor.server.loop import EngineLoop
-from mor.server.sockets import url_of
+from mor.server.sockets import refusal, url_of
 
 log = logging.getLogger("uvicorn.error")
+
+
+class Drains(Protocol):
+    """What works on requests, and can be told to take no more: an engine's loop, a front."""
+
+    @property
+    def under_way(self) -> int:
+        """Requests or completions that are not over."""
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more, and let what is under way finish for so long."""
 
 
 class DrainingServer(uvicorn.Server):
@@ -24,19 +37,20 @@ class DrainingServer(uvicorn.Server):
 
     Args:
         config: uvicorn's.
-        loop: the engine's.
+        loop: the engine's, or what else works on the requests.
         drain_seconds: how long requests may take to finish; then they are aborted.
     """
 
-    def __init__(self, config: uvicorn.Config, loop: EngineLoop, drain_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, loop: Drains, drain_seconds: float) -> None:
         super().__init__(config)
         self.engine_loop, self.drain_seconds = loop, drain_seconds
+        self._loop_of_events: asyncio.AbstractEventLoop | None = None
         self._draining: asyncio.Task[None] | None = None
         self._asked = False
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """First signal: drain. A second one: end now."""
-        asyncio_loop = self.engine_loop.asyncio_loop
+        asyncio_loop = self._loop_of_events
         if self._asked or asyncio_loop is None:
             self.should_exit = True
             return
@@ -55,8 +69,10 @@ class DrainingServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, and say where."""
         await super().startup(sockets)
+        self._loop_of_events = asyncio.get_running_loop()
         if self.started and not self.should_exit:
-            log.info("Attention over pages: %s", self.engine_loop.engine.attention)
+            if isinstance(self.engine_loop, EngineLoop):  # replicas have engines of their own
+                log.info("Attention over pages: %s", self.engine_loop.engine.attention)
             for one in sockets or ():
                 log.info("Serving, running on %s (press CTRL+C to quit)", url_of(one))
 
@@ -68,14 +84,26 @@ class DrainingServer(uvicorn.Server):
 
 
 def make_server(
-    app: FastAPI,
+    app: ASGIApp,
     host: str = "127.0.0.1",
     port: int = 8000,
     *,
+    loop: Drains | None = None,
     drain_seconds: float = 30.0,
     log_level: str = "info",
 ) -> DrainingServer:
-    """A server for an application of :func:`mor.server.create_app`; ``run()`` it."""
+    """A server for an application of :func:`mor.server.create_app`; ``run()`` it.
+
+    Args:
+        app: of that function, or another one together with its ``loop``.
+        host, port: where it listens.
+        loop: what is drained; of ``app`` itself where it is None.
+        drain_seconds: see :class:`DrainingServer`.
+        log_level: of uvicorn.
+    """
+    if loop is None:
+        assert isinstance(app, FastAPI)
+        loop = app.state.mor.loop
     config = uvicorn.Config(
         app,
         host=host,
@@ -85,4 +113,16 @@ def make_server(
         timeout_keep_alive=30,
         server_header=False,
     )
-    return DrainingServer(config, app.state.mor.loop, drain_seconds)
+    return DrainingServer(config, loop, drain_seconds)
+
+
+def serve_on(server: DrainingServer, sockets: list[socket.socket], host: str, port: int) -> None:
+    """Serve on bound sockets until a signal comes.
+
+    Raises:
+        MorError: another server that began at the same time was ready first.
+    """
+    try:
+        server.run(sockets)
+    except OSError as error:
+        raise refusal(host, port, error) from None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from mor.engine import SamplingParams
 from mor.errors import MorError
 from mor.server.errors import ApiError, explain_refusal
+from mor.server.images import check_images
 from mor.server.schema.chats import Turns
 from mor.server.schema.requests import ChatRequest, CompletionRequest, Sampling
 from mor.server.schema.tools import ToolChoice
@@ -59,25 +60,29 @@ async def shape_params(
         raise explain_refusal(error) from None
 
 
-async def encode_turns(body: Turns, state: State, most: int) -> tuple[int, ...]:
-    """Token ids of a chat by the chat template; ``most`` of them fit.
+async def encode_turns(body: Turns, state: State, most: int) -> Sequence[int]:
+    """Token ids of a chat by the chat template, images at their places; ``most`` of them fit.
 
     Raises:
-        ApiError: see :meth:`mor.server.tokens.Tokens.encode_chat`; or it knows no functions.
+        ApiError: see :meth:`mor.server.tokens.Tokens.encode_chat`; or it knows no functions; or
+            images that the model does not take.
     """
     if body.usable_tools:
         find_tool_form(state)
+    check_images(body, state.images)
     begin = body.add_generation_prompt
     if begin is None:
         begin = not body.continue_final_message
-    return await state.tokens.encode_chat(
-        [message.plain() for message in body.messages],
+    image = "" if state.images is None else state.images.token
+    ids = await state.tokens.encode_chat(
+        [message.plain(image) for message in body.messages],
         begin,
         most,
         continue_final_message=bool(body.continue_final_message),
         tools=[tool.plain() for tool in body.usable_tools],
         variables=body.chat_template_kwargs,
     )
+    return ids if state.images is None else await state.images.prompt(ids, body, most)
 
 
 def find_tool_form(state: State) -> Form:

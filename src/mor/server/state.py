@@ -11,6 +11,7 @@ from fastapi import Request
 from mor.engine import Engine
 from mor.eval.levels import Levels
 from mor.server.errors import ApiError
+from mor.server.images import ImageReader
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
 from mor.server.structure.grammars import Grammars
@@ -28,6 +29,7 @@ class State:
         grammars: compiled forms of answers.
         metrics: counters.
         levels: capacities that a request may choose; None where none are calibrated.
+        images: reads images; None where the model takes none.
         created: when it started, Unix seconds.
     """
 
@@ -37,6 +39,7 @@ class State:
     grammars: Grammars
     metrics: ServerMetrics
     levels: Levels | None
+    images: ImageReader | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -50,13 +53,7 @@ class State:
         Raises:
             ApiError: 404.
         """
-        if name != self.model:
-            raise ApiError(
-                404,
-                f"The model {name[:100]!a} does not exist; this server has {self.model!r}",
-                param="model",
-                code="model_not_found",
-            )
+        refuse_model(name, self.model)
 
     def card(self) -> dict[str, Any]:
         """The model as /v1/models lists it."""
@@ -72,7 +69,23 @@ class State:
             "router": config.router,
             "chat": self.tokens.template is not None,
             "capacity": capacity,
+            "modalities": ["text"] if self.images is None else ["text", "image"],
         }
+
+
+def refuse_model(name: str, served: str) -> None:
+    """Refuse a model that is not the one ``served``.
+
+    Raises:
+        ApiError: 404.
+    """
+    if name != served:
+        raise ApiError(
+            404,
+            f"The model {name[:100]!a} does not exist; this server has {served!r}",
+            param="model",
+            code="model_not_found",
+        )
 
 
 def get_state(request: Request) -> State:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from fastapi import APIRouter, Request
 
 import mor
@@ -29,6 +31,7 @@ async def tokenize(request: Request, body: TokenizeRequest) -> TokenizeResponse:
     state = get_state(request)
     if body.model is not None:
         state.check_model(body.model)
+    ids: Sequence[int]
     if isinstance(body, TokenizeText):
         ids = await _encode(body, state)
     else:

@@ -8,7 +8,8 @@ from pathlib import Path
 from mor.model.flops import count_parameters
 from mor.study.file import Job, Study, expand, more_seeds, points
 from mor.train import plan_budget
-from mor.train.data import load_indexes
+from mor.train.classify.data import resolve_media
+from mor.train.plan.data import plan_data
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.run import with_branches
 
@@ -35,7 +36,7 @@ def plan_study(study: Study, out: Path, scale: float = 1.0) -> list[Cost]:
     """The cost of every training; other seeds are planned at the first point of a grid.
 
     Raises:
-        MorError: a row's recipe is wrong, or its data is not there.
+        MorError: a row's recipe is wrong, or its data is damaged.
     """
     jobs = expand(study, out, scale)
     for row, part in study.rows.items():
@@ -43,12 +44,18 @@ def plan_study(study: Study, out: Path, scale: float = 1.0) -> list[Cost]:
     return [_cost(job) for job in jobs]
 
 
+def missing_data(study: Study, out: Path) -> str:
+    """What a plan assumes of data that is not there; empty where all is."""
+    notes = [plan_data(job.recipe).note for job in expand(study, out)]
+    return "; ".join(dict.fromkeys(note for note in notes if note))
+
+
 def _cost(job: Job) -> Cost:
-    recipe = job.recipe
-    index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    # Before the data is there, with an assumed vocabulary.
+    config = plan_data(job.recipe).config
+    recipe = resolve_media(job.recipe)
     per_step = recipe.sequences_per_step() * recipe.data.seq_len
-    tokens, flops, parts = 0, 0.0, with_branches(recipe)
+    tokens, flops, parts = 0, 0.0, with_branches(recipe, config)
     for part in parts:
         schedule = depth_schedule_of(part.train, config.num_recursions)
         plan = plan_budget(part.train.budget, config, recipe.data.seq_len, per_step, schedule)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,11 @@ import torch
 
 from mor.config import MoRConfig
 from mor.disk import lock, write_whole
-from mor.errors import Interrupted, MorError
+from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.run_files import EVAL, MODEL, SUMMARY
 from mor.study.file import Job, Study, expand, more_seeds
+from mor.study.launchers import Launcher, ProcessLauncher, Task
 from mor.study.worker import TASKS, is_scored, is_trained
 from mor.train import Recipe, dump_recipe
 from mor.train.run import with_branches
@@ -35,30 +33,33 @@ def run_study(
     scale: float = 1.0,
     workers: int | None = None,
     tell: Tell = lambda line: None,
+    launcher: Launcher | None = None,
 ) -> list[Record]:
     """Train and evaluate everything that is not there yet; returns a record for each run.
 
-    Each job has a process and one CPU thread of its own, so that its time and memory are its own.
+    Each job has a process and one CPU thread (or GPU) of its own, so that its time and memory are
+    its own.
     A job that fails does not stop the others. Stopped by whatever, the same call goes on.
 
     Args:
         study: loaded.
         out: folder for `runs`, `jobs` (their recipes) and `logs`.
         scale: every budget is multiplied by it.
-        workers: jobs at a time; default the number of cores.
+        workers: jobs at a time; default the number of GPUs, or of cores.
         tell: called with a line when a job begins and ends.
+        launcher: where jobs run (:mod:`mor.study.launchers`), in place of processes here.
 
     Raises:
         MorError: another process works on `out`; or jobs failed: those that did are named, and all
             others are done.
         Interrupted: Ctrl-C; the jobs at hand have saved what they had.
     """
-    workers = workers or os.cpu_count() or 1
+    launcher = launcher or ProcessLauncher(workers)
     out.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         stack.enter_context(lock(out, f"another process works on the study in {out}"))
         first = expand(study, out, scale)
-        failed = run_jobs(study, first, out, workers, tell)
+        failed = run_jobs(study, first, out, launcher, tell)
         done = [job for job in first if job.name not in failed]
         second = []
         for row in study.rows:
@@ -66,7 +67,7 @@ def run_study(
             if found and len(study.seeds_of(row)) > 1:
                 best = min(found, key=lambda job: final_nll(job))
                 second += more_seeds(study, row, best.point, out, scale)
-        failed |= run_jobs(study, second, out, workers, tell)
+        failed |= run_jobs(study, second, out, launcher, tell)
     jobs = [*first, *second]
     if failed:
         names = ", ".join(failed)
@@ -84,39 +85,33 @@ def settings_of(study: Study) -> dict[str, Any]:
 
 
 def run_jobs(
-    study: Study, jobs: Sequence[Job], out: Path, workers: int, tell: Tell
+    study: Study, jobs: Sequence[Job], out: Path, launcher: Launcher, tell: Tell
 ) -> dict[str, str]:
     """Run jobs that are not done; returns the last line of those that failed, by name."""
     settings = settings_of(study)
-    waiting = []
+    waiting: dict[str, Job] = {}
     for job in jobs:
         if _is_done(job.recipe, settings):
             tell(f"{job.name}: kept from before")
         else:
-            waiting.append(job)
+            waiting[job.name] = job
     failed: dict[str, str] = {}
-    children: list[subprocess.Popen[bytes]] = []
+    numbers = {name: f"[{number}/{len(waiting)}] " for number, name in enumerate(waiting, 1)}
 
-    def run(numbered: tuple[int, Job]) -> None:
-        number, job = numbered
-        tell(f"[{number}/{len(waiting)}] {job.name}: begins")
-        reason = _run_job(job, settings, out, children)
+    def began(task: Task) -> None:
+        tell(f"{numbers[task.name]}{task.name}: begins")
+
+    def ended(task: Task, reason: str | None) -> None:
         if reason is not None:
-            failed[job.name] = reason
-        tell(f"[{number}/{len(waiting)}] {job.name}: {reason or _outcome(job)}")
+            failed[task.name] = reason
+        outcome = reason or f"causal NLL {final_nll(waiting[task.name]):.4f}"
+        tell(f"{numbers[task.name]}{task.name}: {outcome}")
 
-    pool = ThreadPoolExecutor(workers)
-    try:
-        list(pool.map(run, enumerate(waiting, 1)))
-    except KeyboardInterrupt:
-        pool.shutdown(wait=False, cancel_futures=True)
-        for child in children:
-            child.terminate()  # as Ctrl-C: training saves a checkpoint and ends
-        for child in children:
-            child.wait()
-        raise Interrupted("stopped; the same command goes on from what was saved") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
+    tasks = [make_task(job, settings, out) for job in waiting.values()]
+    launcher.run(tasks, began, ended, tell)
+    for job in waiting.values():  # whatever a launcher says, files decide
+        if job.name not in failed and not _is_done(job.recipe, settings):
+            failed[job.name] = f"it ended, but {job.recipe.run_dir} is not finished"
     return failed
 
 
@@ -125,29 +120,14 @@ def _is_done(recipe: Recipe, settings: dict[str, Any]) -> bool:
     return all(is_trained(part) and is_scored(part, settings) for part in parts)
 
 
-def _outcome(job: Job) -> str:
-    return f"causal NLL {final_nll(job):.4f}"
-
-
-def _run_job(
-    job: Job, settings: dict[str, Any], out: Path, children: list[subprocess.Popen[bytes]]
-) -> str | None:
-    """Run one job to its end; None, or the last line that it said."""
+def make_task(job: Job, settings: dict[str, Any], out: Path) -> Task:
+    """Write the recipe of a job; the command that trains and evaluates it."""
     for folder in ("jobs", "logs"):
         (out / folder).mkdir(parents=True, exist_ok=True)
     recipe, log = out / "jobs" / f"{job.name}.yaml", out / "logs" / f"{job.name}.log"
     write_whole(recipe, dump_recipe(job.recipe))
-    command = [sys.executable, "-m", "mor.study.worker", str(recipe), json.dumps(settings)]
-    environment = {"OMP_NUM_THREADS": "1"} | os.environ
-    with log.open("wb") as file:
-        child = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-        children.append(child)
-        status = child.wait()
-        children.remove(child)
-    if status == 0:
-        return None
-    lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else f"exit status {status}"
+    words = (sys.executable, "-m", "mor.study.worker", str(recipe.resolve()), json.dumps(settings))
+    return Task(job.name, words, log)
 
 
 def final_nll(job: Job) -> float:

@@ -25,7 +25,8 @@ class Table:
 
     def markdown(self) -> str:
         """As GitHub shows it."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        cells = [[cell.replace("|", "\\|") for cell in row] for row in self.rows]
+        lines = [self.columns, ["---"] * len(self.columns), *cells]
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         return f"## {self.title}\n\n{body}\n" + (f"\n{self.note}\n" if self.note else "")
 

@@ -15,7 +15,10 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, Sampler, Subset
 from transformers import default_data_collator
 
+from mor.config import MoRConfig
 from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
+from mor.data.media import MediaDataset, MediaIndex, collate_media
+from mor.train.classify.data import MediaSamples, media_config, open_index
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection
 
@@ -27,12 +30,12 @@ class RunData:
     Attributes:
         samples: all of them in training order; ``samples.take(n)`` is a run of n.
         validation: the first sequences of the validation split, or of the mixture of them.
-        index: of the (first) folder: vocabulary and tokenizer, the same in all.
+        index: of the (first) folder: vocabulary and tokenizer, the same in all; or classes.
     """
 
-    samples: TrainingSamples
-    validation: Subset[dict[str, Tensor]]
-    index: DataIndex
+    samples: Any
+    validation: Any
+    index: DataIndex | MediaIndex
 
 
 def open_run_data(recipe: Recipe, per_step: int) -> RunData:
@@ -42,6 +45,8 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
         MorError: a folder, split or shard is wrong, tokenizers differ, or there is not enough text.
     """
     section = recipe.data
+    if section.kind != "text":
+        return _open_media(recipe, per_step)
     # Once per node: the ranks of a node read the same disk. The others wait where ranks meet.
     if section.verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         with console_progress() as progress:
@@ -81,6 +86,39 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
     return RunData(samples, Subset(scored, range(count)), train[0].index)
 
 
+def _open_media(recipe: Recipe, per_step: int) -> RunData:
+    """As :func:`open_run_data`, of images or sounds."""
+    section, index = recipe.data, open_index(recipe)
+    if section.verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        index.verify()
+    train = MediaDataset(index.directory, section.train_split)
+    samples = MediaSamples(
+        train, per_step=per_step, seed=recipe.train.seed, changes=section.augment
+    )
+    scored = MediaDataset(index.directory, section.validation_split)
+    count = min(recipe.train.eval_sequences, len(scored))
+    return RunData(samples, Subset(scored, range(count)), index)
+
+
+def find_config(recipe: Recipe, index: DataIndex | MediaIndex | None = None) -> MoRConfig:
+    """The network of a recipe over its data: with its vocabulary, or its examples and classes.
+
+    Args:
+        recipe: validated.
+        index: of the data; None to open it.
+
+    Raises:
+        MorError: a folder is wrong, or does not fit the model.
+    """
+    if recipe.data.kind != "text":
+        index = open_index(recipe) if index is None else index
+    elif index is None:
+        index = load_indexes(recipe.data)[0]
+    if isinstance(index, MediaIndex):
+        return media_config(recipe, index)
+    return recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+
+
 def load_indexes(section: DataSection) -> list[DataIndex]:
     """The index of every folder, tokenizers compared. Raises ``MorError`` where they differ."""
     found = [DataIndex.load(folder) for folder, _ in section.folders]
@@ -91,6 +129,9 @@ def load_indexes(section: DataSection) -> list[DataIndex]:
 
 def describe_passes(section: DataSection, tokens: int) -> str:
     """How often ``tokens`` of training go through each folder, for people to read."""
+    if section.kind != "text" and section.path is not None:
+        examples = MediaIndex.load(section.path).split(section.train_split).examples
+        return f"{tokens / (examples * section.seq_len):.2f}"
     total = sum(weight for _, weight in section.folders)
     return ", ".join(
         f"{tokens * weight / total / index.num_tokens(section.train_split):.2f}"
@@ -124,7 +165,13 @@ class RankBatches(Sampler[list[int]]):
 
 
 def load_batches(
-    samples: Any, size: int, *, first: int, rank: int = 0, ranks: int = 1, workers: int = 0
+    samples: Any,
+    size: int,
+    *,
+    first: int,
+    rank: int = 0,
+    ranks: int = 1,
+    workers: int = 0,
 ) -> DataLoader[dict[str, Tensor]]:
     """This rank's micro-batches from sample ``first`` on; what lies before is not even listed.
 
@@ -134,7 +181,7 @@ def load_batches(
     return DataLoader(
         samples,
         batch_sampler=RankBatches(samples, size, first=first, rank=rank, ranks=ranks),
-        collate_fn=default_data_collator,
+        collate_fn=collate_media if isinstance(samples, MediaSamples) else default_data_collator,
         num_workers=workers,
         pin_memory=torch.cuda.is_available(),
         worker_init_fn=ignore_signals if workers else None,
@@ -160,7 +207,12 @@ def ignore_signals(worker: int) -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(PATIENCE_S))
 
 
-def digest_data(parts: Sequence[PackedDataset]) -> str:
-    """One number for the tokens of the training split of every folder, and their order."""
-    shards = [shard.sha256 for part in parts for shard in part.index.shards(part.split)]
+def digest_data(parts: Sequence[Any]) -> str:
+    """One number for the tokens, or examples, of the training split of every folder in order."""
+    shards = []
+    for part in parts:
+        if isinstance(part, MediaDataset):
+            shards.append(part.index.split(part.split).sha256)
+        else:
+            shards += [shard.sha256 for shard in part.index.shards(part.split)]
     return hashlib.sha256(" ".join(shards).encode()).hexdigest()

@@ -29,7 +29,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mor.config import MoRConfig
 from mor.errors import MorError
-from mor.hf.modeling import MoRForCausalLM
 from mor.ops.ranks import world_size
 from mor.train.recipe.recipe import Recipe
 
@@ -123,9 +122,7 @@ def leaves_unused(config: MoRConfig) -> bool:
 # Sharding -----------------------------------------------------------------------------------------
 
 
-def shard(
-    model: MoRForCausalLM, device: torch.device, *, regather: bool, dtype: str = "float32"
-) -> None:
+def shard(model: Any, device: torch.device, *, regather: bool, dtype: str = "float32") -> None:
     """Shard parameters, gradients and optimiser state of ``model`` over all ranks, in place.
 
     Every rank has to hold the same weights, and all ranks have to run the same passes afterwards.

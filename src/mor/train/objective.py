@@ -67,8 +67,13 @@ class Objective(Protocol):
 
 
 def count_targets(batches: list[dict[str, Any]]) -> Tensor:
-    """Targets in some micro-batches, a scalar: labels after the first place, but for -100."""
-    return torch.stack([batch["labels"][..., 1:].ne(IGNORE).sum() for batch in batches]).sum()
+    """Targets in some micro-batches, a scalar: labels after the first place, but for -100.
+
+    Labels [B] are classes: each is a target.
+    """
+    found = (batch["labels"] for batch in batches)
+    told = (labels if labels.dim() == 1 else labels[..., 1:] for labels in found)
+    return torch.stack([labels.ne(IGNORE).sum() for labels in told]).sum()
 
 
 @dataclass

@@ -10,12 +10,17 @@ from transformers import AutoTokenizer, set_seed
 from transformers.utils.logging import disable_progress_bar
 
 from mor.config import MoRConfig
+from mor.data.media import MediaIndex
 from mor.errors import Interrupted, MorError
 from mor.hf.bos import save_tokenizer
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.processors import save_processor
+from mor.hf.register import class_for
 from mor.ops.ranks import world_size
 from mor.run_files import SUMMARY
-from mor.train.data import RunData, digest_data, load_batches, load_indexes, open_run_data
+from mor.train.classify.data import resolve_media
+from mor.train.classify.objective import Labels
+from mor.train.classify.validation import validate_examples
+from mor.train.data import RunData, digest_data, find_config, load_batches, open_run_data
 from mor.train.distributed import (
     Parallel,
     check_parallel,
@@ -73,7 +78,7 @@ def train(
             finite, the disk is full, memory ran out (checkpoints stay).
         Interrupted: asked to stop; ``resume`` goes on.
     """
-    recipe = resolve_model(recipe)
+    recipe = resolve_media(resolve_model(recipe))
     if not recipe.train.branches:
         return _train(recipe, resume=resume, overwrite=overwrite, resume_from=resume_from)
     parts = with_branches(recipe)
@@ -92,18 +97,21 @@ def train(
     return parts[0].run_dir
 
 
-def with_branches(recipe: Recipe) -> list[Recipe]:
+def with_branches(recipe: Recipe, config: MoRConfig | None = None) -> list[Recipe]:
     """The recipe itself, or the run and the branches that its ``train.branches`` asks for.
+
+    Args:
+        recipe: validated.
+        config: of the model, where the data is not there to say its vocabulary.
 
     Raises:
         MorError: the data folder is wrong, or a branch does not fit into the run.
     """
-    recipe = resolve_model(recipe)
+    recipe = resolve_media(resolve_model(recipe))
     section = recipe.train
     if not section.branches:
         return [recipe]
-    index = load_indexes(recipe.data)[0]
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    config = find_config(recipe) if config is None else config
     per_step = recipe.sequences_per_step(world_size())
     budgets = [section.budget, *section.branches]
     length = recipe.data.seq_len
@@ -124,7 +132,7 @@ def _train(
     per_step = recipe.sequences_per_step(world_size())
     data = open_run_data(recipe, per_step)
     index = data.index
-    config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
+    config = find_config(recipe, index)
     length = recipe.data.seq_len
     schedule = depth_schedule_of(section, config.num_recursions)
     plan = plan_budget(section.budget, config, length, per_step * length, schedule)
@@ -181,14 +189,15 @@ def make_loop(
     """The loop of a run, at step 0: model, objective and data put together."""
     section, ranks = recipe.train, world_size()
     set_seed(section.seed)
-    model = MoRForCausalLM(config) if uptraining is None else uptraining.model
+    model: Any = class_for(config)(config) if uptraining is None else uptraining.model
     model.model.gradient_checkpointing = section.gradient_checkpointing
     model.model.use_compiled_layers(section.compile)
     if section.parallel == "fsdp":
         shard(model, device, regather=section.fsdp_regather, dtype=section.dtype)
     per_step = data.samples.per_step
     whole = data.samples.take(plan.steps * per_step)
-    objective: Objective = NextToken(section.dtype, section.routing)
+    text = config.modality == "text"
+    objective: Objective = (NextToken if text else Labels)(section.dtype, section.routing)
     samples: Any = whole
     if uptraining is not None:
         objective, samples = uptraining.prepare(whole, device)
@@ -198,6 +207,7 @@ def make_loop(
     parallel = Parallel(model, device, find_unused=unused, regather=section.fsdp_regather)
     set_seed(section.seed)  # training draws the same numbers however the model was made
     scored = eval_batch_size(len(data.validation), section.batch_size)
+    score = validate if text else validate_examples
     meter = Meter(
         config,
         PlannedFlops(config, recipe.data.seq_len, plan.tokens_per_step, caps),
@@ -222,7 +232,7 @@ def make_loop(
         meter=meter,
         log=log,
         rates=None if recipe.uptrain is None else recipe.uptrain.rates,
-        validate=lambda: validate(parallel, data.validation, scored, section.dtype),
+        validate=lambda: score(parallel, data.validation, scored, section.dtype),
         save=folder.save,
         epoch_at=lambda step: data.samples.epoch_at(step * per_step),
         guard=FiniteGuard(section.learning_rate, folder.checkpoints),
@@ -235,7 +245,7 @@ def _publish(
 ) -> None:
     """Leave the model and the summary: the run is finished. All ranks call."""
     model: Any = loop.parallel.plain
-    tokenizer = data.index.tokenizer_dir
+    index = data.index
 
     def write(out: Path) -> None:
         if loop.parallel.sharded:
@@ -244,8 +254,10 @@ def _publish(
             model.save_pretrained(out)
         if not folder.first:
             return
-        if tokenizer.is_dir():
-            save_tokenizer(AutoTokenizer.from_pretrained(tokenizer), config, out)
+        if isinstance(index, MediaIndex):
+            save_processor(index, out)
+        elif index.tokenizer_dir.is_dir():
+            save_tokenizer(AutoTokenizer.from_pretrained(index.tokenizer_dir), config, out)
         if recipe.uptrain is not None:
             keep_map(recipe.uptrain, out)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,7 +18,10 @@ from torch import Tensor
 from mor.checks import check_flag, check_whole
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
+from mor.eval.harness.batches import score_in_engine
+from mor.eval.harness.devices import choose_device
 from mor.hf.load import load_model, load_tokenizer, serving_copy
+from mor.hf.modeling import MoRForCausalLM
 
 Ids = list[int]
 Pair = tuple[Any, Ids, Ids]
@@ -33,14 +37,16 @@ class MorLM(TemplateLM):
 
     Args:
         pretrained: a model folder, a run folder, or the name of a model that ships.
-        engine: score with the weights that the engine serves (packed for the processor; with
-            `quantization=int8` of 8 bits) rather than with the checkpoint's own.
+        engine: score in the engine, with the weights that it serves (packed for the processor; with
+            `quantization=int8` of 8 bits) rather than with the checkpoint's own. What questions
+            have in common at their beginning, such as examples, is read once.
         batch_size: rows at a time; changes nothing but speed.
         max_length: most tokens of a row; default the model's maximum.
         max_depth: depth cap, 1..R.
         max_gen_toks: new tokens of a generation that says nothing itself.
         dtype: of the weights, such as `bfloat16`.
-        device: such as `cuda:0`; default the GPU where there is one.
+        device: such as `cuda:0`; default the GPU where there is one. A GPU where there is none is
+            the CPU, as for `hf`: lm-eval's command asks for `cuda:0` whoever runs it.
         quantization: `int8`; needs `engine=true`.
         max_batch_size: taken and not used: lm-eval always gives it.
 
@@ -70,7 +76,7 @@ class MorLM(TemplateLM):
             raise MorError(f"dtype={dtype!r} is not known; use float32, bfloat16 or float16")
         self.tokenizer = load_tokenizer(pretrained)
         model = load_model(pretrained, weights)
-        model.to(torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))  # type: ignore[arg-type]
+        model.to(choose_device(device))  # type: ignore[arg-type]
         config = model.config
         # "auto" asks for as many as fit: a fixed number does on every device that we run on.
         self.batch_size = 16 if batch_size in (None, "auto") else int(str(batch_size))
@@ -81,9 +87,13 @@ class MorLM(TemplateLM):
             check_whole("max_depth", max_depth, 1, config.num_recursions)
         check_whole("max_gen_toks", max_gen_toks, 1)
         self.max_depth, self.max_gen_toks = max_depth, max_gen_toks
-        self.original, self.quantization = model, quantization
-        self.model = serving_copy(model, quantization) if engine else model
+        self.original, self.quantization, self.engine = model, quantization, engine
         self._engine: Engine | None = None
+
+    @functools.cached_property
+    def model(self) -> MoRForCausalLM:
+        """What scores rows outside of the engine."""
+        return serving_copy(self.original, self.quantization) if self.engine else self.original
 
     # Tokens --------------------------------------------------------------------------------------
 
@@ -133,22 +143,46 @@ class MorLM(TemplateLM):
         """Log-likelihood (nats) of each continuation, and whether it is the greedy one.
 
         Requests that are the same up to the last token, such as the letters A to D after one
-        question, are one row.
+        question, are one row. With ``engine`` all go through the engine, but those of one token
+        more than it takes.
         """
+        quiet = disable_tqdm or not Console(stderr=True).is_terminal
+        if not self.engine:
+            return self._score_rows(requests, quiet)
+        engine, scores = self._open_engine(), dict[int, Score]()
+        pairs = [self._cut(context, ids) for _, context, ids in requests]
+        fits = [sum(map(len, pair)) <= engine.max_model_len for pair in pairs]
+        inside = [number for number, fit in enumerate(fits) if fit]
+        outside = [number for number, fit in enumerate(fits) if not fit]
+        found = score_in_engine(engine, [pairs[number] for number in inside], quiet)
+        scores |= zip(inside, found, strict=True)
+        rest = self._score_rows([requests[number] for number in outside], quiet)
+        scores |= zip(outside, rest, strict=True)
+        return [scores[number] for number in range(len(requests))]
+
+    def _cut(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
+        """As much of the context as fits before the continuation.
+
+        Raises:
+            MorError: the continuation alone is too long, or empty.
+        """
+        if not 1 <= len(continuation) <= self.max_length:
+            raise MorError(
+                f"a continuation has {len(continuation)} tokens, expected 1 to max_length="
+                f"{self.max_length}"
+            )
+        return context[-(self.max_length + 1 - len(continuation)) :], continuation
+
+    def _score_rows(self, requests: Sequence[Pair], quiet: bool) -> list[Score]:
+        """In batches of rows, padded on the left."""
         asked: dict[tuple[int, ...], list[tuple[int, Ids]]] = {}
         for number, (_, context, continuation) in enumerate(requests):
-            if not 1 <= len(continuation) <= self.max_length:
-                raise MorError(
-                    f"a continuation has {len(continuation)} tokens, expected 1 to max_length="
-                    f"{self.max_length}"
-                )
-            row = (context + continuation)[-(self.max_length + 1) :][:-1]
+            row = [token for part in self._cut(context, continuation) for token in part][:-1]
             asked.setdefault(tuple(row), []).append((number, continuation))
         rows = sorted(asked, key=lambda row: (-len(row), row))
         scores: dict[int, Score] = {}
         starts = range(0, len(rows), self.batch_size)
         console = Console(stderr=True)
-        quiet = disable_tqdm or not console.is_terminal
         for start in track(starts, "log-likelihoods", console=console, disable=quiet):
             batch = rows[start : start + self.batch_size]
             for tokens, logprobs in zip(batch, self._logprobs(batch, asked), strict=True):
@@ -199,18 +233,24 @@ class MorLM(TemplateLM):
             totals[number] += score
         return totals
 
-    # Generation ----------------------------------------------------------------------------------
-
-    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue texts through the engine, all in its batches; greedy unless a task samples."""
+    def _open_engine(self) -> Engine:
+        """Made when it is first asked for."""
         if self._engine is None:
             self._engine = Engine(
                 self.original,
                 self.tokenizer,
+                max_num_seqs=self.batch_size,
+                prefill_chunk=256,
                 max_model_len=self.max_length,
                 max_depth=self.max_depth,
                 quantization=self.quantization,
             )
+        return self._engine
+
+    # Generation ----------------------------------------------------------------------------------
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Continue texts through the engine, all in its batches; greedy unless a task samples."""
         prompts, params = [], []
         for request in requests:
             context, options = request.args
@@ -218,7 +258,7 @@ class MorLM(TemplateLM):
             room = self.max_length - int(own.max_tokens or 0)
             prompts.append((self.tok_encode(context) or [self.prefix_token_id])[-max(1, room) :])
             params.append(own)
-        outputs = self._engine.generate(prompts, params) if prompts else []
+        outputs = self._open_engine().generate(prompts, params) if prompts else []
         return [output.completions[0].text or "" for output in outputs]
 
     def _sampling(self, options: dict[str, Any]) -> SamplingParams:

@@ -15,7 +15,10 @@ from pathlib import Path
 import mor
 from mor.errors import MorError
 
-ENTRIES = ("mor.config.config", "mor.hf.modeling", "mor.hf.heads")
+ENTRIES = (
+    *("mor.config.config", "mor.hf.modeling", "mor.hf.heads"),
+    *("mor.hf.media", "mor.hf.next_frame"),
+)
 """The modules of the classes that Transformers is pointed at."""
 
 _ROOT = Path(mor.__file__).resolve().parent

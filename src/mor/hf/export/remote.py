@@ -16,7 +16,7 @@ from mor.errors import MorError
 from mor.hf.convert.files import COMPANIONS, new_folder
 from mor.hf.export.bundle import bundle, flat_name
 from mor.hf.register import CLASSES
-from mor.run_files import CONFIG, model_folder
+from mor.run_files import CONFIG, PROCESSOR, model_folder
 
 _README = """---
 library_name: transformers
@@ -57,7 +57,7 @@ def export_hf(folder: Path, out: Path) -> Path:
     weights = sorted(source.glob("*.safetensors"))
     _check_weights(kind, config, weights, source)
     with new_folder(out) as target:
-        for path in (*weights, *(source / name for name in (*COMPANIONS, "README.md"))):
+        for path in (*weights, *(source / name for name in (*COMPANIONS, PROCESSOR, "README.md"))):
             if path.is_file():
                 shutil.copyfile(path, target / path.name)
         index = source / "model.safetensors.index.json"

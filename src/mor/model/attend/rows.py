@@ -23,6 +23,7 @@ from mor.ops.attention import (
     shared_segment_attention,
 )
 from mor.ops.compaction import Packing
+from mor.ops.full_attention import Meeting, masked_attention, meeting_attention
 from mor.ops.prefix import Walk
 from mor.ops.segments import Segments
 
@@ -63,6 +64,25 @@ class CausalAttend(Attend):
         return _as_rows(segment_attention(one, two, three, self.segments), query)
 
 
+class FullAttend(CausalAttend):
+    """The same in both directions, for encoders: every token of the row or segment is seen."""
+
+    def __init__(self, segments: Segments | None = None) -> None:
+        super().__init__(segments)
+        self.meeting = None if segments is None else Meeting(segments, segments)
+
+    def __call__(
+        self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
+    ) -> Tensor:
+        """Attention over all tokens of each row or segment."""
+        assert key is not None
+        assert value is not None
+        if self.meeting is None:
+            return masked_attention(query, key, value)
+        one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
+        return _as_rows(meeting_attention(one, two, three, self.meeting), query)
+
+
 class PaddedAttend(CausalAttend):
     """The same among rows [A, M] that keep their padding: real tokens see real tokens.
 
@@ -70,12 +90,14 @@ class PaddedAttend(CausalAttend):
 
     Args:
         real: [A, M] bool.
+        is_causal: whether a token sees earlier ones alone.
     """
 
-    def __init__(self, real: Tensor) -> None:
+    def __init__(self, real: Tensor, is_causal: bool = True) -> None:
         super().__init__()
         width = real.shape[1]
-        causal = torch.ones(width, width, dtype=torch.bool, device=real.device).tril()
+        causal = torch.ones(width, width, dtype=torch.bool, device=real.device)
+        causal = causal.tril() if is_causal else causal
         itself = torch.eye(width, dtype=torch.bool, device=real.device)
         # Padding sees itself: a row of nothing would be nan.
         self.seen = ((real[:, None] & causal) | itself)[:, None]
@@ -97,17 +119,22 @@ class Shared:
 
     Attributes:
         places: [A M] where each token stands among the stored ones laid end to end.
-        how: over segments, or over rows of equal length.
+        how: over segments, or over rows of equal length; the last two see all keys of a segment
+            or, None, of a row.
     """
 
     places: Tensor
-    how: SharedSegments | Walk
+    how: SharedSegments | Walk | Meeting | None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """[A, H, M, d] over stored [A0, Hkv, M0, d], each query up to its own place."""
+        """[A, H, M, d] over stored [A0, Hkv, M0, d]; causal, each query up to its own place."""
+        if self.how is None:
+            return masked_attention(query, key, value)
         if isinstance(self.how, Walk):
             return prefix_attention(query, key, value, self.how)
         one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
+        if isinstance(self.how, Meeting):
+            return _as_rows(meeting_attention(one, two, three, self.how), query)
         return _as_rows(shared_segment_attention(one, two, three, self.how), query)
 
     def refresh(self, stored: Tensor, fresh: Tensor) -> Tensor:
@@ -146,7 +173,7 @@ class SharedAttend(Attend):
     def __call__(
         self, layer: int, query: Tensor, key: Tensor | None, value: Tensor | None
     ) -> Tensor:
-        """Causal attention of the queries over the stored tokens."""
+        """Attention of the queries over the stored tokens."""
         name = self.config.shared_layer(layer)
         if self._first(layer):
             assert key is not None
@@ -188,14 +215,15 @@ class RowKV(KV):
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
         self.first: Packing | None = None
         self.first_segments: Segments | None = None
-        self.everybody = padded or CausalAttend(None if runs is None else Segments.of(runs))
+        self.kind = CausalAttend if config.is_causal else FullAttend
+        self.everybody = padded or self.kind(None if runs is None else Segments.of(runs))
 
     def prelude(self) -> Attend:
-        """Causal attention of all tokens."""
+        """Attention of all tokens."""
         return self.everybody
 
     def coda(self) -> Attend:
-        """Causal attention of all tokens."""
+        """Attention of all tokens."""
         return self.everybody
 
     def finish(self) -> None:
@@ -206,7 +234,7 @@ class RowKV(KV):
         if packing is None:
             return self.everybody
         runs = packing.row_of if self.runs is None else self.runs[packing.flat.flatten()]
-        return CausalAttend(None if runs is None else Segments.of(runs))
+        return self.kind(None if runs is None else Segments.of(runs))
 
     def depth(self, depth: int, packing: Packing | None) -> Attend:
         """Active tokens among themselves, or over those of depth 0 under sharing."""
@@ -229,7 +257,12 @@ class RowKV(KV):
             where = torch.zeros(self.shape[0] * self.shape[1], dtype=torch.long, device=flat.device)
             where[stored] = torch.arange(len(stored), device=flat.device)
             places = where[flat]
+        causal = self.config.is_causal
+        if queries is None and not causal:
+            return Shared(places, None)
         if queries is None:
             return Shared(places, Walk(places.view(packing.flat.shape) % width))
         keys = Segments.of_rows(rows, width, flat.device) if keys is None else keys
+        if not causal:
+            return Shared(places, Meeting(queries, keys))
         return Shared(places, SharedSegments(places, queries, keys))

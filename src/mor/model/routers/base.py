@@ -76,6 +76,7 @@ class Router(nn.Module):
     Attributes:
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
             so that resuming needs no counter of our own.
+        selects_in_rows: whether ``select`` compares tokens of a row alone, as an encoder may too.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
@@ -91,6 +92,7 @@ class Router(nn.Module):
     chooses_once = False
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
+    selects_in_rows = False
     returns_to_origin = False
 
     def __init__(self, config: MoRConfig) -> None:
@@ -206,8 +208,7 @@ class Router(nn.Module):
     ) -> Tensor:
         """New stream [..., D] from a token's stream, the block's output and its scores.
 
-        ``origin`` is the stream before depth 0 where the router ``returns_to_origin``; otherwise
-        it is not looked at.
+        ``origin``, the stream before depth 0, is read where the router ``returns_to_origin``.
         """
         return self.combine(hidden, output, scores.gate)
 

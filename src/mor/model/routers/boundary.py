@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -40,6 +42,15 @@ class BoundaryRouter(Router):
     def half_rule(self) -> float:
         """The paper's 0.5 rule in logit units: sigmoid 0.5 and tanh 0 are logit 0; bare is 0.5."""
         return 0.5 if self.config.router_activation == "none" else 0.0
+
+    def set_confidence(self, confidence: float) -> None:
+        """Let tokens go on where a router taught by gains is surer than ``confidence`` in (0, 1).
+
+        One boundary for all depths, so a model that :mod:`mor.train.uptrain.gain` trained can be
+        made to spend more or less without data.
+        """
+        self.boundary.fill_(math.log(confidence / (1 - confidence)))
+        self.boundary_steps.fill_(1)
 
     def gate(self, logits: Tensor) -> Tensor:
         """sigmoid or tanh times alpha, or the bare logit (paper, router table).
@@ -141,6 +152,7 @@ class ExpertChoiceRouter(BoundaryRouter):
     """
 
     looks_ahead = True
+    selects_in_rows = True
     has_objective = True
 
     def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""Kernels in C++ for the CPU: packed products, layer halves, paged attention.
+"""Kernels in C++ for the CPU: packed products, layer halves, attention over pages and in training.
 
 They are compiled from the sources beside this file at first use (a few seconds) and kept in the
 user's cache. Where no compiler is found, or ``MOR_NATIVE=0`` says so, :func:`library` is None and
@@ -17,9 +17,12 @@ from mor.ops.native.calls import (
     holds,
     own_linear,
     pointwise,
+    read_through,
     route,
+    spin,
 )
-from mor.ops.native.packed import PackedLayer, PackedLinear
+from mor.ops.native.flash import FlashAttention, Pieces, trains
+from mor.ops.native.packed import PackedLayer, PackedLinear, choose_tuning
 from mor.ops.native.paged import PackedStack, Ragged, paged_attention
 
 __all__ = [
@@ -27,8 +30,10 @@ __all__ = [
     "GROUP",
     "HEAD_DIMS",
     "POINTWISE",
+    "FlashAttention",
     "PackedLayer",
     "PackedLinear",
+    "Pieces",
     "PackedStack",
     "Ragged",
     "Workspace",
@@ -40,5 +45,9 @@ __all__ = [
     "own_linear",
     "paged_attention",
     "pointwise",
+    "read_through",
+    "spin",
+    "trains",
+    "choose_tuning",
     "route",
 ]

@@ -192,14 +192,14 @@ static void soften(float* scores, int64_t seen, int64_t width, float scale) {
     for (int64_t j = 0; j < width; j += W) store(scores + j, load(scores + j) * share);
 }
 
-struct Room {
+struct Scratch {
     std::vector<float> floats;
     std::vector<int64_t> entries;
 };
 
 template <class E, int ND>
 static void attend_item(const Ragged& batch, const Item& item, int64_t layer, const float* query,
-                        int64_t heads, float* out, Room& kept) {
+                        int64_t heads, float* out, Scratch& kept) {
     const Pages& pages = batch.pages;
     const int64_t *slots = batch.slots, d = ND * W, group = heads / pages.kv_heads;
     const int64_t per_head = item.count * group, count = per_head * (item.last - item.head);
@@ -231,7 +231,7 @@ static void attend_item(const Ragged& batch, const Item& item, int64_t layer, co
 
 template <class E>
 static void attend_wide(const Ragged& batch, const Item& item, int64_t layer, const float* query,
-                        int64_t heads, float* out, Room& room) {
+                        int64_t heads, float* out, Scratch& room) {
     switch (batch.pages.head_dim / W) {
         case 1: return attend_item<E, 1>(batch, item, layer, query, heads, out, room);
         case 2: return attend_item<E, 2>(batch, item, layer, query, heads, out, room);
@@ -243,7 +243,7 @@ static void attend_wide(const Ragged& batch, const Item& item, int64_t layer, co
 }
 
 static void attend_any(const Ragged& batch, const Item& item, int64_t layer, const float* query,
-                       int64_t heads, float* out, Room& room) {
+                       int64_t heads, float* out, Scratch& room) {
     switch (batch.pages.kind) {
         case 1: return attend_wide<bf16>(batch, item, layer, query, heads, out, room);
         case 2: return attend_wide<int8_t>(batch, item, layer, query, heads, out, room);
@@ -296,7 +296,7 @@ static std::vector<Item> items_of(const Ragged& batch, int64_t threads) {
 static void attend(const Ragged& batch, const std::vector<Item>& items, int64_t layer,
                    int64_t heads, const float* query, const float* key, const float* value,
                    int64_t stride, int64_t writes, float* out, int64_t me, int64_t all) {
-    static thread_local Room room;
+    static thread_local Scratch room;
     if (writes) {
         write_entries(batch.pages, layer, key, value, stride, batch.own_rows, batch.written, writes,
                       me, all);

@@ -25,8 +25,12 @@ from mor.disk import replace_file
 _SOURCES = (
     "native.cpp",
     "layer.h",
+    "machine.h",
     "pointwise.h",
     "attention.h",
+    "flash_backward.h",
+    "flash.h",
+    "blocks.h",
     "entries.h",
     "gemm8.h",
     "gemm.h",
@@ -88,27 +92,43 @@ def _build(compiler: str) -> Path:
 
 
 @cache
-def _load() -> tuple[ctypes.CDLL | None, str]:
+def _load() -> tuple[ctypes.CDLL | None, str, Path | None]:
     if os.environ.get("MOR_NATIVE", "1") == "0":
-        return None, "MOR_NATIVE=0 turns them off"
+        return None, "MOR_NATIVE=0 turns them off", None
     if sys.platform == "win32":
-        return None, "they need GCC or Clang with OpenMP; Windows has plain forms only"
+        return None, "they need GCC or Clang with OpenMP; Windows has plain forms only", None
     compiler = _compiler()
     if compiler is None:
-        return None, "no C++ compiler found (g++, clang++, or CXX)"
+        return None, "no C++ compiler found (g++, clang++, or CXX)", None
     try:
-        return ctypes.CDLL(str(_build(compiler))), ""
+        built = _build(compiler)
+        return ctypes.CDLL(str(built)), "", built
     except (OSError, RuntimeError) as error:
         why = f"{compiler} could not build them: {error}"
         warnings.warn(
             f"the CPU runs plain PyTorch, several times slower; {why}", RuntimeWarning, stacklevel=2
         )
-        return None, why
+        return None, why, None
+
+
+def processor() -> str:
+    """Name of the processor's model; empty where the system does not say."""
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text().splitlines():
+            if line.startswith(("model name", "CPU part")):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def library() -> ctypes.CDLL | None:
     """The compiled kernels; None where there are none."""
     return _load()[0]
+
+
+def library_file() -> Path | None:
+    """Where they lie; the name stands for sources, compiler and instruction set."""
+    return _load()[2]
 
 
 def missing() -> str:

@@ -71,6 +71,21 @@ class RaggedStruct(ctypes.Structure):
     ]
 
 
+class FlashStruct(ctypes.Structure):
+    """``Flash`` of flash.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((n, c_void_p) for n in ("query", "key", "value", "out", "sums", "pieces", "slots")),
+        *((n, c_int64) for n in ("count", "heads", "kv_heads", "d")),
+    ]
+
+
+class FlashGradientsStruct(ctypes.Structure):
+    """``FlashGradients`` of flash_backward.h."""
+
+    _fields_: ClassVar[Any] = [(n, c_void_p) for n in ("direction", "query", "key", "value")]
+
+
 @cache
 def kernels() -> Any:
     """The compiled functions, their arguments declared. Only where :func:`library` is there."""
@@ -79,6 +94,7 @@ def kernels() -> Any:
     address: Any = c_void_p
     number: Any = c_int64
     found.mor_shape.argtypes = [POINTER(number)] * 2
+    found.mor_tune.argtypes = [number, number]
     found.mor_pack.argtypes = [address, number, number, address]
     found.mor_pack8.argtypes = [address, number, number, address, address, address]
     found.mor_linear.argtypes = [address, address, number, address, address, c_int]
@@ -91,6 +107,8 @@ def kernels() -> Any:
     found.mor_stack.argtypes = (
         [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
     )
+    found.mor_flash.argtypes = [address, c_int]
+    found.mor_flash_backward.argtypes = [address, address, c_int]
     found.mor_own_linear.argtypes = [
         address,
         number,
@@ -105,6 +123,8 @@ def kernels() -> Any:
         [address, number, number] + [address] * 5 + [c_int, c_int, c_float, c_float] + [address] * 3
     )
     found.mor_pointwise.argtypes = [address, number, c_int, address, c_int]
+    found.mor_spin.argtypes, found.mor_spin.restype = [number, c_int], c_float
+    found.mor_read.argtypes, found.mor_read.restype = [address, number, c_int], c_float
     found.mor_argmax.argtypes = [address, number, number, address, c_int]
     return found
 
@@ -177,6 +197,18 @@ def pointwise(name: str, x: Tensor) -> Tensor:
         at(x), x.numel(), POINTWISE.index(name), at(out), torch.get_num_threads()
     )
     return out
+
+
+def spin(steps: int) -> int:
+    """Multiply and add in registers alone, on PyTorch's number of threads; the FLOPs done."""
+    threads = torch.get_num_threads()
+    kernels().mor_spin(steps, threads)
+    return steps * 24 * 16 * 2 * threads
+
+
+def read_through(x: Tensor) -> None:
+    """Read all of a float32 vector once; its length a multiple of 128."""
+    kernels().mor_read(at(x), x.numel(), torch.get_num_threads())
 
 
 def route(

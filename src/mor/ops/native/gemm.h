@@ -104,9 +104,17 @@ static void micro_any(int64_t count, int64_t lines, const float* rows, const flo
     }
 }
 
+// What is chosen by measuring on the processor at hand (tuning.py). No choice moves a bit: every
+// output stays the same chain.
+struct Tuning {
+    int64_t rows_bytes = 768 << 10;  // of rows that meet one panel before the next
+    int64_t fetch = 1;               // whether the next panel is fetched
+};
+static Tuning tuning;
+
 // Tiles that meet one panel before the next: as many rows as stay in the second-level cache.
 static inline int64_t tiles_at_once(int64_t k) {
-    int64_t fit = (768 << 10) / (k * TILE * (int64_t)sizeof(float));
+    int64_t fit = tuning.rows_bytes / (k * TILE * (int64_t)sizeof(float));
     return fit < 4 ? 4 : fit;
 }
 
@@ -141,9 +149,9 @@ static void product(const Linear& linear, const float* rows, int64_t m, int64_t 
                 int64_t fetched = 0;
                 for (int64_t tile = first; tile < last; tile++) {
                     const int64_t left = last - tile;
-                    const int64_t lines = (NV - fetched + left - 1) / left;
+                    const int64_t lines = tuning.fetch ? (NV - fetched + left - 1) / left : 0;
                     const int64_t high_rows = std::min(TILE, m - tile * TILE);
-                    vec acc[TILE][NV];
+                    alignas(64) vec acc[TILE][NV];
                     if (bytes) {
                         meet8(linear, p, bytes + tile * tile_bytes(k), high_rows, tile - first,
                               last - first, acc);

@@ -134,7 +134,8 @@ static void meet8(const Linear& linear, int64_t p, const uint8_t* tile, int64_t 
     const int32_t* start = linear.start + p * groups * PANEL;
     const float* scales = (const float*)(tile + groups * GROUP * TILE);
     // Fetch a share of the next panel beside each half of the first tiles.
-    const int64_t all = GROUP * PANEL / 64, lines = (all + 2 * shares - 1) / (2 * shares);
+    const int64_t all = GROUP * PANEL / 64;
+    const int64_t lines = tuning.fetch ? (all + 2 * shares - 1) / (2 * shares) : 0;
     const char* next = (const char*)panel + (p + 1 < panels(linear.n) ? bytes : 0);
     for (int64_t r = 0, half = 0; r < count; r += HALF, half++) {
         const char* own = next + std::min((share * 2 + half) * lines, all - lines) * 64 * groups;

@@ -1,7 +1,9 @@
 // The functions that mor.ops.native calls. All of them share work out over `threads` OpenMP threads;
 // the pool of threads is PyTorch's own.
 #include "attention.h"
+#include "flash_backward.h"
 #include "layer.h"
+#include "machine.h"
 #include "pointwise.h"
 
 using namespace mor;
@@ -10,6 +12,8 @@ extern "C" {
 
 // What the caller has to know to allocate: columns of a panel, rows of a tile.
 void mor_shape(int64_t* panel, int64_t* tile) { *panel = PANEL, *tile = TILE; }
+
+void mor_tune(int64_t rows_bytes, int64_t fetch) { tuning = {rows_bytes, fetch}; }
 
 void mor_pack(const float* weight, int64_t n, int64_t k, float* out) { pack(weight, n, k, out); }
 
@@ -67,6 +71,34 @@ void mor_attend(const Ragged* batch, int64_t layer, int64_t heads, const float* 
            omp_get_num_threads());
 }
 
+void mor_flash(const Flash* how, int threads) {
+    const std::vector<Job> jobs = jobs_of(*how, nullptr);
+    const int64_t many = (int64_t)jobs.size();
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Room room;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < many; i++) flash_forward(*how, jobs[i], room);
+    }
+}
+
+// Gradients of keys and values hold zeros before.
+void mor_flash_backward(const Flash* how, const FlashGradients* to, int threads) {
+    std::vector<float> partial;
+    const std::vector<Job> jobs = jobs_of(*how, &partial);
+    const int64_t many = (int64_t)jobs.size();
+    const int64_t shared = partial.empty() ? 0 : how->count * how->kv_heads;
+#pragma omp parallel num_threads(threads)
+    {
+        static thread_local Room room;
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < many; i++) flash_backward(*how, *to, jobs[i], room);
+#pragma omp for schedule(dynamic)
+        for (int64_t i = 0; i < shared; i++)
+            add_up(*how, *to, jobs, i / how->kv_heads, i % how->kv_heads);
+    }
+}
+
 // Layers in a row over x [m, width], in place; layer i has the table's layer `first` + i.
 void mor_stack(const Layer* const* layers, int64_t count, const Ragged* batch, int64_t first,
                float* x, const float* cos, const float* sin, const int64_t* use, int64_t m,
@@ -99,6 +131,25 @@ void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, i
         Share share(m, omp_get_thread_num(), omp_get_num_threads());
         own_rows(x, k, weight, outputs, index, share.begin, share.end, out);
     }
+}
+
+// What the machine does at best: `steps` x 24 x W fused multiply-adds on each thread, and reading
+// x [n] once, a share on each thread. The result is of no use.
+float mor_spin(int64_t steps, int threads) {
+    float all = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : all)
+    all += spin(steps);
+    return all;
+}
+
+float mor_read(const float* x, int64_t n, int threads) {
+    float all = 0;
+#pragma omp parallel num_threads(threads) reduction(+ : all)
+    {
+        Share share(n / (8 * W), omp_get_thread_num(), omp_get_num_threads());
+        all += read_all(x + share.begin * 8 * W, (share.end - share.begin) * 8 * W);
+    }
+    return all;
 }
 
 // Answers of a router that compares a score with a boundary, each of m tokens at its own depth:

@@ -5,12 +5,16 @@ A row's result is the same to the last bit whatever rows are beside it, and howe
 
 from __future__ import annotations
 
+import math
+import time
 from ctypes import byref
+from functools import cache
 
 import torch
 from torch import Tensor
 
 from mor.ops.native.calls import GROUP, LayerStruct, LinearStruct, Workspace, at, kernels, shape
+from mor.ops.native.tuning import Tuning, tune
 
 
 class PackedLinear:
@@ -22,6 +26,7 @@ class PackedLinear:
         biases: one per weight, or none at all.
         int8: keep weights as bytes with a scale per output, and make the inputs bytes with a scale
             per row and 64 inputs.
+        tuned: choose how products go first, if nobody has yet in this process.
     """
 
     def __init__(
@@ -31,8 +36,11 @@ class PackedLinear:
         *,
         paired: bool = False,
         int8: bool = False,
+        tuned: bool = True,
     ) -> None:
         panel = shape()[0]
+        if tuned:
+            choose_tuning()
         weight = torch.cat([w.detach() for w in weights])
         given = [b for b in biases if b is not None]
         bias = None
@@ -90,6 +98,33 @@ class PackedLinear:
         rows, threads = work.rows("rows", len(x), self.k), torch.get_num_threads()
         kernels().mor_head(byref(self.struct), at(norm), eps, at(x), len(x), at(out), rows, threads)
         return out
+
+
+@cache
+def choose_tuning() -> Tuning:
+    """How products go in this process; see :mod:`mor.ops.native.tuning`."""
+    work = Workspace()
+    made: list[tuple[PackedLinear, Tensor]] = []
+
+    def measure(_: Tuning) -> float:
+        if not made:
+            for inputs, outputs in ((576, 1536), (1536, 576)):
+                packed = [
+                    PackedLinear([torch.full((outputs, inputs), 0.01)], [None], tuned=False)
+                    for _ in range(4)
+                ]
+                made.extend((p, torch.full((n, inputs), 0.5)) for n in (24, 384) for p in packed)
+        clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+        spent = {24: 0.0, 384: 0.0}
+        with torch.no_grad():
+            for linear, x in made:
+                began = clock()
+                linear(x, work)
+                spent[len(x)] += clock() - began
+        # Few rows count as much as many, though they take less.
+        return math.sqrt(spent[24] * spent[384])
+
+    return tune(measure)
 
 
 def _alternate(both: Tensor, panel: int) -> Tensor:

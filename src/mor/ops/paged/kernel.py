@@ -8,8 +8,6 @@ grid has room for one more tile per row than full tiles, and each program finds 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -23,7 +21,9 @@ _NUMBERS, _BYTES, _EIGHT_BIT_FLOATS = 0, 1, 2
 
 
 @triton.jit
-def _load(entries: Any, at: Any, inside: Any, dtype: tl.constexpr, kind: tl.constexpr) -> Any:
+def _load(
+    entries: tl.tensor, at: tl.tensor, inside: tl.tensor, dtype: tl.constexpr, kind: tl.constexpr
+) -> tl.tensor:
     """Entries as ``dtype``; bytes of all 256 values are exact in each of them."""
     found = tl.load(entries + at, mask=inside, other=0)
     if kind == 2:
@@ -38,7 +38,7 @@ def _load(entries: Any, at: Any, inside: Any, dtype: tl.constexpr, kind: tl.cons
 
 
 @triton.jit
-def _dot(left: Any, right: Any, wide: tl.constexpr) -> Any:
+def _dot(left: tl.tensor, right: tl.tensor, wide: tl.constexpr) -> tl.tensor:
     if wide:
         return tl.dot(left.to(tl.float32), right.to(tl.float32), input_precision="ieee")
     return tl.dot(left, right, input_precision="ieee")
@@ -46,20 +46,20 @@ def _dot(left: Any, right: Any, wide: tl.constexpr) -> Any:
 
 @triton.jit(do_not_specialize=["rows"])
 def _attend(
-    out: Any,
-    query: Any,
-    keys: Any,
-    values: Any,
-    key_scales: Any,
-    value_scales: Any,
-    table: Any,
-    used: Any,
-    starts: Any,
-    scale: Any,
-    rows: Any,
-    query_stride: Any,
-    head_stride: Any,
-    table_stride: Any,
+    out: tl.tensor,
+    query: tl.tensor,
+    keys: tl.tensor,
+    values: tl.tensor,
+    key_scales: tl.tensor,
+    value_scales: tl.tensor,
+    table: tl.tensor,
+    used: tl.tensor,
+    starts: tl.tensor,
+    scale: tl.tensor,
+    rows: tl.tensor,
+    query_stride: tl.tensor,
+    head_stride: tl.tensor,
+    table_stride: tl.tensor,
     RAGGED: tl.constexpr,  # whether a row may have several queries
     SEARCH: tl.constexpr,  # steps that find a row among all of them
     KIND: tl.constexpr,

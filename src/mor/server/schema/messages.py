@@ -19,7 +19,7 @@ from mor.server.schema.basics import (
 )
 
 _OTHER_PARTS = (
-    "audio_url", "document", "file", "image", "image_url", "input_audio", "input_image",
+    "audio_url", "document", "file", "image", "input_audio", "input_image",
     "video", "video_url",
 )  # fmt: skip
 _ASSISTANT_ONLY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
@@ -47,7 +47,28 @@ def _show(schema: dict[str, Any], shapes: list[dict[str, Any]]) -> None:
 
 
 def _show_part(schema: dict[str, Any]) -> None:
-    _show(schema, [_needing(schema, "type", kind, kind) for kind in ("text", "refusal")])
+    shapes = [_needing(schema, "type", kind, kind) for kind in ("text", "refusal")]
+    for shape in shapes:  # images are shown where the model takes them: `show_images`
+        shape["properties"]["image_url"] = {"enum": [None]}
+    _show(schema, shapes)
+
+
+def show_images(part: dict[str, Any]) -> None:
+    """Add images to the schema of a part.
+
+    Args:
+        part: as ``/openapi.json`` has it for models of text alone.
+    """
+    url = {"type": "string", "pattern": "^data:", "description": "data:image/png;base64,..."}
+    detail = {"enum": [None, "auto", "low", "high", "original"], "description": "not used"}
+    image = {"type": "object", "additionalProperties": False, "required": ["url"],
+             "properties": {"url": url, "detail": detail}}  # fmt: skip
+    fields = dict(part["anyOf"][0]["properties"])
+    fields |= {"type": {"const": "image_url"}, "image_url": image}
+    part["anyOf"].append({
+        "type": "object", "additionalProperties": False, "properties": fields,
+        "required": ["type", "image_url"],
+    })  # fmt: skip
 
 
 def _show_message(schema: dict[str, Any]) -> None:
@@ -72,9 +93,11 @@ class Part(Strict):
 
     model_config = ConfigDict(json_schema_extra=_show_part)
 
-    type: Literal["text", "refusal"]
+    type: Literal["text", "refusal", "image_url"]
     text: Text | None = None
     refusal: Text | None = None
+    # Looked at where it is known whether the model takes any: `mor.server.images`.
+    image_url: Any = Field(None, description="an image, for models that read them: a data URL")
     cache_control: dict[str, Any] | None = Field(None, description="not used")
     prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description="not used")
 
@@ -88,14 +111,16 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _filled(self) -> Part:
-        if self.words is None:
+        if self.type != "image_url" and self.words is None:
             raise Refusal(MISSING, self.type, "a part has it")
+        if self.type != "image_url" and self.image_url is not None:
+            raise Refusal(WRONG, "image_url", f"a part of type {self.type!r} has none")
         return self
 
     @property
     def words(self) -> str | None:
         """What it says."""
-        return self.text if self.type == "text" else self.refusal
+        return {"text": self.text, "refusal": self.refusal}.get(self.type)
 
 
 class CalledFunction(Strict):
@@ -165,11 +190,17 @@ class Message(Strict):
             raise Refusal(MISSING, "name", "role 'function' needs it")
         return self
 
-    def plain(self) -> dict[str, Any]:
-        """As chat templates know it."""
+    def plain(self, image: str = "") -> dict[str, Any]:
+        """As chat templates know it.
+
+        Args:
+            image: what stands for an image.
+        """
         content = self.content
         if isinstance(content, list):
-            content = "".join(part.words or "" for part in content)
+            content = "".join(
+                image if part.type == "image_url" else part.words or "" for part in content
+            )
         names = {"developer": "system", "function": "tool"}
         plain: dict[str, Any] = {
             "role": names.get(self.role, self.role),

@@ -144,7 +144,7 @@ class Capacities(BaseModel):
 
 
 class Model(BaseModel):
-    """A model of ``/v1/models``; the last five fields are ours."""
+    """A model of ``/v1/models``; the last six fields are ours."""
 
     id: str
     object: Literal["model"]
@@ -155,6 +155,7 @@ class Model(BaseModel):
     router: str
     chat: bool
     capacity: Capacities | None
+    modalities: list[str] = Field(description="what prompts may hold: text, image")
 
 
 class ModelList(BaseModel):

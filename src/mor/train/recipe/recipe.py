@@ -13,7 +13,7 @@ twins of different ``num_recursions`` then differ in one word.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     BaseModel,
@@ -30,13 +30,12 @@ from mor.train.recipe.fields import decides
 from mor.train.recipe.sections import (
     DataSection,
     Folder,
-    MixturePart,
     RecipeError,
     Section,
     TrainSection,
     suggest,
 )
-from mor.train.recipe.uptrain import DistillSection, UptrainSection
+from mor.train.recipe.uptrain import UptrainSection
 
 
 class Recipe(Section):
@@ -59,6 +58,31 @@ class Recipe(Section):
     def sequences_per_step(self, world_size: int = 1) -> int:
         """Sequences of one optimiser step over all devices and micro-batches."""
         return self.train.batch_size * self.train.accumulation(world_size) * world_size
+
+    def check_media_model(self) -> None:
+        """Refuse wrong fields of a model of images or sounds; what the data says is left open.
+
+        Raises:
+            RecipeError: naming the field.
+        """
+        fields = {name: value for name, value in self.model.items() if value is not None}
+        patch = fields.get("patch_size", 1)
+        image = self.data.kind == "images"
+        # Any size that the patches divide will do until the data is looked at.
+        stand_in: dict[str, Any] = {"modality": "image", "image_size": patch, "patch_size": patch}
+        stand_in = stand_in if image else {"modality": "audio", "num_mel_bins": 1}
+        if image and "patch_size" not in fields:
+            raise RecipeError("model.patch_size is missing: pixels of a patch, one side or both")
+        for name in ("preset", "family"):
+            if name in fields:
+                raise RecipeError(
+                    f"model.{name}={fields[name]!r} is of texts; for data.kind="
+                    f"{self.data.kind!r} give the widths"
+                )
+        try:
+            MoRConfig(**(stand_in | fields))
+        except MorError as error:
+            raise RecipeError(f"model.{error}") from None
 
     def model_config_for(
         self, vocab_size: int, eos_token_id: int | None, bos: Bos | None = None
@@ -142,13 +166,18 @@ def _fields_at(location: tuple[Any, ...]) -> list[str]:
     """Names that may stand beside the last part of ``location``."""
     section: Any = Recipe
     for part in location[:-1]:
-        if part == "mixture":
-            section = MixturePart
-        elif part in ("uptrain", "distill"):
-            section = UptrainSection if part == "uptrain" else DistillSection
-        elif not isinstance(part, int):  # a number is a place in a list
-            section = _MODEL_SECTION if part == "model" else section.model_fields[part].annotation
+        if not isinstance(part, int):  # a number is a place in a list
+            kind = section.model_fields[part].annotation
+            section = _MODEL_SECTION if part == "model" else _section_in(kind)
     return list(section.model_fields)
+
+
+def _section_in(kind: Any) -> Any:
+    """The section that a field holds, be it optional or one of a list."""
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind
+    found = (_section_in(part) for part in get_args(kind))
+    return next((section for section in found if section is not None), None)
 
 
 def _problems(section: type[BaseModel], raw: Any, prefix: tuple[str, ...] = ()) -> list[str]:
@@ -196,6 +225,9 @@ def parse_recipe(raw: Any, source: str = "recipe") -> Recipe:
     if recipe.uptrain is not None and "num_recursions" not in recipe.model:
         return recipe  # the start's configuration is still to come: see `resolve_model`
     try:
+        if recipe.data.kind != "text":
+            recipe.check_media_model()
+            return recipe
         # The data's vocabulary is not known yet; everything else about the network is.
         bos = Bos(recipe.model.get("bos_token_id") or 0, recipe.model.get("add_bos_token"))
         recipe.model_config_for(recipe.model.get("vocab_size", 2**30), None, bos)

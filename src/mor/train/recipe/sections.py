@@ -3,42 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from mor.errors import MorError, nearest
-from mor.train.recipe.fields import decides, lists_of_one
+from mor.train.recipe.base import Folder, RecipeError, Section, suggest
+from mor.train.recipe.fields import decides
+from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.reporters import known_reporters
-
-
-def suggest(word: str, known: list[str]) -> str:
-    """``; did you mean 'x'?`` or the list of what there is."""
-    close = nearest(word, known)
-    return f"; did you mean {close!r}?" if close else f"; known: {', '.join(sorted(known))}"
-
-
-class RecipeError(MorError, ValueError):
-    """A recipe cannot be run; the message names the field and says what would be right."""
-
-
-class Section(BaseModel):
-    """Base of all sections: unknown fields and lax types are refused.
-
-    A list of one may be written without its brackets: ``report_to: wandb``.
-    """
-
-    # Strict: `batch_size: true` is a slip, not 1. Numbers are read by `mor.train.recipe.file`.
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _one_is_a_list(cls, raw: Any) -> Any:
-        return lists_of_one(cls, raw)
-
-
-Folder = Annotated[Path, Field(strict=False)]
-
 
 DepthPart = Annotated[
     tuple[Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
@@ -74,9 +46,24 @@ class MixturePart(Section):
     )
 
 
-class DataSection(Section):
-    """Where the prepared tokens are, and how they become sequences."""
+_TEXTS_ALONE = {
+    "mixture": None,
+    "packing": "concat",
+    "document_mask": False,
+    "loss_on": "all",
+    "validation_path": None,
+}
 
+
+class DataSection(Section):
+    """Where the prepared tokens, images or sounds are, and how they become sequences."""
+
+    kind: Literal["text", "images", "audio"] = decides(
+        "weights and speed", "text", description="what the folder holds"
+    )
+    augment: AugmentSection | None = decides(
+        "weights", None, description="small changes of training images or sounds"
+    )
     path: Folder | None = decides("nothing", None, description="folder made by `mor data prepare`")
     mixture: list[MixturePart] | None = decides(
         "weights and speed",
@@ -110,7 +97,20 @@ class DataSection(Section):
         if (self.path is None) == (self.mixture is None):
             given = "both" if self.path is not None else "none"
             raise ValueError(f"give exactly one of path, mixture; given: {given}")
+        if self.kind == "text" and self.augment is not None:
+            raise ValueError("augment changes images and sounds; for kind='text' leave it out")
+        if self.kind != "text":
+            self._check_media()
         return self
+
+    def _check_media(self) -> None:
+        """Refuse what is for texts alone; ``seq_len`` follows from the data."""
+        for name, plain in _TEXTS_ALONE.items():
+            if getattr(self, name) != plain:
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is for texts; for kind={self.kind!r} leave it "
+                    "out"
+                )
 
     @property
     def folders(self) -> list[tuple[Path, float]]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mor.config import MoRConfig
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.register import class_for
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.cross_entropy import chunk_rows
 from mor.run_files import model_folder
@@ -51,7 +51,7 @@ def uptrain_costs(recipe: Recipe, config: MoRConfig, device_type: str = "cpu") -
     section = recipe.uptrain
     assert section is not None
     with torch.device("meta"):
-        model = MoRForCausalLM(config)
+        model = class_for(config)(config)
     freeze(model, section.freeze)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     distill = section.distill

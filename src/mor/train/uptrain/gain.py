@@ -9,7 +9,6 @@ closes because later passes are not worth anything *yet*, and depth goes where i
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.errors import MorError
-from mor.hf.modeling import MoRForCausalLM
 from mor.model.loss import next_token_targets
 from mor.model.model import MoRModel
 from mor.model.routers.base import Router
@@ -59,7 +57,7 @@ def check_gain(recipe: Recipe, section: GainSection) -> None:
         )
 
 
-def prepare_router(model: MoRForCausalLM, section: GainSection) -> None:
+def prepare_router(model: Any, section: GainSection) -> None:
     """Set the boundaries of a router that is to learn gains.
 
     Raises:
@@ -76,8 +74,7 @@ def prepare_router(model: MoRForCausalLM, section: GainSection) -> None:
             f"uptrain.gain knows no loss before the first pass: router_capacities="
             f"{config.router_capacities} must begin with 1.0"
         )
-    router.boundary.fill_(math.log(section.confidence / (1 - section.confidence)))
-    router.boundary_steps.fill_(1)
+    router.set_confidence(section.confidence)
 
 
 @dataclass

@@ -20,12 +20,13 @@ from transformers import GenerationConfig
 from mor.config import MoRConfig, field_types
 from mor.data import DataIndex
 from mor.data.bos import Bos, check_same_bos, model_bos
+from mor.data.media import MediaIndex
 from mor.errors import MorError
 from mor.hf.bos import tokenizer_of
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
-from mor.hf.load import load_model, tokenizer_beside
-from mor.hf.modeling import MoRForCausalLM
+from mor.hf.load import load_as, load_config, load_model, tokenizer_beside
+from mor.hf.register import class_for
 from mor.run_files import model_folder
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
@@ -112,16 +113,16 @@ def check_bos(recipe: Recipe, index: DataIndex) -> None:
         check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
 
 
-def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> MoRForCausalLM:
+def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Any:
     """The model that training starts from, under ``config``; a router that is new starts open.
 
     Raises:
         MorError: the folder cannot be read, or a group to freeze does not exist.
     """
-    source = load_model(section.start)
+    source = load_as(class_for(load_config(section.start)), section.start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = MoRForCausalLM(config)
+        model: Any = class_for(config)(config)
         if config.router != source.config.router:
             open_router(model.model.router, _ROUTER_STD)
     result = model.load_state_dict(source.state_dict(), strict=False)
@@ -129,7 +130,7 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> Mo
     if new or result.unexpected_keys:
         name = (new or result.unexpected_keys)[0]
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
-    if isinstance(source.generation_config, GenerationConfig):
+    if config.modality == "text" and isinstance(source.generation_config, GenerationConfig):
         model.generation_config = source.generation_config
         if source.generation_config.bos_token_id == source.config.bos_token_id:
             model.generation_config.bos_token_id = config.bos_token_id
@@ -213,7 +214,33 @@ def open_teacher(section: UptrainSection, config: MoRConfig) -> Teacher | None:
     return Teacher(model, layers, distill.logits > 0, distill.temperature, distill.top_k)
 
 
-def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
+def check_media(recipe: Recipe, index: MediaIndex) -> None:
+    """Refuse what uptraining on images and sounds does not know, and other classes.
+
+    Raises:
+        MorError: naming the field or the classes.
+    """
+    section = recipe.uptrain
+    assert section is not None
+    if section.distill is not None:
+        raise MorError(
+            "uptrain.distill compares probabilities of tokens; for images and sounds leave it out"
+        )
+    start = load_config(section.start)
+    ours = start.class_names
+    if start.head_type == "classes" and ours != list(index.classes):
+        raise MorError(
+            f"the model in {section.start} answers with {', '.join(ours)}, but "
+            f"{index.directory} has the classes {', '.join(index.classes)}"
+        )
+    if section.gain is not None and start.head_type != "classes":
+        raise MorError(
+            f"uptrain.gain measures the loss of classes; the model in {section.start} has "
+            f"head_type={start.head_type!r}"
+        )
+
+
+def check_uptrain(recipe: Recipe, index: DataIndex | MediaIndex) -> dict[str, Any]:
     """What can be refused before a run folder is taken; what its checkpoints keep beside others.
 
     Raises:
@@ -223,9 +250,12 @@ def check_uptrain(recipe: Recipe, index: DataIndex) -> dict[str, Any]:
     assert section is not None
     if recipe.train.parallel == "fsdp":
         raise MorError("train.parallel='fsdp' does not go with uptrain yet; use ddp")
-    if index.tokenizer_dir.is_dir():
-        check_tokenizer(section, index)
-    check_bos(recipe, index)
+    if isinstance(index, MediaIndex):
+        check_media(recipe, index)
+    else:
+        if index.tokenizer_dir.is_dir():
+            check_tokenizer(section, index)
+        check_bos(recipe, index)
     if section.gain is not None:
         check_gain(recipe, section.gain)
     if section.distill is None:

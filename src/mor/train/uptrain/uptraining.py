@@ -7,6 +7,9 @@ from torch.utils.data import Dataset
 
 from mor.config import MoRConfig
 from mor.data import DataIndex, TrainingSamples
+from mor.data.media import MediaIndex
+from mor.train.classify.gain import ExampleGain
+from mor.train.classify.objective import Labels
 from mor.train.distributed import first_process_first
 from mor.train.objective import Distilled, NextToken, Objective
 from mor.train.recipe.recipe import Recipe
@@ -33,7 +36,9 @@ class Uptraining:
         MorError: start, teacher, cache, groups or data do not fit.
     """
 
-    def __init__(self, recipe: Recipe, config: MoRConfig, index: DataIndex, data: str) -> None:
+    def __init__(
+        self, recipe: Recipe, config: MoRConfig, index: DataIndex | MediaIndex, data: str
+    ) -> None:
         assert recipe.uptrain is not None
         self.recipe, self.section = recipe, recipe.uptrain
         self.facts = check_uptrain(recipe, index)
@@ -60,10 +65,11 @@ class Uptraining:
             MorError: the cache cannot be written.
         """
         train, distill = self.recipe.train, self.section.distill
+        text = self.recipe.data.kind == "text"
         if self.section.gain is not None:
-            return DepthGain(self.section.gain), samples
+            return (DepthGain if text else ExampleGain)(self.section.gain), samples
         if self.teacher is None or distill is None:
-            return NextToken(train.dtype, train.routing), samples
+            return (NextToken if text else Labels)(train.dtype, train.routing), samples
         self.teacher.model.to(device)  # type: ignore[arg-type]
         with first_process_first(of_node=True):
             cache = self._open_cache()

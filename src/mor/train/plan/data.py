@@ -8,8 +8,8 @@ from pathlib import Path
 from mor.config import MoRConfig
 from mor.data import DataIndex
 from mor.errors import MorError
-from mor.train import Recipe
-from mor.train.data import describe_passes, load_indexes
+from mor.train.data import describe_passes, find_config
+from mor.train.recipe.recipe import Recipe
 
 # Of `mor data prepare`, for a recipe that names neither a vocabulary nor a preset.
 VOCABULARY = 4096
@@ -59,10 +59,13 @@ def plan_data(recipe: Recipe, data_tokens: int | None = None) -> PlannedData:
                 f"data_tokens={data_tokens}: {folders[0]} is there and its tokens are counted; "
                 "leave --data-tokens out"
             )
-        index = load_indexes(recipe.data)[0]
-        config = recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
-        return PlannedData(config)
+        return PlannedData(find_config(recipe))
     named = ", ".join(map(str, missing))
+    if recipe.data.kind != "text":
+        raise MorError(
+            f"{named}: not there; how many tokens an example has, and how many classes there are, "
+            "the data says: prepare it first (mor data prepare)"
+        )
     there = [folder for folder in folders if folder not in missing]
     if there:
         index = DataIndex.load(there[0])

@@ -1,0 +1,279 @@
+"""Replicas of one server: is every answer right while one is killed, and do they add up?
+
+    python benchmarks/replicas.py MODEL --replicas 2 --kill            # 2,000 requests, one kill -9
+    python benchmarks/replicas.py MODEL --replicas 2 --throughput      # against single servers
+
+Each prints JSON lines: conditions first, then what was counted. Answers are compared with those of
+one engine in this process, greedy token for greedy token, before any figure is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+
+from mor import provenance
+from mor.engine import Engine, SamplingParams
+from mor.hf.load import load_model, load_tokenizer
+from mor.server.ray.counts import count_cores
+
+Answer = list[int]
+RETRYABLE = {"replica_lost", "no_replica", "overloaded", "engine_restarted", "shutting_down"}
+
+
+def make_prompts(tokenizer: Any, kinds: int, draw: random.Random) -> list[list[int]]:
+    """Prompts of 4 to 40 tokens, a third of them with a long beginning in common."""
+    words = list(range(2, len(tokenizer)))
+    common = [draw.choice(words) for _ in range(48)]
+    return [
+        (common if kind % 3 == 0 else []) + [draw.choice(words) for _ in range(draw.randint(4, 40))]
+        for kind in range(kinds)
+    ]
+
+
+def right_answers(model: Path, prompts: list[list[int]], tokens: int) -> list[Answer]:
+    """What one engine says, greedily."""
+    engine = Engine(load_model(model), load_tokenizer(model))
+    params = SamplingParams(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+    return [list(out.completions[0].token_ids) for out in engine.generate(prompts, params)]
+
+
+def free_port() -> int:
+    """A port that nobody has just now."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def serving(model: Path, *options: str, cores: Sequence[int] = ()) -> Iterator[str]:
+    """``mor serve`` in a process of its own, on these cores where any are given; its address."""
+    port = free_port()
+    line = [sys.executable, "-m", "mor.cli", "serve", str(model), "--port", str(port)]
+    pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
+    environment = dict(os.environ)
+    if cores:
+        environment["OMP_NUM_THREADS"] = str(len(cores))
+    process = subprocess.Popen(
+        [*pinned, *line, "--log-level", "error", *options], env=environment, start_new_session=True
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        end = time.monotonic() + 240
+        while True:
+            if process.poll() is not None or time.monotonic() > end:
+                raise SystemExit(f"the server did not start: {line}")
+            try:
+                if httpx.get(f"{url}/ready", timeout=10).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                pass
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.send_signal(signal.SIGTERM)
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def replica_pids(name: str = "ServeReplica") -> list[int]:
+    """Processes of this user that are replicas of Ray Serve."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if name in (folder / "cmdline").read_bytes().decode(errors="replace"):
+                found.append(int(folder.name))
+        except OSError:
+            continue
+    return sorted(found)
+
+
+async def ask(
+    client: openai.AsyncOpenAI, model: str, prompt: list[int], tokens: int, stream: bool
+) -> tuple[str, Answer]:
+    """What became of one request, and the tokens that came.
+
+    ``answered``: to its end. ``refused``: a retryable error before the first token. ``cut``: an
+    error after it. ``silent``: a stream that ended without either, which must never happen.
+    """
+    more = {"ignore_eos": True, "return_token_ids": True}
+    got: Answer = []
+    try:
+        made: Any = await client.completions.create(
+            model=model, prompt=prompt, max_tokens=tokens, temperature=0.0, stream=stream,
+            extra_body=more,
+        )  # fmt: skip
+        if not stream:
+            return "answered", list(made.choices[0].token_ids)
+        finished = None
+        async for chunk in made:
+            got += chunk.choices[0].token_ids
+            finished = chunk.choices[0].finish_reason
+        return ("answered" if finished else "silent"), got
+    except openai.APIStatusError as error:
+        code = (error.body or {}).get("code") if isinstance(error.body, dict) else None
+        retryable = error.status_code in (429, 503) and code in RETRYABLE
+        return ("refused" if retryable else f"error {error.status_code} {code}"), got
+    except openai.APIError as error:
+        return ("cut" if got else f"error {error}"), got
+
+
+async def load(
+    url: str, model: str, prompts: list[list[int]], order: list[int], tokens: int, clients: int,
+    on_half: Any = None,
+) -> list[tuple[int, str, Answer]]:  # fmt: skip
+    """Send the prompts of ``order`` with so many at a time; ``on_half`` is called on the way."""
+    todo = iter(enumerate(order))
+    done: list[tuple[int, str, Answer]] = []
+    limits = httpx.Limits(max_connections=clients)
+    async with openai.AsyncOpenAI(
+        base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=300,
+        http_client=httpx.AsyncClient(limits=limits, timeout=300),
+    ) as client:  # fmt: skip
+
+        async def work() -> None:
+            for place, kind in todo:
+                if place == len(order) // 3 and on_half:
+                    on_half()
+                fate, got = await ask(client, model, prompts[kind], tokens, place % 2 == 0)
+                done.append((kind, fate, got))
+
+        await asyncio.gather(*(work() for _ in range(clients)))
+    return done
+
+
+def judge(done: list[tuple[int, str, Answer]], right: list[Answer]) -> dict[str, int]:
+    """Fates, counted. An answer that is wrong, mixed or cut silently ends the program."""
+    fates: Counter[str] = Counter()
+    for kind, fate, got in done:
+        fates[fate] += 1
+        whole = fate == "answered"
+        if (got != right[kind]) if whole else (got != right[kind][: len(got)]):
+            raise SystemExit(f"WRONG: prompt {kind} ({fate}) gave {got}, not {right[kind]}")
+    wrong = [fate for fate in fates if fate not in ("answered", "refused", "cut")]
+    if wrong:
+        raise SystemExit(f"WRONG: {dict(fates)}")
+    return dict(fates)
+
+
+def kill(args: argparse.Namespace, prompts: list[list[int]], right: list[Answer]) -> None:
+    """Requests while one replica is killed and comes back."""
+    draw = random.Random(2)
+    order = [draw.randrange(len(prompts)) for _ in range(args.requests)]
+    with serving(args.model, "--replicas", str(args.replicas)) as url:
+        name = httpx.get(f"{url}/v1/models", timeout=60).json()["data"][0]["id"]
+        before = replica_pids()
+        killed: list[int] = []
+
+        def strike() -> None:
+            killed.append(draw.choice(before))
+            os.kill(killed[0], signal.SIGKILL)
+
+        began = time.monotonic()
+        done = asyncio.run(load(url, name, prompts, order, args.tokens, args.clients, strike))
+        seconds = time.monotonic() - began
+        while len(replica_pids()) < len(before) and time.monotonic() < began + 300:
+            time.sleep(0.5)
+        back = time.monotonic() - began
+        after = asyncio.run(load(url, name, prompts, order[:100], args.tokens, args.clients))
+        metrics = httpx.get(f"{url}/metrics", timeout=60).text
+        told = dict(
+            re.findall(r"^(mor:(?:replicas|front_\w+_total))\{[^}]*\} (\S+)", metrics, re.M)
+        )
+    fates = judge(done, right)
+    print(json.dumps({
+        "what": "kill", "replicas": args.replicas, "requests": len(done), "fates": fates,
+        "seconds": round(seconds, 1), "replicas_before": len(before),
+        "killed": len(killed), "all_back_after_s": round(back, 1),
+        "afterwards": judge(after, right), "metrics": told,
+    }))  # fmt: skip
+
+
+def throughput(args: argparse.Namespace, prompts: list[list[int]], right: list[Answer]) -> None:
+    """N replicas behind a front, against N single servers, each with a replica's cores."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // args.replicas
+    order = [kind % len(prompts) for kind in range(args.requests)]
+
+    def rate(urls: list[str]) -> float:
+        name = httpx.get(f"{urls[0]}/v1/models", timeout=60).json()["data"][0]["id"]
+        clients = args.clients // len(urls)
+
+        async def all_of_them() -> list[tuple[int, str, Answer]]:
+            parts = [order[place :: len(urls)] for place in range(len(urls))]
+            loads = [
+                load(url, name, prompts, part, args.tokens, clients)
+                for url, part in zip(urls, parts, strict=True)
+            ]
+            return [one for done in await asyncio.gather(*loads) for one in done]
+
+        asyncio.run(all_of_them())  # to warm up
+        began = time.monotonic()
+        done = asyncio.run(all_of_them())
+        seconds = time.monotonic() - began
+        judge(done, right)
+        return sum(len(got) for _, _, got in done) / seconds
+
+    for number in range(args.rounds):
+        with serving(args.model, "--replicas", str(args.replicas)) as url:
+            ours = rate([url])
+        pins = [cores[share * n : share * (n + 1)] for n in range(args.replicas)]
+        lives = [serving(args.model, cores=pin) for pin in pins]
+        urls = [life.__enter__() for life in lives]
+        singles = rate(urls)
+        for life in lives:
+            life.__exit__(None, None, None)
+        print(json.dumps({
+            "what": "throughput", "round": number, "replicas": args.replicas,
+            "tokens_per_s": round(ours, 1), "single_servers_tokens_per_s": round(singles, 1),
+            "ratio": round(ours / singles, 3), "load": os.getloadavg()[0],
+        }), flush=True)  # fmt: skip
+
+
+def main() -> None:
+    """Read the command line, make the right answers, then measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--replicas", type=int, default=2)
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--kinds", type=int, default=60)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--kill", action="store_true")
+    parser.add_argument("--throughput", action="store_true")
+    args = parser.parse_args()
+    prompts = make_prompts(load_tokenizer(args.model), args.kinds, random.Random(1))
+    right = right_answers(args.model, prompts, args.tokens)
+    print(json.dumps({
+        "what": "conditions", "model": args.model.name, "cores": count_cores(),
+        "machine": provenance.machine(), "versions": provenance.versions(),
+        "load": os.getloadavg()[0], "clients": args.clients, "tokens": args.tokens,
+    }), flush=True)  # fmt: skip
+    if args.kill:
+        kill(args, prompts, right)
+    if args.throughput:
+        throughput(args, prompts, right)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,67 @@
+"""The page at ``/`` with pictures, in a real Chromium."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mor.engine import Engine
+from mor.server.images import ImageReader
+from tests.media_models import image_model, image_processor, image_tokenizer, picture
+from tests.server.live import serving
+from tests.server.test_classify import classifying, image_classifier, post
+from tests.server.test_images import ask, part, png, said
+from tests.server.test_playground import browser, page, settle  # noqa: F401
+
+
+def given(seed: int) -> dict[str, Any]:
+    return {"name": "picture.png", "mimeType": "image/png", "buffer": png(picture(seed))}
+
+
+def test_a_picture_shows_its_class_and_the_depth_of_each_patch(page: Any) -> None:  # noqa: F811
+    with classifying(image_classifier()) as client:
+        page.goto(str(client.base_url))
+        page.wait_for_selector("#legend span")
+        page.set_input_files("#file", given(1))
+        settle(page, "done")
+        (answer,) = post(client, part(png(picture(1)))).json()["data"]
+        cells = page.locator("#map div")
+        depths = [int(d) for d in cells.evaluate_all("all => all.map(t => t.dataset.depth)")]
+        assert depths == answer["depths"]
+        assert page.text_content("#label") == answer["label"]
+        assert page.locator("#classes tr").count() == 3
+        mean = sum(depths) / len(depths)
+        assert page.text_content("#mean") == f"mean depth {mean:.2f} of 3"
+        # The cells lie over the picture, a row of patches in a row.
+        boxes = cells.evaluate_all("all => all.map(t => t.getBoundingClientRect().top)")
+        assert len(set(boxes)) == 2
+        page.uncheck("#show")
+        assert "off" in (page.get_attribute("#map", "class") or "")
+        broken = {"name": "a.png", "mimeType": "image/png", "buffer": b"no picture"}
+        page.set_input_files("#file", broken)
+        settle(page, "failed")
+        assert "no known format" in (page.text_content("#problem") or "")
+        assert page.locator("#found").is_hidden()
+
+
+def test_a_picture_in_a_chat_streams_its_caption(page: Any) -> None:  # noqa: F811
+    engine = Engine(image_model(), image_tokenizer(), max_num_seqs=2, page_size=4)
+    reader = ImageReader(image_model(), image_processor())
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    with serving(engine, images=reader, chat_template=template) as live:
+        page.goto(live.url)
+        page.wait_for_selector("#legend span")
+        assert page.locator("#image-row").is_visible()  # a chat from the start
+        page.set_input_files("#image", given(1))
+        page.wait_for_selector("#shown:visible")
+        page.fill("#prompt", "a")
+        page.fill("#most", "5")
+        page.check("#eos")
+        page.fill("#temperature", "0")
+        page.click("#go")
+        settle(page, "done (most tokens)")
+        choice = ask(live, [part(png(picture(1))), said("a")]).json()["choices"][0]
+        shown = page.locator("#out .t").evaluate_all("all => all.map(t => t.dataset.depth)")
+        assert [int(depth) for depth in shown] == choice["depths"]
+        assert page.locator("#out .t").all_text_contents() != []
+        assert page.locator("#out img").count() == 1
+        assert page.locator("#shown").is_hidden()
