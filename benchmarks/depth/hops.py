@@ -95,7 +95,7 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     for name, (label, style) in others.items():
         if name in by_name:
             left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color="grey", label=label)
-    routed = by_name[f"{family}-final"]
+    routed = by_name.get(f"{family}-routed") or by_name[f"{family}-final"]
     share = routed["causal"]["mean_depth"] / len(caps)
     label = f"MoR, {share:.0%} of the passes"
     left.plot(*_line(routed["causal"]["by_level"]), "s-", color="crimson", label=label)
