@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from mor import MoRForCausalLM
-from mor.data import PackedDataset, prepare
+from mor.cli.evaluate import sequence_length
+from mor.data import DataIndex, PackedDataset, prepare
 from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.answers import Answers, rank_correlation, score_answers
@@ -93,6 +94,16 @@ def test_a_routers_own_depths_give_its_own_output(router: str) -> None:
     assert torch.equal(forced.depths, own.depths)
     assert torch.allclose(forced.logits, own.logits, atol=1e-6)
     assert torch.equal(again.logits, own.logits)
+
+
+def test_a_tasks_documents_are_read_whole_unless_told_otherwise(
+    hops: PackedDataset, data: Path, tmp_path: Path
+) -> None:
+    config = small_config("fixed", max_position_embeddings=64)
+    folder = hops.index.directory
+    assert sequence_length(tmp_path, config, None, DataIndex.load(folder)) == 11
+    assert sequence_length(tmp_path, config, 22, DataIndex.load(folder)) == 22
+    assert sequence_length(tmp_path, config, None, DataIndex.load(data)) == 64
 
 
 def test_text_has_no_answers(data: Path) -> None:

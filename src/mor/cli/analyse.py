@@ -87,8 +87,9 @@ def _analyse(
     batch_size: int,
 ) -> Analysed:
     model = open_model(path)
-    tokenizer = tokenizer_for(path, DataIndex.load(data))
-    dataset = PackedDataset(data, split, sequence_length(path, model.config, seq_len))
+    index = DataIndex.load(data)
+    tokenizer = tokenizer_for(path, index)
+    dataset = PackedDataset(data, split, sequence_length(path, model.config, seq_len, index))
     check_data(model, dataset, tokenizer)
     passes = model.config.num_recursions * -(-min(max_sequences, len(dataset)) // batch_size)
     with show_progress(f"reading {path.name}", passes) as tick:

@@ -9,7 +9,7 @@ import typer
 
 from mor.cli.common import open_model, show_progress, tokenizer_for
 from mor.cli.evaluate import BatchSize, Model, SeqLen, sequence_length
-from mor.data import PackedDataset
+from mor.data import DataIndex, PackedDataset
 from mor.disk import check_new
 from mor.errors import MorError
 from mor.eval import calibrate as calibrate_model
@@ -54,7 +54,8 @@ def calibrate(
         raise MorError("give --data, whose sample sets the boundaries, or --confidence")
     capacities = None if capacity is None else parse_capacities(capacity)
     loaded = open_model(model)
-    dataset = PackedDataset(data, split, sequence_length(model, loaded.config, seq_len))
+    length = sequence_length(model, loaded.config, seq_len, DataIndex.load(data))
+    dataset = PackedDataset(data, split, length)
     tokenizer = tokenizer_for(model, dataset.index)
     sample: dict[str, Any] = {"max_sequences": max_sequences, "batch_size": batch_size}
     count = min(max_sequences, len(dataset))

@@ -122,7 +122,7 @@ def _measure(
 ) -> list[Point]:
     model, index = open_model(path), DataIndex.load(data)
     tokenizer = tokenizer_for(path, index)
-    length = sequence_length(path, model.config, seq_len)
+    length = sequence_length(path, model.config, seq_len, index)
     dataset = PackedDataset(data, split, length)
     check_data(model, dataset, tokenizer)
     levels, sample = load_levels(path), None

@@ -88,8 +88,9 @@ def evaluate(
     if data is None:
         data = find_held_out(model)
     loaded = open_model(model)
-    tokenizer = tokenizer_for(model, DataIndex.load(data))
-    length = sequence_length(model, loaded.config, seq_len)
+    index = DataIndex.load(data)
+    tokenizer = tokenizer_for(model, index)
+    length = sequence_length(model, loaded.config, seq_len, index)
     result = run_evaluation(
         loaded, tokenizer, data, split, length, max_sequences, batch_size,
         quiet=as_json, quantization=quantization,
@@ -121,15 +122,22 @@ def find_held_out(model: Path) -> Path:
     return folder
 
 
-def sequence_length(folder: Path, config: Any, asked: int | None) -> int:
-    """What was asked for; else what a run folder was trained with; else 512, or the maximum."""
+def sequence_length(
+    folder: Path, config: Any, asked: int | None, index: DataIndex | None = None
+) -> int:
+    """What was asked for, or what a run folder was trained with, or 512, or the maximum.
+
+    In place of 512 a task's documents have their own length: a question that is cut off from its
+    facts has no answer.
+    """
     if asked is not None:
         return asked
     try:
         recipe = yaml.safe_load(((run_of(folder) or folder) / RECIPE).read_text(encoding="utf-8"))
         return int(recipe["data"]["seq_len"])
     except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError):
-        return min(512, int(config.max_position_embeddings))
+        whole = None if index is None else index.document_length()
+        return min(whole or 512, int(config.max_position_embeddings))
 
 
 def run_evaluation(

@@ -103,6 +103,14 @@ class DataIndex:
             )
         return self.splits[split]
 
+    def document_length(self) -> int | None:
+        """Tokens of every document of a task; None for text, and where documents differ."""
+        sizes = {divmod(self.num_tokens(s), self.num_documents(s)) for s in self.splits}
+        if self.task is None or len(sizes) != 1:
+            return None
+        length, rest = sizes.pop()
+        return length if rest == 0 else None
+
     def num_tokens(self, split: str) -> int:
         """Tokens of `split`, BOS and end-of-text token of each document included."""
         return sum(shard.num_tokens for shard in self.shards(split))
