@@ -119,8 +119,7 @@ class Router(nn.Module):
     def frozen(self) -> bool:
         """Whether nothing of it is trained. Its stored constants stay then as they are, too.
 
-        An adapter beside a frozen router (LoRA) holds no router, so constants that moved with the
-        training would be lost with it.
+        An adapter beside a frozen router (LoRA) holds none: constants that moved would be lost.
         """
         parameters = list(self.parameters())
         return bool(parameters) and not any(p.requires_grad for p in parameters)
