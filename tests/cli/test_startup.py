@@ -83,7 +83,9 @@ def test_public_names_are_where_they_were() -> None:
     code = "import mor; print(*[getattr(mor, name).__name__ for name in mor.__all__]); mor.nothing"
     done = run_python(code)
     assert done.stdout.split() == [
-        *("ConfigError", "MoRBaseModel", "MoRCache", "MoRConfig", "MoRForCausalLM"),
-        *("MoRForSequenceClassification", "MorError", "preset"),
+        *("ConfigError", "MoRBaseModel", "MoRCache", "MoRConfig"),
+        *("MoRForAudioClassification", "MoRForCausalLM", "MoRForConditionalGeneration"),
+        *("MoRForImageClassification", "MoRForNextFrame", "MoRForSequenceClassification"),
+        *("MoRProcessor", "MorError", "preset"),
     ]
     assert "module 'mor' has no attribute 'nothing'" in done.stderr

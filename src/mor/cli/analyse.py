@@ -48,7 +48,7 @@ def analyse(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="print JSON lines only")] = False,
 ) -> None:
-    """Which tokens recurse: by part of speech, place in the word, entropy; and what it gave them.
+    """Which tokens recurse: by part of speech, place in the word, entropy; and what it gave.
 
     Parts of speech need the extra `analyse`.
     """

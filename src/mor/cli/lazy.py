@@ -60,11 +60,11 @@ COMMANDS = {
     ),
     "curves": (
         "mor.cli.curves:curves",
-        "NLL against executed FLOPs, for depth caps and capacities of one checkpoint or several.",
+        "NLL (of a task: exact answers too) against executed FLOPs, for depth caps and capacities.",
     ),
     "analyse": (
         "mor.cli.analyse:analyse",
-        "Which tokens recurse: by part of speech, place in the word, entropy; what it gave them.",
+        "Which tokens recurse: by part of speech, place in the word, entropy; and what it gave.",
     ),
     "report": (
         "mor.cli.report:report",

@@ -108,7 +108,7 @@ def _overlay(pixels: np.ndarray, one: Shown, recursions: int, theme: Theme) -> n
 
 def _title(axes: Any, one: Shown) -> None:
     words = one.truth if one.answer == one.truth else f"{one.truth}, not {one.answer}"
-    axes.set_title(f"{short(words, 20)}  {one.mean_depth:.2f}", fontsize=8.5, fontweight="normal")
+    axes.set_title(f"{short(words, 20)}  {one.mean_depth:z.2f}", fontsize=8.5, fontweight="normal")
     axes.set_axis_off()
 
 

@@ -22,6 +22,9 @@ from mor.study.worker import TASKS, is_scored, is_trained
 from mor.train import Recipe, dump_recipe
 from mor.train.run import with_branches
 
+# Not `-m`: importing the package imports the worker, and Python then warns of a second one.
+_WORK = "import sys; from mor.study.worker import main; sys.exit(main(sys.argv[1:]))"
+
 Tell = Callable[[str], None]
 Record = dict[str, Any]
 
@@ -126,7 +129,9 @@ def make_task(job: Job, settings: dict[str, Any], out: Path) -> Task:
         (out / folder).mkdir(parents=True, exist_ok=True)
     recipe, log = out / "jobs" / f"{job.name}.yaml", out / "logs" / f"{job.name}.log"
     write_whole(recipe, dump_recipe(job.recipe))
-    words = (sys.executable, "-m", "mor.study.worker", str(recipe.resolve()), json.dumps(settings))
+    words = (
+        sys.executable, "-c", _WORK, str(recipe.resolve()), json.dumps(settings),
+    )  # fmt: skip
     return Task(job.name, words, log)
 
 

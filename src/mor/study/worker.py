@@ -73,7 +73,7 @@ def score(part: Recipe, settings: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """`python -m mor.study.worker RECIPE SETTINGS`; 130 when interrupted, 2 on an error."""
+    """Do the job of ``arguments``, RECIPE SETTINGS; 130 when interrupted, 2 on an error."""
     recipe, settings = arguments
     try:
         work(load_recipe(Path(recipe)), json.loads(settings))
@@ -84,7 +84,3 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
