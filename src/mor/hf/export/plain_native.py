@@ -20,6 +20,28 @@ class Ragged:
     """Rows of several lengths over pages: the engine's, which is not here."""
 
 
+class Pieces:
+    """Which queries meet which keys: of attention in training, compiled, which is not here."""
+
+
+class FlashAttention:
+    """Attention in training, compiled, which is not here; nothing asks for it: see `trains`."""
+
+
+def trains(*tensors: Tensor) -> bool:
+    """False: nothing was compiled."""
+    return False
+
+
+def route(*arguments: object, **options: object) -> None:
+    """Answers of a router in one call, where tensors fit; here none do.
+
+    Raises:
+        RuntimeError: always.
+    """
+    raise RuntimeError("a router was asked of kernels that are not here; ask `fits` first")
+
+
 def fits(*tensors: Tensor) -> bool:
     """False: nothing was compiled."""
     return False
