@@ -3,7 +3,7 @@
 
 VENV    ?= .venv
 PYTHON  ?=
-WORKERS ?= 2
+WORKERS ?= 3
 # Which pins to install with; empty for none (a GPU user's own torch). The choice is kept in the
 # environment, so `make setup CONSTRAINTS=` followed by a plain `make test` does not undo it.
 CONSTRAINTS ?= $(shell cat $(VENV)/.constraints 2>/dev/null || echo constraints.txt)
@@ -35,7 +35,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | awk -F'|' '{printf "%-20s%s\n", $$1, $$2}'
 	@echo
 	@echo 'Options: PYTHON=python3.12 (which Python makes the environment), CONSTRAINTS= (no pins,'
-	@echo 'for your own torch), WORKERS=2 (test processes), PYTEST_ARGS="-k router".'
+	@echo 'for your own torch), WORKERS=3 (test processes), PYTEST_ARGS="-k router".'
 
 setup: $(STAMP) ## make .venv and install mor with its tools
 

@@ -86,7 +86,12 @@ def test_every_field_has_a_value_or_may_be_none() -> None:
     config, types = MoRConfig(num_recursions=2, router="threshold"), field_types()
     optional = {"relaxation_alpha", "router_fixed_depth", "pad_token_id", "bos_token_id"}
     optional |= {"add_bos_token", "eos_token_id", "exit_loss_weights", "router_init_bias"}
-    optional |= {"image_size", "patch_size", "num_mel_bins"}  # of images and sounds alone
+    optional |= {
+        "image_size",
+        "patch_size",
+        "num_mel_bins",
+        "image_token_id",
+    }  # of images and sounds alone
     assert {name for name in types if getattr(config, name) is None} == optional
     given = {name: getattr(config, name) for name in types}
     assert MoRConfig(**given) == MoRConfig(**dict.fromkeys(types) | given) == config

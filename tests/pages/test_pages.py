@@ -2,8 +2,8 @@
 
 A command that trains is run with ``--dry-run``, one that serves up to the moment where it would
 wait for requests, one that generates or measures on a handful of tokens; the names that pages use
-stand for tiny models and texts (``world.py``). What needs a GPU, the network or hours has a mark
-above its block, ``<!-- run: gpu -->``, ``network`` or ``hours``: it is not run, only parsed
+stand for tiny models and texts (``world.py``). What needs a GPU, the network, hours or Ray has a
+mark above its block, such as ``<!-- run: gpu -->``: it is not run, only parsed
 (``tests/test_docs.py``). Blocks without a language are drawings and listings.
 """
 
@@ -41,7 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")])
 PAGES = [page for page in PAGES if page.name != "LOG.md"]
 BLOCK = re.compile(r"(?:<!-- run: ([\w ]+) -->\n)?^( *)```(\w*)\n(.*?)^\2```", re.M | re.S)
-SHELL, REASONS = ("sh", "bash", "console"), ("gpu", "network", "hours")
+SHELL, REASONS = ("sh", "bash", "console"), ("gpu", "network", "hours", "ray")
 # Large numbers of the pages, and names that stand for the reader's own.
 TINY = {
     "prepare shakespeare": "prepare texts --vocab-size 300 --validation-fraction 0.1",  # no network
@@ -58,6 +58,8 @@ TINY = {
 SHORT = {
     "train": ["--dry-run"],
     "uptrain": ["--dry-run"],
+    "curves": ["--max-sequences", "2", "--capacities", "1"],
+    "analyse": ["--max-sequences", "2"],
     "study": ["--dry-run"],
     "generate": ["--max-new-tokens", "2"],
     "calibrate": ["--max-sequences", "4"],
