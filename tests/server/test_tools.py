@@ -217,10 +217,13 @@ def test_no_calls_where_none_are_wanted(caller: Live) -> None:
     client = caller.openai()
     plain = client.chat.completions.create(model=NAME, messages=TURNS, temperature=0, max_tokens=4)
     none = client.chat.completions.create(**forced(tool_choice="none", max_tokens=4))
-    assert none.usage == plain.usage  # the prompt does not name them either
+    assert none.usage is not None
+    assert plain.usage is not None
+    # The prompt does not name them either. How much of it was cached hangs on what came before.
+    assert none.usage.prompt_tokens == plain.usage.prompt_tokens
+    assert none.usage.completion_tokens == plain.usage.completion_tokens
     auto = client.chat.completions.create(**forced(tool_choice="auto", max_tokens=4))
     assert auto.usage is not None
-    assert plain.usage is not None
     assert auto.usage.prompt_tokens > plain.usage.prompt_tokens
     assert auto.choices[0].message.tool_calls is None
 
