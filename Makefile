@@ -13,7 +13,8 @@ PYTEST_ARGS ?=
 OLDEST        ?= .venv-oldest
 OLDEST_PYTHON ?= python3.11
 OLDEST_TORCH  ?= 2.11.0
-OLDEST_TESTS  ?= tests/test_config.py tests/hf tests/engine tests/train/test_label_smoothing.py \
+OLDEST_TESTS  ?= tests/test_config.py tests/hf tests/engine/test_equal_generate.py tests/engine/test_text.py \
+	tests/engine/test_sampler.py tests/engine/test_attend.py tests/train/test_label_smoothing.py \
 	tests/train/test_trainer.py tests/train/test_peft.py tests/train/test_sft.py \
 	--ignore=tests/hf/test_media.py --ignore=tests/hf/test_vision_language.py
 DEMO_ARGS   ?=

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +148,10 @@ def test_gradient_checkpointing_changes_nothing(kind: str, kv_sharing: str) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("HYPOTHESIS_PROFILE") != "deep",
+    reason="half a minute of compiling: HYPOTHESIS_PROFILE=deep; test_fast_paths.py compiles always",
+)
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, about itself
 def test_compiled_layers_equal_plain_ones() -> None:
     fields = {"share_norms": False, "use_qk_norm": True, "attention_bias": True, **LORA}

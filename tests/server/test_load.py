@@ -17,7 +17,7 @@ from mor.engine import SamplingParams
 from tests.server.live import NAME, Live, make_engine, serving, tokenizer
 
 # All of them by HYPOTHESIS_PROFILE=deep.
-REQUESTS = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 400
+REQUESTS = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 200
 CLIENTS = 48
 
 
