@@ -150,7 +150,7 @@ def test_gradient_checkpointing_changes_nothing(kind: str, kv_sharing: str) -> N
 @pytest.mark.slow
 @pytest.mark.skipif(
     os.environ.get("HYPOTHESIS_PROFILE") != "deep",
-    reason="half a minute of compiling: HYPOTHESIS_PROFILE=deep; test_fast_paths.py compiles always",
+    reason="half a minute of compiling: HYPOTHESIS_PROFILE=deep; test_fast_paths compiles always",
 )
 @pytest.mark.filterwarnings("ignore")  # the compiler's own, about itself
 def test_compiled_layers_equal_plain_ones() -> None:
