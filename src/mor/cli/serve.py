@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -128,12 +128,9 @@ def _serve(
 ) -> None:
     """All that can be wrong is looked at before the model is loaded, which may take minutes."""
     try:
-        from mor.server import make_server
         from mor.server.build import Served
         from mor.server.keys import choose_keys
         from mor.server.ray.counts import parse_count
-        from mor.server.serve import serve_on
-        from mor.server.sockets import open_sockets
     except ModuleNotFoundError as error:
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
@@ -164,12 +161,23 @@ def _serve(
         _serve_replicas(served, count, host, port, drain_seconds, log_level)
         return
     checked = served.check()
+    _serve_made(
+        lambda: served.application(open_model(model, dtype), checked),
+        host, port, drain_seconds, log_level,
+    )  # fmt: skip
+
+
+def _serve_made(
+    make: Callable[[], Any], host: str, port: int, drain_seconds: float, log_level: str
+) -> None:
+    """Serve an application that is made, with its model, once the port is ours."""
+    from mor.server import make_server
+    from mor.server.serve import serve_on
+    from mor.server.sockets import open_sockets
+
     sockets = open_sockets(host, port)
     try:
-        application = served.application(open_model(model, dtype), checked)
-        server = make_server(
-            application, host, port, drain_seconds=drain_seconds, log_level=log_level
-        )
+        server = make_server(make(), host, port, drain_seconds=drain_seconds, log_level=log_level)
         serve_on(server, sockets, host, port)
     finally:
         for one in sockets:
@@ -189,23 +197,14 @@ def _serve_classifier(
     **options: Any,
 ) -> None:
     """A model of images or sounds."""
-    from mor.server import make_server
     from mor.server.classifier import Classifier
     from mor.server.classify import create_classifier_app
-    from mor.server.serve import serve_on
-    from mor.server.sockets import open_sockets
 
-    sockets = open_sockets(host, port)
-    try:
+    def make() -> Any:
         classifier = Classifier(load_media_model(model), load_processor(model), max_waiting)
-        application = create_classifier_app(classifier, name, api_keys=keys, **options)
-        server = make_server(
-            application, host, port, drain_seconds=drain_seconds, log_level=log_level
-        )
-        serve_on(server, sockets, host, port)
-    finally:
-        for one in sockets:
-            one.close()
+        return create_classifier_app(classifier, name, api_keys=keys, **options)
+
+    _serve_made(make, host, port, drain_seconds, log_level)
 
 
 def _serve_replicas(

@@ -7,6 +7,7 @@ The network is the one of :class:`mor.hf.MoRForCausalLM`, with another front end
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -75,6 +76,17 @@ class MediaModel(MoRPreTrainedModel):
                 f"{name} makes {output.hidden.shape[1]} tokens; max_position_embeddings={limit}"
             )
         return output
+
+    def _losses(
+        self, output: ModelOutput, logits: Tensor, loss_of: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        """``loss_of`` the head's answers at the end, and at earlier exits by number of passes."""
+        early = {
+            passes: loss_of(self.model.head(hidden, output.real))
+            for passes, hidden in output.exits.items()
+            if hidden is not output.hidden
+        }
+        return loss_of(logits), early
 
     def _finish(
         self,
@@ -148,12 +160,7 @@ class MediaModel(MoRPreTrainedModel):
                 found: Tensor = self.loss_function(logits=these, **given)
                 return found
 
-            early = {
-                passes: loss_of(self.model.head(hidden, output.real))
-                for passes, hidden in output.exits.items()
-                if hidden is not output.hidden
-            }
-            losses = loss_of(logits), early
+            losses = self._losses(output, logits, loss_of)
         return self._finish(output, losses, logits, states, traces, return_dict)
 
 

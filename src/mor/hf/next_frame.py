@@ -71,12 +71,7 @@ class MoRForNextFrame(MediaModel):
             error = (predicted[:, :-1].float() - targets).square().mean(-1)
             return (error * told).sum() / told.sum().clamp(min=1)
 
-        early = {
-            passes: loss_of(self.model.head(hidden))
-            for passes, hidden in output.exits.items()
-            if hidden is not output.hidden
-        }
-        losses = loss_of(logits), early
+        losses = self._losses(output, logits, loss_of)
         return self._finish(output, losses, logits, states, output_router_traces, return_dict)
 
 

@@ -37,11 +37,7 @@ def read_image(value: Any, path: str, limits: ImageLimits = IMAGE_LIMITS) -> np.
     """
     if not isinstance(value, dict) or not isinstance(value.get("url"), str):
         raise _wrong(f"{path}: give {{'url': 'data:image/png;base64,...'}}", path)
-    for name in value:
-        if name not in ("url", "detail"):
-            raise ApiError(
-                400, f"Unknown field: {path}.{name[:80]!a}", param=path, code="unknown_field"
-            )
+    _refuse_unknown(value, ("url", "detail"), path)
     if value.get("detail") not in DETAILS:
         raise _wrong(f"{path}.detail: one of auto, low, high, original", f"{path}.detail")
     data = _read_url(value["url"], f"{path}.url")
@@ -64,11 +60,7 @@ def read_audio(
     """
     if not isinstance(value, dict) or not isinstance(value.get("data"), str):
         raise _wrong(f"{path}: give {{'data': base64, 'format': 'wav'}}", path)
-    for name in value:
-        if name not in ("data", "format"):
-            raise ApiError(
-                400, f"Unknown field: {path}.{name[:80]!a}", param=path, code="unknown_field"
-            )
+    _refuse_unknown(value, ("data", "format"), path)
     told = value.get("format")
     if told not in (None, "wav", "mp3", "flac", "ogg"):
         raise _wrong(f"{path}.format: one of wav, mp3, flac, ogg", f"{path}.format")
@@ -108,6 +100,14 @@ def _decode(work: Any, path: str, code: str) -> Any:
         return work()
     except BadMedia as error:
         raise ApiError(400, f"{path}: {error}", param=path, code=code) from None
+
+
+def _refuse_unknown(value: dict[str, Any], names: tuple[str, ...], path: str) -> None:
+    for name in value:
+        if name not in names:
+            raise ApiError(
+                400, f"Unknown field: {path}.{name[:80]!a}", param=path, code="unknown_field"
+            )
 
 
 def _wrong(message: str, path: str) -> ApiError:

@@ -32,7 +32,7 @@ from mor.server.schema.classify import (
     ClassifyResponse,
 )
 from mor.server.schema.responses import Health, Version
-from mor.server.state import refuse_model
+from mor.server.state import check_depth_cap, refuse_model
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -119,13 +119,7 @@ async def classify(request: Request, body: ClassifyRequest) -> ClassifyResponse:
     state = _state(request)
     refuse_model(body.model, state.model)
     recursions = state.loop.config.num_recursions
-    if body.depth_cap is not None and body.depth_cap > recursions:
-        raise ApiError(
-            400,
-            f"depth_cap={body.depth_cap} must lie in 1..{recursions}",
-            param="depth_cap",
-            code="invalid_value",
-        )
+    check_depth_cap(body.depth_cap, recursions)
     items = body.input if isinstance(body.input, list) else [body.input]
     data: list[Any] = await state.loop.classify(items, body.depth_cap)
     tokens = sum(len(one["depths"]) for one in data)

@@ -16,6 +16,7 @@ from mor.server.state import get_state
 
 router = APIRouter()
 PAGE = Path(__file__).with_name("page.html")
+SHARED = Path(__file__).with_name("shared.js")
 CLASSIFY_PAGE = Path(__file__).with_name("classify.html")
 
 
@@ -46,6 +47,7 @@ def _page(path: Path, recursions: int) -> tuple[str, str]:
         + "\n}"
     )
     text = path.read_text("utf-8").replace("/* depth colours */", colors)
+    text = text.replace("/* what all pages share */", SHARED.read_text("utf-8"))
     script, style = (_digest(text, tag) for tag in ("script", "style"))
     policy = (
         f"default-src 'none'; script-src {script}; style-src {style}; connect-src 'self'; "

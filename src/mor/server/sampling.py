@@ -10,6 +10,7 @@ from mor.errors import MorError
 from mor.eval.levels import Levels
 from mor.server.errors import ApiError, explain_refusal
 from mor.server.schema.requests import ChatRequest, CompletionRequest, Sampling
+from mor.server.state import check_depth_cap
 
 DEFAULT_MAX_TOKENS = 16  # of /v1/completions, as OpenAI's; a chat goes on as long as it fits
 
@@ -22,14 +23,7 @@ def sampling_params(
     Raises:
         ApiError: a prompt that does not fit, a value that the model does not allow.
     """
-    recursions = engine.config.num_recursions
-    if body.depth_cap is not None and body.depth_cap > recursions:
-        raise ApiError(
-            400,
-            f"depth_cap={body.depth_cap} must lie in 1..{recursions}",
-            param="depth_cap",
-            code="invalid_value",
-        )
+    check_depth_cap(body.depth_cap, engine.config.num_recursions)
     longest = max(map(len, prompts))
     wanted = _max_tokens(body)
     if longest + (1 if wanted is None else wanted) > engine.max_model_len:

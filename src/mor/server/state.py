@@ -73,6 +73,21 @@ class State:
         }
 
 
+def check_depth_cap(cap: int | None, recursions: int) -> None:
+    """Refuse a cap on depth that the model does not reach.
+
+    Raises:
+        ApiError: 400.
+    """
+    if cap is not None and cap > recursions:
+        raise ApiError(
+            400,
+            f"depth_cap={cap} must lie in 1..{recursions}",
+            param="depth_cap",
+            code="invalid_value",
+        )
+
+
 def refuse_model(name: str, served: str) -> None:
     """Refuse a model that is not the one ``served``.
 

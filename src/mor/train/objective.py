@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from mor.config.choices import Routing
-from mor.hf.outputs import MoRCausalLMOutput
+from mor.hf.outputs import MoRCausalLMOutput, MoRMediaOutput
 from mor.model.loss import combine_losses, next_token_targets
 from mor.model.recorder import DepthTrace
 from mor.ops.cross_entropy import IGNORE
@@ -106,7 +106,7 @@ class NextToken:
         return LossParts(
             output.loss,
             {"lm_loss": output.lm_loss},
-            _router_means(output),
+            router_means(output),
             output.depths,
             output.traces or (),
         )
@@ -165,7 +165,7 @@ class Distilled:
             shares["kd/hidden"] = error * own / items
             total = total + self.section.hidden * (own / items) * error
         shares["lm_loss"] = ce.detach() / items
-        return LossParts(total, shares, _router_means(output), output.depths, output.traces or ())
+        return LossParts(total, shares, router_means(output), output.depths, output.traces or ())
 
     def _head_losses(
         self,
@@ -197,13 +197,13 @@ class Distilled:
         return weighted, ce
 
 
-def run_model(model: nn.Module, dtype: str, **inputs: Any) -> MoRCausalLMOutput:
+def run_model(model: nn.Module, dtype: str, **inputs: Any) -> Any:
     """Call the model, under autocast where ``dtype`` is bfloat16; weights stay float32."""
-    kind = inputs["input_ids"].device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=dtype == "bfloat16"):
-        output: MoRCausalLMOutput = model(**inputs)
-    return output
+    given = next(one for one in inputs.values() if isinstance(one, Tensor))
+    with torch.autocast(given.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        return model(**inputs)
 
 
-def _router_means(output: MoRCausalLMOutput) -> dict[str, Tensor]:
+def router_means(output: MoRCausalLMOutput | MoRMediaOutput) -> dict[str, Tensor]:
+    """The router's terms of a forward, by the names of the log."""
     return {f"router/{name}": term for name, term in (output.router_losses or {}).items()}

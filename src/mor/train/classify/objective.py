@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mor.config.choices import Routing
 from mor.hf.outputs import MoRMediaOutput
-from mor.train.objective import LossParts
+from mor.train.objective import LossParts, router_means, run_model
 
 
 @dataclass
@@ -30,10 +29,9 @@ class Labels:
     ) -> LossParts:
         """See :class:`mor.train.objective.Objective`; the log also gets ``accuracy``."""
         labels = batch["labels"]
-        with torch.autocast(labels.device.type, torch.bfloat16, enabled=self.dtype == "bfloat16"):
-            output: MoRMediaOutput = model(
-                **batch, routing=self.routing, output_router_traces=traces
-            )
+        output: MoRMediaOutput = run_model(
+            model, self.dtype, **batch, routing=self.routing, output_router_traces=traces
+        )
         assert output.loss is not None
         assert output.label_loss is not None
         assert output.logits is not None
@@ -45,5 +43,5 @@ class Labels:
             shares["accuracy"] = right / items.clamp(min=1)
         for passes, early in (output.exit_losses or {}).items():
             shares[f"exit_loss/{passes}"] = early * share
-        means = {f"router/{name}": term for name, term in (output.router_losses or {}).items()}
+        means = router_means(output)
         return LossParts(output.loss * share, shares, means, output.depths, output.traces or ())

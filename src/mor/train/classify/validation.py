@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from mor.data.media import collate_media
 from mor.train.distributed import Parallel, rank
+from mor.train.objective import run_model
 
 
 @torch.no_grad()
@@ -43,8 +44,7 @@ def validate_examples(
         start = starts[place] if place < len(starts) else 0
         rows = [dataset[one] for one in range(start, min(start + batch_size, count))]
         batch = {name: tensor.to(device) for name, tensor in collate_media(rows).items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-            output = model(**batch)
+        output = run_model(model, dtype, **batch)
         if place >= len(starts):
             continue
         labels = batch["labels"]
