@@ -116,7 +116,7 @@ class DataSection(Section):
                 )
         if self.kind == "captions" and self.augment is not None and self.augment.flip:
             raise ValueError(
-                "augment.flip=True exchanges left and right, which captions tell apart; leave it out"
+                "augment.flip=True exchanges left and right, which captions tell; leave it out"
             )
 
     @property
