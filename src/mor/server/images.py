@@ -49,7 +49,7 @@ class ImageReader:
             )
         self._prefix, self._pixels = model.image_prefix, processor.image_processor
         self.token, self.token_id = processor.image_token, processor.image_token_id
-        self.size = config.num_patches
+        self.grid, self.size = config.patch_grid, config.num_patches
         self._thread = ThreadPoolExecutor(1, "mor-images")
 
     def close(self) -> None:
