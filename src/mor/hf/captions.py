@@ -15,7 +15,7 @@ from torch import Tensor
 from mor.config import MoRConfig
 from mor.data import train_tokenizer
 from mor.data.media import MediaIndex
-from mor.data.media.pairs import SIDES, Pair, ask, caption, class_names
+from mor.data.media.pairs import NOTHING, SIDES, Pair, ask, caption, class_names
 from mor.hf.processing import MoRProcessor
 from mor.hf.processors import image_processor
 
@@ -34,7 +34,7 @@ def caption_tokenizer(index: MediaIndex) -> Any:
     names = class_names(index.classes)
     said = [caption({"left": a, "right": b}) for a in names for b in (*names[:20], None)]
     said += [caption({"left": None, "right": a}) for a in names]
-    tokenizer = train_tokenizer([*said, *map(ask, SIDES)], VOCABULARY)
+    tokenizer = train_tokenizer([*said, *map(ask, SIDES), NOTHING], VOCABULARY)
     tokenizer.add_special_tokens({"additional_special_tokens": [IMAGE]})
     tokenizer.chat_template = TEMPLATE
     return tokenizer
@@ -115,7 +115,9 @@ class PairEncoder:
         # Words are cut into tokens one by one, so that the longest name makes the longest row.
         name = max(names, key=lambda one: len(self._ids(f" {one}")))
         told = [Pair(torch.zeros(0), "", caption({"left": name, "right": name}))]
-        told += [Pair(torch.zeros(0), ask(side), name) for side in SIDES]
+        told += [
+            Pair(torch.zeros(0), ask(side), one) for side in SIDES for one in [*names, NOTHING]
+        ]
         return max(len(self.question(pair)) + len(self.answer(pair)) for pair in told)
 
     def _ids(self, text: str) -> list[int]:
