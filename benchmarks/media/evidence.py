@@ -41,11 +41,13 @@ CAPS = ("max_depth", "accuracy", "mean_depth", "flops_per_example", "recursion_f
 RECORDS = Path("runs/bench/media.jsonl")
 
 
-def run(family: str, seeds: list[int], records: Path, overrides: list[str]) -> None:
-    """Train and evaluate what has no line yet."""
+def run(
+    family: str, seeds: list[int], records: Path, overrides: list[str], rows: list[str]
+) -> None:
+    """Train and evaluate what has no line yet; all rows where none is named."""
     there = {(line["family"], line["row"], line["seed"]) for line in read(records)}
     for seed in seeds:
-        for row in rows_of(family):
+        for row in rows or rows_of(family):
             if (family, row, seed) not in there:
                 append_jsonl(records, run_one(family, row, seed, overrides))
 
@@ -148,10 +150,11 @@ def main() -> None:
     parser.add_argument("family", help="image/digits, image/captions, audio/vowels, ...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--rows", nargs="+", default=[], choices=ROWS, help="default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     given = parser.parse_args()
     if given.verb == "run":
-        run(given.family, given.seeds, given.records, given.overrides)
+        run(given.family, given.seeds, given.records, given.overrides, given.rows)
     print_table(given.family, read(given.records))
 
 

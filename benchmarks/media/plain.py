@@ -91,8 +91,13 @@ MODELS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "convnet-24": lambda size, channels, classes: ConvNet(24, channels, classes),
     "vit": Vit,
 }
-GRID = [("convnet-16", 3e-3), ("convnet-16", 1e-2), ("convnet-24", 3e-3), ("vit", 1e-3),
-        ("vit", 3e-3)]  # fmt: skip
+GRID = [
+    ("convnet-16", 3e-3),
+    ("vit", 1e-3),
+    ("convnet-24", 3e-3),
+    ("convnet-16", 1e-2),
+    ("vit", 3e-3),
+]
 
 
 def run_one(family: str, name: str, rate: float, steps: int, seed: int) -> dict[str, Any]:
