@@ -89,7 +89,8 @@ def register() -> None:
 def class_for(config: MoRConfig) -> type[MoRPreTrainedModel]:
     """The class that a configuration is for: of texts, images or sounds, by its head."""
     if config.head_type == "vocabulary":
-        return MoRForCausalLM if config.image_token_id is None else MoRForConditionalGeneration
+        plain = config.image_token_id is None and config.audio_token_id is None
+        return MoRForCausalLM if plain else MoRForConditionalGeneration
     if config.head_type == "regression":
         return MoRForNextFrame
     return MoRForImageClassification if config.modality == "image" else MoRForAudioClassification
