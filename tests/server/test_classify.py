@@ -20,7 +20,7 @@ import schemathesis
 import torch
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
-from transformers import ASTFeatureExtractor
+from transformers import ASTFeatureExtractor, Speech2TextFeatureExtractor
 from typer.testing import CliRunner
 
 from mor import MoRConfig, MoRForAudioClassification, MoRForImageClassification
@@ -33,7 +33,7 @@ from mor.server.classifier import Classifier
 from mor.server.classify import create_classifier_app
 from mor.server.errors import ApiError
 from mor.server.schema.classify import Item
-from tests.media_models import picture
+from tests.media_models import picture, tone
 from tests.server.test_images import MOVING, WHOLE, header_of, part, png
 from tests.server.test_schema import CHECKS
 
@@ -185,6 +185,18 @@ def test_sounds_of_any_rate_are_heard() -> None:
             error = post(client, sound(data)).json()["error"]
             place = ("input[0].input_audio", "invalid_audio")
             assert (error["param"], error["code"]) == place, (why, error)
+
+
+def test_silence_is_no_sound() -> None:
+    pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    hear = Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16)
+    with classifying(sound_classifier(hear, 16)) as client:
+        assert post(client, sound(wav(tone(4000), 16_000))).status_code == 200
+        for samples in (np.zeros(4000), tone(200)):
+            error = post(client, sound(wav(samples, 16_000))).json()["error"]
+            place = ("input[0].input_audio", "invalid_audio")
+            assert (error["param"], error["code"]) == place, error
 
 
 def test_frames_of_coefficients_are_given_as_numbers() -> None:

@@ -10,8 +10,17 @@ import pytest
 from transformers import ASTFeatureExtractor
 
 from mor.engine import Engine
-from mor.server.images import ImageReader
-from tests.media_models import image_model, image_processor, image_tokenizer, picture
+from mor.server.images import ImageReader, SoundReader
+from tests.media_models import (
+    image_model,
+    image_processor,
+    image_tokenizer,
+    picture,
+    sound_model,
+    sound_processor,
+    sound_tokenizer,
+    tone,
+)
 from tests.server.live import serving
 from tests.server.test_classify import (
     classifying,
@@ -131,3 +140,32 @@ def test_a_picture_in_a_chat_streams_its_caption(page: Any) -> None:  # noqa: F8
         page.uncheck("#map")
         assert page.locator("#out .map").is_hidden()
         assert page.locator("#shown").is_hidden()
+
+
+def test_a_sound_in_a_chat_is_answered(page: Any) -> None:  # noqa: F811
+    pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    engine = Engine(sound_model(), sound_tokenizer(), max_num_seqs=2, page_size=4)
+    reader = SoundReader(sound_model(), sound_processor())
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    data = wav(tone(4000), 16_000)
+    with serving(engine, images=reader, chat_template=template) as live:
+        page.goto(live.url)
+        page.wait_for_selector("#legend span")
+        assert page.text_content("#what") == "Sound"
+        page.set_input_files(
+            "#image", {"name": "word.wav", "mimeType": "audio/wav", "buffer": data}
+        )
+        page.wait_for_selector("#named:visible")
+        assert page.text_content("#named") == "word.wav"
+        assert page.locator("#shown").is_hidden()
+        page.fill("#prompt", "a")
+        page.fill("#most", "5")
+        page.check("#eos")
+        page.fill("#temperature", "0")
+        page.click("#go")
+        settle(page, "done (most tokens)")
+        choice = ask(live, [sound(data), said("a")]).json()["choices"][0]
+        shown = page.locator("#out .t").evaluate_all("all => all.map(t => t.dataset.depth)")
+        assert [int(depth) for depth in shown] == choice["depths"]
+        assert "[word.wav]" in (page.text_content("#out") or "")

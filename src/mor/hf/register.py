@@ -28,6 +28,7 @@ from transformers.utils import is_vision_available
 from mor.config import MoRConfig
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
+from mor.hf.hearing import MoRAudioProcessor
 from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.next_frame import MoRForNextFrame
@@ -60,6 +61,10 @@ class _ImageText(MoRConfig):
     """Stands for configurations with an ``image_token_id`` in AutoProcessor's list."""
 
 
+class _AudioText(MoRConfig):
+    """The same of those with an ``audio_token_id``."""
+
+
 def register() -> None:
     """Register the configuration, classes and processors with Transformers' Auto classes."""
     AutoConfig.register("mor", MoRConfig, exist_ok=True)
@@ -77,6 +82,7 @@ def register() -> None:
     # By its name, which `processor_config.json` has: under MoRConfig a folder of text alone would
     # be asked for an image processor, where AutoProcessor gives its tokenizer.
     AutoProcessor.register(_ImageText, MoRProcessor, exist_ok=True)
+    AutoProcessor.register(_AudioText, MoRAudioProcessor, exist_ok=True)
     AutoFeatureExtractor.register(MoRConfig, MoRFeatureExtractor, exist_ok=True)
     if is_vision_available():  # Pillow
         from mor.hf.grey import MoRImageProcessor

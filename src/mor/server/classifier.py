@@ -21,7 +21,7 @@ from mor.errors import MorError
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.media import MediaModel
 from mor.server import failures
-from mor.server.attachments import read_audio, read_image
+from mor.server.attachments import read_frames, read_image
 from mor.server.errors import ApiError
 from mor.server.schema.classify import Item
 
@@ -232,9 +232,7 @@ class Classifier:
             pixels = read_image(item.image_url, where)
             return {"pixel_values": self.processor(pixels, return_tensors="pt")["pixel_values"]}
         if item.type == "input_audio":
-            rate = int(self.processor.sampling_rate)
-            sound = read_audio(item.input_audio, where, rate)
-            return dict(self.processor(sound.samples, sampling_rate=rate, return_tensors="pt"))
+            return read_frames(item.input_audio, where, self.processor)
         frames = item.input_features or []
         if not frames or any(len(row) != self.config.num_mel_bins for row in frames):
             raise ApiError(
