@@ -121,6 +121,7 @@ def _score(
     prompts = torch.tensor([encoder.question(pair) for pair in pairs], device=model.device)
     most = max(len(encoder.answer(pair)) for pair in pairs) + 4
     generate: Any = model.generate
+    image: Any = model.config.image_token_id
     written = generate(
         input_ids=prompts, pixel_values=pixels, attention_mask=torch.ones_like(prompts),
         max_new_tokens=most, do_sample=False, max_depth=cap,
@@ -143,7 +144,7 @@ def _score(
         "answers": int(labels[:, 1:].ne(-100).sum()),
         "depths": output.depths.cpu(),
         "real": real.cpu(),
-        "patches": (told["input_ids"] == model.config.image_token_id).cpu(),
+        "patches": told["input_ids"].eq(image).cpu(),
     }
 
 

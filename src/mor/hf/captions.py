@@ -66,7 +66,8 @@ class PairEncoder:
         self, tokenizer: Any, config: MoRConfig, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         self.tokenizer = tokenizer
-        self.patches = [config.image_token_id] * config.num_patches
+        image: Any = config.image_token_id
+        self.patches: list[int] = [image] * config.num_patches
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
 
