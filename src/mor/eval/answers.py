@@ -84,7 +84,7 @@ def score_answers(
         where no two queries differ in depth.
 
     Raises:
-        MorError: the data are no task's, or hold no query.
+        MorError: the data are no task's, or hold no query with its whole document.
     """
     if dataset.index.task is None:
         raise MorError(f"{dataset.index.directory} was prepared from text and has no answers")
@@ -127,10 +127,14 @@ def list_scores(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 class Collector:
-    """Notes the answers of a pass, batch by batch.
+    """Notes the answers of a pass, batch by batch, from the first row on.
+
+    A query counts where its whole document and its answer stand in one row: cut off from its facts,
+    or from the word that says how hard it is, it has no answer. Rows as long as the documents
+    (``mor eval`` takes that length by itself where all are of one) lose none.
 
     Args:
-        dataset: a split of a prepared task.
+        dataset: a split of a prepared task, in the order of the text.
     """
 
     def __init__(self, dataset: PackedDataset) -> None:
@@ -140,16 +144,21 @@ class Collector:
         self.hits: list[np.ndarray] = []
         self.depths: list[np.ndarray] = []
         self.total, self.places = 0, 0
+        self._ended = True  # whether a document ends right before the next row
 
     def queries(self, ids: Tensor) -> np.ndarray:
-        """[B, T] which tokens of ids [B, T] are queries whose answers are in the same row."""
-        asked: np.ndarray = self.task.is_query(ids.cpu().numpy())
+        """[B, T] which tokens of the next rows ids [B, T] are queries that count."""
+        rows = ids.cpu().numpy()
+        asked: np.ndarray = self.task.is_query(rows)
         asked[:, -1] = False  # its answer is in another row
-        return asked
+        ends = (rows == self.dataset.index.eos_token_id).ravel()
+        begins = np.concatenate(([self._ended], ends[:-1])).reshape(rows.shape)
+        return asked & np.logical_or.accumulate(begins, axis=1)
 
     def look(self, ids: Tensor, output: Any) -> None:
-        """Note what the model made of ids [B, T]."""
+        """Note what the model made of the next rows ids [B, T]."""
         ids, asked = ids.cpu(), self.queries(ids)
+        self._ended = int(ids[-1, -1]) == self.dataset.index.eos_token_id
         right = output.logits.argmax(-1).cpu()[:, :-1] == ids[:, 1:]
         self.levels.append(self.task.level(ids.numpy())[asked])
         self.hits.append(right.numpy()[asked[:, :-1]])
@@ -168,7 +177,8 @@ class Collector:
         )
         if not len(levels):
             raise MorError(
-                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query"
+                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query whose "
+                f"document lies whole in a row; seq_len={self.dataset.seq_len} must be longer"
             )
         return Answers(levels, hits, depths, self.total / self.places)
 

@@ -191,7 +191,7 @@ def make_job(
     part = study.rows[row]
     fields = copy.deepcopy(study.base)
     for section in ("model", "data", "train", "uptrain"):
-        own = getattr(part, section)
+        own = copy.deepcopy(getattr(part, section))  # budgets are scaled in place below
         if own is not None:
             fields[section] = _merge(fields.get(section, {}), own)
     if not fields.get("uptrain"):
