@@ -73,7 +73,7 @@ def score_answers(
     Args:
         model: any; left in the mode it was in.
         dataset: a split of a prepared task.
-        max_sequences: None for the whole split.
+        max_sequences: so many, spread over the split; None for all of it.
         batch_size: sequences at a time; chance deals depths out within a batch.
         seed: of the chance.
         caps: answers of the same sequences at most 1..R recursions, where they are known already.
@@ -127,11 +127,12 @@ def list_scores(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 
 
 class Collector:
-    """Notes the answers of a pass, batch by batch, from the first row on.
+    """Notes the answers of a pass, batch by batch.
 
     A query counts where its whole document and its answer stand in one row: cut off from its facts,
-    or from the word that says how hard it is, it has no answer. Rows as long as the documents
-    (``mor eval`` takes that length by itself where all are of one) lose none.
+    or from the word that says how hard it is, it has no answer. Rows as long as one document or
+    several lose none; of others the document that a row begins with is left out, since it may have
+    begun in the row before.
 
     Args:
         dataset: a split of a prepared task, in the order of the text.
@@ -144,21 +145,21 @@ class Collector:
         self.hits: list[np.ndarray] = []
         self.depths: list[np.ndarray] = []
         self.total, self.places = 0, 0
-        self._ended = True  # whether a document ends right before the next row
+        length = dataset.index.document_length()
+        self.whole_rows = length is not None and dataset.seq_len % length == 0
 
     def queries(self, ids: Tensor) -> np.ndarray:
-        """[B, T] which tokens of the next rows ids [B, T] are queries that count."""
+        """[B, T] which tokens of ids [B, T] are queries that count."""
         rows = ids.cpu().numpy()
         asked: np.ndarray = self.task.is_query(rows)
         asked[:, -1] = False  # its answer is in another row
-        ends = (rows == self.dataset.index.eos_token_id).ravel()
-        begins = np.concatenate(([self._ended], ends[:-1])).reshape(rows.shape)
-        return asked & np.logical_or.accumulate(begins, axis=1)
+        begun = np.zeros(rows.shape, dtype=bool)
+        begun[:, 0], begun[:, 1:] = self.whole_rows, rows[:, :-1] == self.dataset.index.eos_token_id
+        return asked & np.logical_or.accumulate(begun, axis=1)
 
     def look(self, ids: Tensor, output: Any) -> None:
-        """Note what the model made of the next rows ids [B, T]."""
+        """Note what the model made of ids [B, T]."""
         ids, asked = ids.cpu(), self.queries(ids)
-        self._ended = int(ids[-1, -1]) == self.dataset.index.eos_token_id
         right = output.logits.argmax(-1).cpu()[:, :-1] == ids[:, 1:]
         self.levels.append(self.task.level(ids.numpy())[asked])
         self.hits.append(right.numpy()[asked[:, :-1]])
@@ -192,7 +193,7 @@ def collect_answers(
     batch_size: int,
     chance: np.random.Generator | None = None,
 ) -> Answers:
-    """Answer every query of the first sequences; with ``chance``, at dealt-out depths."""
+    """Answer every query of the sequences; with ``chance``, at dealt-out depths."""
     found = Collector(dataset)
     count = len(dataset) if max_sequences is None else min(max_sequences, len(dataset))
     for ids in batches(dataset, count, batch_size, model.device):

@@ -64,7 +64,7 @@ class Row(_Section):
 
 
 class Evaluation(_Section):
-    """How much of the validation text is looked at."""
+    """How much of the validation text is looked at, spread over all of it."""
 
     max_sequences: Annotated[int, Field(ge=1)] | None = 256
     batch_size: Annotated[int, Field(ge=1)] = 16

@@ -86,7 +86,8 @@ def run_study(
 
 def settings_of(study: Study) -> dict[str, Any]:
     """How runs are scored, for the worker and for telling whether one was scored so."""
-    return study.evaluate.model_dump() | {"tasks": study.tasks, "questions": study.questions}
+    how = {"sample": "spread"}  # runs that were scored on the first sequences are scored again
+    return study.evaluate.model_dump() | how | {"tasks": study.tasks, "questions": study.questions}
 
 
 def run_jobs(

@@ -82,7 +82,8 @@ def score(part: Recipe, settings: dict[str, Any]) -> None:
     from mor.hf.load import load_model, load_tokenizer
 
     run, section = part.run_dir, part.data
-    dataset = PackedDataset(section.folders[0][0], section.validation_split, section.seq_len)
+    held_out = section.validation_path or section.folders[0][0]
+    dataset = PackedDataset(held_out, section.validation_split, section.seq_len)
     sizes = {name: settings[name] for name in ("max_sequences", "batch_size")}
     result = evaluate(load_model(run), dataset, load_tokenizer(run), **sizes)
     write_whole(run / EVAL, json.dumps(result | {"study": settings}) + "\n")
