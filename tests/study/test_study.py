@@ -117,6 +117,14 @@ def test_wrong_rows_and_names(data: Path, tmp_path: Path) -> None:
     wrong = tiny_study(data, reference=None, rows={"odd": {"train": {"learning_rat": 1}}})
     with pytest.raises(MorError, match=r"row odd: train\.learning_rat is not a field"):
         expand(load_study(written(tmp_path, wrong)), tmp_path)
+    twice = {"seeds": [1, 1]}, {"grid": {"train.learning_rate": [0.1, 1e-1]}}
+    for row in twice:
+        again = tiny_study(data, reference=None, rows={"odd": row})
+        with pytest.raises(MorError, match=r"row odd makes odd.*-seed-\d twice; seeds and grid"):
+            expand(load_study(written(tmp_path, again)), tmp_path)
+    seeded = tiny_study(data, reference=None, rows={"odd": {"grid": {"train.seed": [1, 2]}}})
+    with pytest.raises(MorError, match=r"row odd: train\.seed=1 must be left out; use seeds"):
+        expand(load_study(written(tmp_path, seeded)), tmp_path)
     with pytest.raises(MorError, match=r"study 'smok' does not exist; did you mean smoke\?"):
         load_study("smok")
     (tmp_path / "list.yaml").write_text("[1]")

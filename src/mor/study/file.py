@@ -162,11 +162,17 @@ def expand(study: Study, out: Path, scale: float = 1.0) -> list[Job]:
 
     Raises:
         RecipeError: what a row makes is no recipe; the message names the row.
+        MorError: two trainings would be one, or a row sets `train.seed`.
     """
     jobs = []
     for row in study.rows:
         seed = study.seeds_of(row)[0]
         jobs += [make_job(study, row, seed, point, out, scale) for point in points(study.rows[row])]
+    names = [job.name for job in jobs]
+    for job in jobs:
+        seeds = study.seeds_of(job.row)
+        if names.count(job.name) > 1 or len(set(seeds)) < len(seeds):  # one run, counted twice
+            raise MorError(f"row {job.row} makes {job.name} twice; seeds and grid values must differ")
     return jobs
 
 
@@ -187,7 +193,7 @@ def points(row: Row) -> Iterator[dict[str, Any]]:
 def make_job(
     study: Study, row: str, seed: int, point: Mapping[str, Any], out: Path, scale: float
 ) -> Job:
-    """The training of a row with a seed at a point of its grid. Raises `RecipeError`."""
+    """The training of a row with a seed at a point of its grid. Raises as `expand`."""
     part = study.rows[row]
     fields = copy.deepcopy(study.base)
     for section in ("model", "data", "train", "uptrain"):
@@ -203,6 +209,8 @@ def make_job(
             place = place.setdefault(parent, {})
         place[leaf] = value
     train = fields.setdefault("train", {})
+    if "seed" in train:
+        raise MorError(f"row {row}: train.seed={train['seed']!r} must be left out; use seeds")
     train["seed"] = seed
     for budget in (train.get("budget", {}), *train.get("branches", [])):
         for unit, amount in budget.items():
