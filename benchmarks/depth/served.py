@@ -16,7 +16,6 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 from mor.data import PackedDataset
 from mor.disk import append_jsonl

@@ -34,7 +34,16 @@ def test_no_round_finds_its_prompts_in_a_cache(
     engine = served.Engine
     monkeypatch.setattr(served, "Engine", make)
     monkeypatch.setattr(served, "load_model", lambda name: make_model(small_config("threshold")))
-    words = ["--data", str(tmp_path / "data"), "--system", "a=x", "--requests", "6", "--rounds", "2"]
+    words = [
+        "--data",
+        str(tmp_path / "data"),
+        "--system",
+        "a=x",
+        "--requests",
+        "6",
+        "--rounds",
+        "2",
+    ]
     monkeypatch.setattr(sys, "argv", ["served.py", *words])
     served.main()
     line = json.loads(capsys.readouterr().out)

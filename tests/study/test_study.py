@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mor.errors import MorError
 from mor import MoRForCausalLM
+from mor.errors import MorError
 from mor.study import builtin_studies, load_study, run_study, runs, tables, write_report
 from mor.study.cost import plan_study
 from mor.study.file import Study, expand, more_seeds
@@ -202,7 +202,9 @@ def test_a_job_that_was_stopped_goes_on(study: Study, tmp_path: Path) -> None:
         for name, value in other.items()
     )
     assert is_trained(quiet)
-    with pytest.raises(MorError, match=r"another recipe: train\.learning_rate=0\.5 was 0\.01; give"):
+    with pytest.raises(
+        MorError, match=r"another recipe: train\.learning_rate=0\.5 was 0\.01; give"
+    ):
         work(loud, settings_of(study))
 
 

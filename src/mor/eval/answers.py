@@ -178,8 +178,9 @@ class Collector:
         )
         if not len(levels):
             raise MorError(
-                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query whose "
-                f"document lies whole in a row; seq_len={self.dataset.seq_len} must be longer"
+                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query "
+                "whose document lies whole in a row; "
+                f"seq_len={self.dataset.seq_len} must be longer"
             )
         return Answers(levels, hits, depths, self.total / self.places)
 

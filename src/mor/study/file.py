@@ -172,7 +172,9 @@ def expand(study: Study, out: Path, scale: float = 1.0) -> list[Job]:
     for job in jobs:
         seeds = study.seeds_of(job.row)
         if names.count(job.name) > 1 or len(set(seeds)) < len(seeds):  # one run, counted twice
-            raise MorError(f"row {job.row} makes {job.name} twice; seeds and grid values must differ")
+            raise MorError(
+                f"row {job.row} makes {job.name} twice; seeds and grid values must differ"
+            )
     return jobs
 
 

@@ -77,8 +77,8 @@ def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 
     settings = [(p.once, p.shared, p.passes, p.tokens) for p in points]
     if len(set(settings)) < needed:
         raise MorError(
-            f"{len(set(settings))} points, expected at least {needed} to fit the law that differ in "
-            "size, passes or tokens"
+            f"{len(set(settings))} points, expected at least {needed} to fit the law that differ "
+            "in size, passes or tokens"
         )
     if len({p.passes for p in points if p.shared > 0}) < 2:
         raise MorError("all points have the same number of passes, so phi cannot be told")

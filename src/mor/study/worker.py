@@ -65,8 +65,8 @@ def work(recipe: Recipe, settings: dict[str, Any]) -> None:
     for part in parts:
         if (part.run_dir / SUMMARY).is_file() and (changed := _changes(part)):
             raise MorError(
-                f"{part.run_dir} was trained with another recipe: {describe_changes(changed)}; give "
-                "the study another --out, or remove that folder"
+                f"{part.run_dir} was trained with another recipe: {describe_changes(changed)}; "
+                "give the study another --out, or remove that folder"
             )
     if not all(map(is_trained, parts)):
         train(recipe, resume=any(part.run_dir.exists() for part in parts))
