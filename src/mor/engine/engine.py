@@ -20,7 +20,7 @@ from mor.engine.forms import AttentionName, name_of
 from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
 from mor.engine.memory import resident_memory
-from mor.engine.options import resolve_sizes
+from mor.engine.options import check_speculation, resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
 from mor.engine.parts import Parts, make_plan
@@ -62,6 +62,10 @@ class Engine:
         static_stages: padded stages over static buffers, captured as graphs on CUDA, whose answers
             are read one tick late; default where the form of attention is for that.
         attention: form of paged attention (docs/engine.md), or ``auto``; the attribute is its name.
+        speculate: tokens that are guessed at a low depth and then checked together, at most; 0 for
+            none. No token changes by it (docs/engine.md), and it pauses while it does not pay.
+        draft_depth: recursions that a guess may take.
+        speculate_always: do not pause.
         prefix_caching: share pages between requests that begin alike. After the weights have been
             changed in place, call :meth:`forget_prefixes`.
 
@@ -90,6 +94,9 @@ class Engine:
         kv_cache_dtype: KVCacheType = "auto",
         release_weights: bool = False,
         static_stages: bool | None = None,
+        speculate: int = 0,
+        draft_depth: int = 1,
+        speculate_always: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
@@ -107,6 +114,7 @@ class Engine:
             policy=policy, quantization=quantization, attention=attention,
             prefix_caching=prefix_caching, kv_cache_dtype=kv_cache_dtype,
             release_weights=release_weights, static_stages=static_stages,
+            speculate=check_speculation(config, sizes, speculate, draft_depth, speculate_always),
         )  # fmt: skip
         sizes = self._plan.sizes  # as far as they fit into the pool
         self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
@@ -149,7 +157,19 @@ class Engine:
         Returns:
             The requests that have new tokens or ended, as they stand.
         """
-        return [self._output(name) for name in self._tick()]
+        return [self._output(name) for name in self._timed_tick()]
+
+    def _timed_tick(self) -> dict[str, None]:
+        """A tick, and how long it took where that says whether guesses pay."""
+        pace, scheduler, before = self.drafting.pace, self.scheduler, self.stats.sampled
+        if pace.always:
+            return self._tick()
+        start = time.perf_counter()
+        found = self._tick()
+        if not scheduler.reading:
+            seconds = time.perf_counter() - start
+            pace.note(seconds, self.stats.sampled - before, len(scheduler.running))
+        return found
 
     @torch.inference_mode()
     def _tick(self) -> dict[str, None]:
@@ -216,7 +236,7 @@ class Engine:
             for prompt, own in pair_prompts(prompts, params):
                 names.append(self.add_request(prompt, own))
             while any(name not in done for name in names):
-                for name in self._tick():
+                for name in self._timed_tick():
                     if all(request.finished for request in self._groups[name]):
                         done[name] = self._output(name)
         finally:
@@ -246,6 +266,7 @@ class Engine:
             "pages_kept": self.store.pool.kept,
             "kv_bytes": self.kv_bytes(),
             "resident_bytes": resident_memory(),
+            "speculated": self.drafting.goal,
         }
         return self.stats.numbers() | now
 
@@ -274,6 +295,7 @@ class Engine:
             self.scheduler,
             self.reads,
             self.leaving,
+            self.drafting,
         )
         self._put_together()
 
@@ -281,7 +303,7 @@ class Engine:
         parts = Parts(self._plan, self.stats)
         self.store, self.intake, self.lanes = parts.store, parts.intake, parts.lanes
         self.runner, self.scheduler, self.reads = parts.runner, parts.scheduler, parts.reads
-        self.leaving = parts.leaving
+        self.leaving, self.drafting = parts.leaving, parts.drafting
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]
