@@ -28,7 +28,13 @@ ALONE = range(0, REQUESTS, 4)
 BATCHES: list[dict[str, Any]] = [
     {"max_num_seqs": REQUESTS, "max_residents": REQUESTS},
     {"max_num_seqs": 13, "prefill_chunk": 6, "min_gather": 3, "page_size": 3},
-    {"max_num_seqs": 7, "prefill_chunk": 17, "min_gather": 1},
+    {
+        "max_num_seqs": 7,
+        "prefill_chunk": 17,
+        "min_gather": 1,
+        "speculate": 3,
+        "speculate_always": True,
+    },
 ]
 
 

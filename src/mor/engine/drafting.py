@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mor.engine.draft import Draft
 from mor.engine.options import Speculate
 from mor.engine.pace import Pace
-from mor.engine.request import Request
+from mor.engine.request import Request, Wave
 from mor.engine.store import KVStore
 
 
@@ -45,3 +47,26 @@ class Drafting:
         if self.store.most_pages(tokens, request.limit) > self.store.pool.free:
             return None
         return Draft(wanted, self.asked.depth, self.store.lengths(request))
+
+    def next_wave(self, request: Request, draft: Draft, lanes: int) -> Wave | None:
+        """The next guess; or all of them, what they left behind forgotten, to be checked together.
+
+        None where these have to wait for lanes, of which ``lanes`` are free.
+        """
+        if not draft.complete:
+            start = request.computed + len(draft.tokens)
+            return Wave(request, start, [-1], False, cap=draft.depth)
+        count = 1 + draft.wanted
+        if count > lanes:
+            return None
+        self.store.rewind(request, draft.lengths)
+        return Wave(request, request.computed, [-1] * count, True)
+
+    def note_step(self, seconds: float, tokens: int, running: Sequence[Request]) -> None:
+        """Note how long one step took, and the tokens that it sampled."""
+        if self.pace.always:
+            return
+        # Where one reads its prompt (or, after it gave way, its tokens), time goes into that.
+        waves = [request.wave for request in running if request.draft is None]
+        if not any(wave is not None and wave.prompt for wave in waves):
+            self.pace.note(seconds, tokens, len(running))

@@ -62,10 +62,9 @@ class Engine:
         static_stages: padded stages over static buffers, captured as graphs on CUDA, whose answers
             are read one tick late; default where the form of attention is for that.
         attention: form of paged attention (docs/engine.md), or ``auto``; the attribute is its name.
-        speculate: tokens that are guessed at a low depth and then checked together, at most; 0 for
-            none. No token changes by it (docs/engine.md), and it pauses while it does not pay.
+        speculate: most tokens that are guessed at a low depth before they are checked together
+            (docs/engine.md); none while that does not pay, unless ``speculate_always``.
         draft_depth: recursions that a guess may take.
-        speculate_always: do not pause.
         prefix_caching: share pages between requests that begin alike. After the weights have been
             changed in place, call :meth:`forget_prefixes`.
 
@@ -157,24 +156,13 @@ class Engine:
         Returns:
             The requests that have new tokens or ended, as they stand.
         """
-        return [self._output(name) for name in self._timed_tick()]
-
-    def _timed_tick(self) -> dict[str, None]:
-        """A tick, and how long it took where that says whether guesses pay."""
-        pace, scheduler, before = self.drafting.pace, self.scheduler, self.stats.sampled
-        if pace.always:
-            return self._tick()
-        start = time.perf_counter()
-        found = self._tick()
-        if not scheduler.reading:
-            seconds = time.perf_counter() - start
-            pace.note(seconds, self.stats.sampled - before, len(scheduler.running))
-        return found
+        return [self._output(name) for name in self._tick()]
 
     @torch.inference_mode()
     def _tick(self) -> dict[str, None]:
         scheduler, runner, stats, reads = self.scheduler, self.runner, self.stats, self.reads
-        scheduler.admit(time.perf_counter())
+        start, sampled = time.perf_counter(), stats.sampled
+        scheduler.admit(start)
         if leaving := scheduler.select_leaving():
             self.leaving.leave(leaving)
         if entering := scheduler.select_entering():
@@ -189,6 +177,8 @@ class Engine:
             stats.tick_tokens += len(going)
         reads.end_tick()
         stats.peak_pages = self.store.pool.peak
+        took = time.perf_counter() - start
+        self.drafting.note_step(took, stats.sampled - sampled, scheduler.running)
         # One that was given up while its answers were on their way is not known any more.
         return {name: None for name in self.leaving.touched() if name in self._groups}
 
@@ -236,7 +226,7 @@ class Engine:
             for prompt, own in pair_prompts(prompts, params):
                 names.append(self.add_request(prompt, own))
             while any(name not in done for name in names):
-                for name in self._timed_tick():
+                for name in self._tick():
                     if all(request.finished for request in self._groups[name]):
                         done[name] = self._output(name)
         finally:
@@ -287,16 +277,8 @@ class Engine:
         self.stats.aborted += sum(not r.finished for group in self._groups.values() for r in group)
         self._groups.clear()
         # The old pages go before the new ones come.
-        del (
-            self.store,
-            self.intake,
-            self.lanes,
-            self.runner,
-            self.scheduler,
-            self.reads,
-            self.leaving,
-            self.drafting,
-        )
+        del self.store, self.intake, self.lanes, self.runner, self.scheduler, self.reads
+        del self.leaving, self.drafting
         self._put_together()
 
     def _put_together(self) -> None:

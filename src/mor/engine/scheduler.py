@@ -144,11 +144,6 @@ class Scheduler:
                 return False
         return True
 
-    @property
-    def reading(self) -> bool:
-        """Whether a request is reading its prompt, or one that gave way its tokens again."""
-        return any(r.draft is None and r.wave is not None and r.wave.prompt for r in self.running)
-
     # What runs next ------------------------------------------------------------------------------
 
     def select_leaving(self) -> list[Wave]:
@@ -216,23 +211,12 @@ class Scheduler:
                 return None
             if left == 1:
                 request.draft = self.drafting.begin(request)
-        if (draft := request.draft) is not None:
-            return self._next_guess(request, draft)
+        if request.draft is not None:
+            return self.drafting.next_wave(request, request.draft, self.prompt_lanes)
         count = min(left, self.prefill_chunk)
         if left > 1 and count > self.prompt_lanes:
             return None  # until the chunks of others are through
         return Wave(request, request.computed, [-1] * count, left > 1)
-
-    def _next_guess(self, request: Request, draft: Draft) -> Wave | None:
-        """The next guess, or all of them to be checked together."""
-        if not draft.complete:
-            start = request.computed + len(draft.tokens)
-            return Wave(request, start, [-1], False, cap=draft.depth)
-        count = 1 + draft.wanted
-        if count > self.prompt_lanes:
-            return None
-        self.store.rewind(request, draft.lengths)
-        return Wave(request, request.computed, [-1] * count, True)
 
     def note_entered(self, waves: list[Wave], go_on: list[bool]) -> None:
         """Note the router's answers at depth 0, token by token."""

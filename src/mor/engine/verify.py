@@ -28,12 +28,12 @@ def guess(request: Request, logits: Tensor) -> None:
         logits: [1, V] after its last guess.
     """
     assert request.draft is not None
-    draft = request.draft
+    draft, draw = request.draft, request.draw
     with _supposing(request):
         if _refuses_by_chance(request):
             own = chances(logits, [request])
             draft.chances.append(own[0])
-            token = draw_from(own, request.draw.random())
+            token = draw_from(own, draw.random())  # whether it is refused is drawn anew
         else:
             token = sample(logits, [request])[0][0]
     draft.tokens.append(token)
