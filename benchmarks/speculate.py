@@ -3,7 +3,7 @@
     python benchmarks/speculate.py MODEL [--data DIR] [--guesses 1,2,4] [--depths 1]
         [--prompts 8] [--prompt-tokens 16] [--tokens 64] [--rounds 5] [--temperature 0]
 
-Prompts are the beginnings of windows of prepared data; the default is what ships with the model.
+The last line lets the engine choose among so many guesses or fewer. Prompts are the beginnings of windows of prepared data; the default is what ships with the model.
 All variants answer one prompt after the other, in turns, and the median of the rounds is told. Time
 is the processor's, of all threads; the wall's beside it.
 """
@@ -60,19 +60,21 @@ def main() -> None:
         for guesses in options.guesses.split(",")
     ]
     engines = {
-        (guesses, depth): Engine(
+        f"guesses {guesses} depth {depth}": Engine(
             model, max_num_seqs=1, speculate=guesses, draft_depth=depth, speculate_always=True
         )
         for guesses, depth in kinds
     }
-    found: dict[tuple[int, int], list[tuple[float, float]]] = {kind: [] for kind in kinds}
+    guesses, depth = kinds[-1]
+    engines["what pays"] = Engine(model, max_num_seqs=1, speculate=guesses, draft_depth=depth)
+    found: dict[str, list[tuple[float, float]]] = {kind: [] for kind in engines}
     for _ in range(1 + options.rounds):
         for kind, engine in engines.items():
             found[kind].append(answer(engine, prompts, params))
     for kind, engine in engines.items():
         stats = engine.stats
         busy, wall = (statistics.median(one) for one in zip(*found[kind][1:], strict=True))
-        line = f"guesses {kind[0]} depth {kind[1]}: {busy:7.3f} ms CPU, {wall:7.3f} ms wall a token"
+        line = f"{kind:17}: {busy:7.3f} ms CPU, {wall:7.3f} ms wall a token"
         if stats.drafts:
             line += (
                 f", {stats.accepted_tokens / stats.draft_tokens:.3f} of the guesses right, "
