@@ -3,9 +3,10 @@
     python benchmarks/speculate.py MODEL [--data DIR] [--guesses 1,2,4] [--depths 1]
         [--prompts 8] [--prompt-tokens 16] [--tokens 64] [--rounds 5] [--temperature 0]
 
-The last line lets the engine choose among so many guesses or fewer. Prompts are the beginnings of windows of prepared data; the default is what ships with the model.
-All variants answer one prompt after the other, in turns, and the median of the rounds is told. Time
-is the processor's, of all threads; the wall's beside it.
+The last line lets the engine choose among so many guesses or fewer. Prompts are the beginnings of
+windows of prepared data; the default is what ships with the model. All variants answer one prompt
+after the other, in turns, and the median of the rounds is told. Time is the processor's, of all
+threads; the wall's beside it.
 """
 
 from __future__ import annotations
