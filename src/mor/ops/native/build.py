@@ -68,7 +68,8 @@ def _build(compiler: str) -> Path:
         RuntimeError: what the compiler said.
     """
     here = Path(__file__).parent
-    machine = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    option = "-mcpu" if platform.machine() in ("arm64", "aarch64") else "-march"
+    machine = f"{option}={os.environ.get('MOR_NATIVE_MARCH') or 'native'}"
     command = [compiler, *_FLAGS, machine, str(here / _SOURCES[0])]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     key = hashlib.sha256("\0".join([*_FLAGS, machine, version.stdout, _processor()]).encode())

@@ -57,6 +57,9 @@ class Settings(BaseModel):
     min_gather: int | None = None
     page_size: int = 16
     prefix_caching: bool = True
+    speculate: int = 0
+    draft_depth: int = 1
+    speculate_always: bool = False
 
     def count(self) -> Count:
         """Of replicas; 1 where nothing is said.
@@ -91,6 +94,9 @@ class Settings(BaseModel):
             "min_gather": self.min_gather,
             "page_size": self.page_size,
             "prefix_caching": self.prefix_caching,
+            "speculate": self.speculate,
+            "draft_depth": self.draft_depth,
+            "speculate_always": self.speculate_always,
         }
         return Served(
             find_folder(self.model).resolve(),  # replicas live elsewhere
