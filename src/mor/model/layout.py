@@ -89,7 +89,7 @@ class Layout:
         cache: DepthCache | None = None,
         positions: Tensor | None = None,
     ) -> Layout | None:
-        """The layout of a batch; None where it is padding and nothing else.
+        """The layout of a batch; None where it is padding and nothing else, or nothing at all.
 
         Args:
             config: the model's.
@@ -114,7 +114,14 @@ class Layout:
                 f"document_ids has shape {tuple(documents.shape)}; it must be [{batch}, {width}]"
             )
         if positions is not None:
+            if positions.shape not in ((width,), (1, width), shape):
+                raise ValueError(
+                    f"position_ids has shape {tuple(positions.shape)}; it must be "
+                    f"[{batch}, {width}], or [1, {width}] for all rows"
+                )
             positions = positions.long().expand(batch, -1)
+        if not batch * width:
+            return None
         if cache is None:
             return _lay_without_cache(config, tokens, real, documents, positions)
         if documents is not None:
