@@ -238,7 +238,8 @@ def test_an_assistant_changes_no_token(router: str) -> None:
     assert torch.equal(found, write(model, ids, cache_implementation="dynamic", **how))
 
 
-@pytest.mark.parametrize("router", ROUTED)
+# The random router's gates are drawn anew at each training step, by design.
+@pytest.mark.parametrize("router", [router for router in ROUTED if router != "random"])
 def test_training_mode_writes_the_same_and_takes_no_note(router: str) -> None:
     """A trainer may write texts between its steps: each token decides for itself then, too."""
     model = make_model(small_config(router))

@@ -97,7 +97,7 @@ class Layout:
             mask: [B, T'] with T' >= T, 1 for real tokens; the last T columns count.
             documents: [B, T] which document of its row a token belongs to.
             cache: keys and values of earlier calls.
-            positions: [B, T]; default counts the real tokens of each row.
+            positions: [B, T]; default counts the real tokens of each row or document.
 
         Raises:
             ValueError: inputs of the wrong shape, documents with a cache.
@@ -216,6 +216,7 @@ def _lay_without_cache(
     packing = None if real is None else pack_flat(real)
     if real is not None and packing is None:
         return None
+    counted = positions is None
     if positions is None:
         positions = torch.arange(width, device=tokens.device).expand(batch, -1)
         if real is not None:
@@ -226,6 +227,8 @@ def _lay_without_cache(
         runs = packing.row_of if runs is None else runs[packing.flat[0]]
     elif runs is not None:
         positions = positions.flatten()[None]
+    if counted and documents is not None:  # a document begins at 0, as it would alone
+        positions = positions - positions[:, torch.searchsorted(runs, runs)]
     lengths = None if runs is None else torch.bincount(runs)
     size = (positions.shape[0], positions.shape[1])
     return Layout(shape, positions, Rows(width, lengths, runs), RowKV(config, size, runs), packing)

@@ -241,6 +241,8 @@ def route(
         Scores, gates and who goes on, [M] each.
     """
     x, depths = x.contiguous(), depths.contiguous()
+    weight, boundary, full = weight.contiguous(), boundary.contiguous(), full.contiguous()
+    bias = None if bias is None else bias.contiguous()
     logits, gates = x.new_empty(2, len(x)).unbind()
     goes = x.new_empty(len(x), dtype=torch.bool)
     kind = -1 if squash is None else POINTWISE.index(squash)
