@@ -117,7 +117,7 @@ def test_one_document_per_row_is_no_mask_at_all(router: str) -> None:
 
 @pytest.mark.parametrize("router", ["random", "fixed"])
 def test_a_document_begins_at_place_0(router: str) -> None:
-    """Told or not, padding or none: by its places a document is alone, too (the random router's)."""
+    """Told or not, padding or none: the random router, which asks for places, sees no other one."""
     model = make_model(small_config(router))
     documents, places = numbered([4, 1, 6])
     ids = random_ids(6, 1, 11)
