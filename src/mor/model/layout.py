@@ -227,7 +227,7 @@ def _lay_without_cache(
         runs = packing.row_of if runs is None else runs[packing.flat[0]]
     elif runs is not None:
         positions = positions.flatten()[None]
-    if counted and documents is not None:  # a document begins at 0, as it would alone
+    if counted and documents is not None and runs is not None:  # each begins at 0, as alone
         positions = positions - positions[:, torch.searchsorted(runs, runs)]
     lengths = None if runs is None else torch.bincount(runs)
     size = (positions.shape[0], positions.shape[1])
