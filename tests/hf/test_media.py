@@ -120,6 +120,8 @@ def test_given_coefficients_are_normalised_padded_and_masked(tmp_path: Path) -> 
             extract(wrong)
     with pytest.raises(ValueError, match="mean has 1 numbers"):
         MoRFeatureExtractor(2, mean=[1.0])
+    with pytest.raises(ValueError, match="frames holds no sound"):
+        extract([])
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16", "LA"])

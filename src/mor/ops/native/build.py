@@ -56,9 +56,18 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _cache() -> Path:
+def _place(name: str) -> Path:
+    """Where the library ``name`` is kept or to be put: in the cache, or for this process alone."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mor" / "native"
+    try:
+        folder = Path(base or Path("~/.cache").expanduser()) / "mor" / "native"
+        if (folder / name).is_file():
+            return folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # a read-only home, that of another user, or none at all
+        folder = Path(tempfile.mkdtemp(prefix="mor-native-"))
+    return folder / name
 
 
 def _build(compiler: str) -> Path:
@@ -75,15 +84,9 @@ def _build(compiler: str) -> Path:
     key = hashlib.sha256("\0".join([*_FLAGS, machine, version.stdout, _processor()]).encode())
     for name in _SOURCES:
         key.update((here / name).read_bytes())
-    folder = _cache()
-    target = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    target = _place(f"kernels-{key.hexdigest()[:16]}.so")
     if target.is_file():
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home
-        folder = Path(tempfile.mkdtemp(prefix="mor-native-"))
-        target = folder / target.name
     with replace_file(target, contended=True) as made:
         compiling = [*command, "-o", str(made)]
         done = subprocess.run(compiling, capture_output=True, text=True, check=False)
