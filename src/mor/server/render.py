@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mor.engine import EmbeddedPrompt
 from mor.server.jobs import Job, Update
 from mor.server.likelihoods import (
     Offsets,
@@ -31,6 +32,7 @@ class Renderer:
         tokens: for names of tokens.
         created: Unix seconds.
         readers: one per completion where it may hold calls of functions, else None.
+        grid: rows and columns of patches in an image of the prompt, for models that read images.
     """
 
     body: CompletionRequest | ChatRequest
@@ -39,6 +41,7 @@ class Renderer:
     tokens: Tokens
     created: int
     readers: Sequence[CallReader | None]
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Look up once what every chunk needs."""
@@ -128,7 +131,21 @@ class Renderer:
                 choice["logprobs"] = told
         if self.body.return_token_ids:
             choice["token_ids"] = ids
+        if self.grid and (shown := self._image_depths(index, parts[0].prompt_depths)):
+            choice["image_depths"] = shown
         return choice
+
+    def _image_depths(self, index: int, depths: Sequence[int]) -> list[dict[str, Any]]:
+        """Recursions of each patch of the images in a completion's prompt; none if not told."""
+        prompt = self.job.prompts[index // self.job.params.n]
+        if not depths or not isinstance(prompt, EmbeddedPrompt) or self.grid is None:
+            return []
+        rows, columns = self.grid
+        patches, size = [depths[place] for place in prompt.places], rows * columns
+        return [
+            {"grid": [rows, columns], "depths": patches[start : start + size]}
+            for start in range(0, len(patches), size)
+        ]
 
     def _name_calls(self, choice: dict[str, Any]) -> None:
         """A completion that came to its end with calls did so for these."""
