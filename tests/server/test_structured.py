@@ -216,6 +216,20 @@ def test_without_the_library_the_message_says_what_to_install(
     assert (refused.value.param, refused.value.code) == ("guided_choice", "unsupported_parameter")
 
 
+def test_a_grammar_that_is_too_much_work(caller: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds for its first token are spent beside the engine; what each token costs is counted."""
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(caller, guided_grammar="start: start")
+    assert (refused.value.code, refused.value.param) == ("grammar_too_complex", "guided_grammar")
+    monkeypatch.setattr(grammars, "PER_TOKEN", -1.0)
+    with pytest.raises(openai.BadRequestError) as refused:
+        chat(caller, guided_choice=["slow"])
+    assert refused.value.code == "grammar_too_complex"
+    monkeypatch.undo()
+    assert chat(caller, guided_choice=["quick"]).message.content == "quick"
+    caller.wait_idle()
+
+
 def test_a_grammar_that_cannot_go_on_ends_its_request_alone(
     caller: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:
