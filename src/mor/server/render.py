@@ -45,7 +45,8 @@ class Renderer:
         self.chat = isinstance(self.body, ChatRequest)
         count = self.job.left
         self._echo = [""] * count
-        if isinstance(self.body, CompletionRequest) and self.body.echo:
+        self._echoes = isinstance(self.body, CompletionRequest) and bool(self.body.echo)
+        if self._echoes:
             texts = self._sent(self.body.prompt)
             self._echo = [text for text in texts for _ in range(self.job.params.n)]
         self._offsets = [Offsets(self.tokens, len(text)) for text in self._echo]
@@ -172,7 +173,7 @@ class Renderer:
         if with_usage and options and options.continuous_usage_stats:
             more = {"usage": self._usage(0)}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        with_likelihoods = self._echo[0] and self.body.logprobs is not None
+        with_likelihoods = self._echoes and self.body.logprobs is not None
         for index, text in enumerate(self._echo):
             if self.chat:
                 opening = self._opening(index) | {"delta": {"role": "assistant", "content": ""}}
