@@ -45,8 +45,9 @@ class Renderer:
         self.chat = isinstance(self.body, ChatRequest)
         count = self.job.left
         self._echo = [""] * count
-        self._echoes = isinstance(self.body, CompletionRequest) and bool(self.body.echo)
-        if self._echoes:
+        self._echoes = False
+        if isinstance(self.body, CompletionRequest) and self.body.echo:
+            self._echoes = True
             texts = self._sent(self.body.prompt)
             self._echo = [text for text in texts for _ in range(self.job.params.n)]
         self._offsets = [Offsets(self.tokens, len(text)) for text in self._echo]
