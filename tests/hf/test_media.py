@@ -237,6 +237,11 @@ def test_wrong_classes_and_arguments_are_refused() -> None:
         model(pixel_value=torch.zeros(1, 1, 8, 8))
     with pytest.raises(ArgumentError, match="output_attentions"):
         model(torch.zeros(1, 1, 8, 8), output_attentions=True)
+    nothing: dict[str, Any] = {"use_cache": False, "cache": None, "past_key_values": None}
+    assert model(torch.zeros(1, 1, 8, 8), **nothing).logits.shape == (1, 3)
+    for given in ({"use_cache": True}, {"position_ids": torch.zeros(1, 4)}):
+        with pytest.raises(ArgumentError, match="it is for texts"):
+            model(torch.zeros(1, 1, 8, 8), **given)
     with pytest.raises(ValueError, match="two names of one input"):
         make("audio")(torch.zeros(1, 2, 4), input_values=torch.zeros(1, 2, 4))
 

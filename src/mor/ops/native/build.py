@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  (its OpenMP runtime has to be the one that is in the process)
 
+from mor.checks import is_on
 from mor.disk import replace_file
 
 _SOURCES = (
@@ -97,8 +98,8 @@ def _build(compiler: str) -> Path:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str, Path | None]:
-    if os.environ.get("MOR_NATIVE", "1") == "0":
-        return None, "MOR_NATIVE=0 turns them off", None
+    if not is_on("MOR_NATIVE", True):
+        return None, f"MOR_NATIVE={os.environ['MOR_NATIVE']} turns them off", None
     if sys.platform == "win32":
         return None, "they need GCC or Clang with OpenMP; Windows has plain forms only", None
     compiler = _compiler()

@@ -100,8 +100,8 @@ class Settings(BaseModel):
         }
         return Served(
             find_folder(self.model).resolve(),  # replicas live elsewhere
-            self.served_model_name or name,
-            api_keys=choose_keys([self.api_key] if self.api_key else None, os.environ),
+            name if self.served_model_name is None else self.served_model_name,
+            api_keys=choose_keys(None if self.api_key is None else [self.api_key], os.environ),
             max_waiting=self.max_waiting,
             max_body=self.max_body_bytes,
             playground=self.playground,
