@@ -22,7 +22,10 @@ def is_trained(part: Recipe) -> bool:
     """Whether the run folder holds a finished run of this very recipe."""
     if not (part.run_dir / SUMMARY).is_file() or not (part.run_dir / RECIPE).is_file():
         return False
-    return not _changes(part)
+    try:
+        return not _changes(part)
+    except MorError:  # its recipe cannot be read; the job of that run says so
+        return False
 
 
 def _changes(part: Recipe) -> Changes:
