@@ -23,7 +23,6 @@ from mor.model.model import MoRModel
 from mor.model.output import ModelOutput
 from mor.model.routers.base import active_router
 
-
 _OF_TEXT = dict.fromkeys(
     ("cache", "input_ids", "inputs_embeds", "num_items_in_batch", "past_key_values", "position_ids",
      "use_cache"),
