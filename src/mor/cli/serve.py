@@ -86,6 +86,13 @@ def serve(
     prefix_caching: Annotated[
         bool, typer.Option(help="share pages between requests that begin alike")
     ] = True,
+    speculate: Annotated[
+        int, typer.Option(min=0, help="tokens to guess at a low depth; docs/engine.md")
+    ] = 0,
+    draft_depth: Annotated[int, typer.Option(min=1, help="recursions that a guess may take")] = 1,
+    speculate_always: Annotated[
+        bool, typer.Option("--speculate-always", help="also while guesses do not pay")
+    ] = False,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="of the engine after failures, within a minute")
     ] = 3,

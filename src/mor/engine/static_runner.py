@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenCol
 from mor.engine.mirror import to_int64
 from mor.engine.pages import PageTables
 from mor.engine.request import Wave
-from mor.engine.runner import Runner
+from mor.engine.runner import Runner, last_rows
 from mor.engine.stages import Stage
 
 
@@ -39,7 +38,7 @@ class StaticRunner(Runner):
             return super().enter(waves)
         self.boundaries.enter(waves, self.lanes.hidden.device)
         columns = self._private(waves)
-        ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
+        ids = [i for w in waves for i in w.ids]
         return self._enter([*columns, ids])
 
     def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
@@ -56,8 +55,7 @@ class StaticRunner(Runner):
     def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
         """See :meth:`Runner.leave`."""
         hidden = self._leave(self._private(waves))
-        ends = [end - 1 for end in accumulate(map(len, waves))]
-        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
+        last = last_rows(waves)
         if not last:
             return None, hidden
         asked = hidden.index_select(0, to_int64(last, hidden.device))

@@ -43,10 +43,10 @@ def calibrate(
     """Replace ``router.boundary``, so that the sample runs each depth at its capacity.
 
     Depth by depth: with the boundaries of the depths before it in place, the causal rule says who
-    reaches a depth, and the boundary is put where ``capacity x tokens`` of them go on. On the first
-    ``max_sequences`` of ``dataset`` the causal rule then hits the capacities to a token. With the
-    threshold router one checkpoint so serves many capacities. The boundaries become the rule, also
-    where ``router_decision_rule`` was the paper's 0.5.
+    reaches a depth, and the boundary is put where ``capacity x tokens`` of them go on. On
+    ``max_sequences`` of ``dataset``, evenly spread, the causal rule then hits the capacities to a
+    token. With the threshold router one checkpoint so serves many capacities. The boundaries become
+    the rule, also where ``router_decision_rule`` was the paper's 0.5.
 
     Args:
         model: changed in place: ``router.boundary``, and in its configuration the capacities and

@@ -48,7 +48,9 @@ class Renderer:
         self.chat = isinstance(self.body, ChatRequest)
         count = self.job.left
         self._echo = [""] * count
+        self._echoes = False
         if isinstance(self.body, CompletionRequest) and self.body.echo:
+            self._echoes = True
             texts = self._sent(self.body.prompt)
             self._echo = [text for text in texts for _ in range(self.job.params.n)]
         self._offsets = [Offsets(self.tokens, len(text)) for text in self._echo]
@@ -189,7 +191,7 @@ class Renderer:
         if with_usage and options and options.continuous_usage_stats:
             more = {"usage": self._usage(0)}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        with_likelihoods = self._echo[0] and self.body.logprobs is not None
+        with_likelihoods = self._echoes and self.body.logprobs is not None
         for index, text in enumerate(self._echo):
             if self.chat:
                 opening = self._opening(index) | {"delta": {"role": "assistant", "content": ""}}

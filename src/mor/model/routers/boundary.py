@@ -93,7 +93,8 @@ class BoundaryRouter(Router):
         if not quick or not native.fits(hidden, net.weight, self.boundary):
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
-        config, full = self.config, self.lets_all_through(torch.arange(self.num_recursions))
+        every = torch.arange(self.num_recursions, device=hidden.device)
+        config, full = self.config, self.lets_all_through(every)
         half, kind = config.router_decision_rule == "half", config.router_activation
         boundary = torch.full_like(self.boundary, self.half_rule) if half else self.boundary
         found = native.route(

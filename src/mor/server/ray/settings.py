@@ -57,6 +57,9 @@ class Settings(BaseModel):
     min_gather: int | None = None
     page_size: int = 16
     prefix_caching: bool = True
+    speculate: int = 0
+    draft_depth: int = 1
+    speculate_always: bool = False
 
     def count(self) -> Count:
         """Of replicas; 1 where nothing is said.
@@ -91,11 +94,14 @@ class Settings(BaseModel):
             "min_gather": self.min_gather,
             "page_size": self.page_size,
             "prefix_caching": self.prefix_caching,
+            "speculate": self.speculate,
+            "draft_depth": self.draft_depth,
+            "speculate_always": self.speculate_always,
         }
         return Served(
             find_folder(self.model).resolve(),  # replicas live elsewhere
-            self.served_model_name or name,
-            api_keys=choose_keys([self.api_key] if self.api_key else None, os.environ),
+            name if self.served_model_name is None else self.served_model_name,
+            api_keys=choose_keys(None if self.api_key is None else [self.api_key], os.environ),
             max_waiting=self.max_waiting,
             max_body=self.max_body_bytes,
             playground=self.playground,
