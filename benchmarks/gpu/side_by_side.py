@@ -31,7 +31,7 @@ from mor.provenance import provenance
 from mor.run_files import EVAL, RECIPE, SHIPPED, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
 from mor.train.plan.budget import training_flops
-from mor.train.probe import probe_speed
+from mor.train.plan.probe import probe_speed
 
 ROWS = "paper/135m-vanilla", "paper/135m-expert-2"
 RESERVE = 0.12

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mor.ops import native
 from mor.ops.prefix import PrefixAttention, Walk
-from mor.ops.segments import Group, Segments
+from mor.ops.segments import Group, Segments, attend_by_groups
 
 _HALF = (torch.float16, torch.bfloat16)
 # From this many queries on, a walk over chunks beats the kernel's own causal walk on the CPU.
@@ -210,12 +210,7 @@ def shared_segment_attention(
         return native.FlashAttention.apply(query, key, value, shared.pieces)
     if query.device.type != "cpu":
         return scattered_segment_attention(query, key, value, shared)
-    parts = []
-    for group, keys, walk in shared.groups:
-        rows = (group.rows(query), keys.rows(key), keys.rows(value))
-        one, two, three = (tokens.transpose(1, 2) for tokens in rows)
-        parts.append(group.flat(prefix_attention(one, two, three, walk).transpose(1, 2)))
-    return shared.queries.merged(parts)
+    return attend_by_groups(query, key, value, shared.queries, shared.groups, prefix_attention)
 
 
 def scattered_segment_attention(

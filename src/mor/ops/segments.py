@@ -7,8 +7,10 @@ segments is causal within each and blind to the others, so it also keeps packed 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from mor.ops.native import Pieces
 
 # Attention over a group of rows may cost this much more than over its runs alone.
 _WASTE = 1.2
+
+How = TypeVar("How")
 
 
 @dataclass(frozen=True)
@@ -161,3 +165,30 @@ class Segments:
         """[N] place of each token in the padded rows. Found once: it asks the device, and layers
         that each index with a mask would each wait for it."""
         return self.table[1].flatten().nonzero()[:, 0]
+
+
+def attend_by_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Segments,
+    groups: Iterable[tuple[Group, Group, How]],
+    attend: Callable[[Tensor, Tensor, Tensor, How], Tensor],
+) -> Tensor:
+    """Attention of segments, those of similar length as rows of one call.
+
+    Args:
+        query: [N, H, d]; key, value: [S, Hkv, d].
+        queries: how the N are laid.
+        groups: the queries of each call, the keys that they meet, and how.
+        attend: takes query [n, H, N', d], key and value [n, Hkv, S', d], and how they meet.
+
+    Returns:
+        [N, H, d].
+    """
+    parts = []
+    for group, keys, how in groups:
+        rows = (group.rows(query), keys.rows(key), keys.rows(value))
+        one, two, three = (tokens.transpose(1, 2) for tokens in rows)
+        parts.append(group.flat(attend(one, two, three, how).transpose(1, 2)))
+    return queries.merged(parts)

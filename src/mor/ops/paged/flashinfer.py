@@ -47,7 +47,7 @@ def make_wrapper(**arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class HostPlan:
-    """What ``plan`` is told of S rows, worked out on the host.
+    """The arguments of ``plan`` for S rows, worked out on the host.
 
     Attributes:
         starts: [S + 1] int32, first query of each row.

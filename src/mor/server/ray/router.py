@@ -1,4 +1,4 @@
-"""Ray Serve's request router, told by us: a request goes to the replica that has its pages."""
+"""Ray Serve's request router, with our rule: a request goes to the replica that has its pages."""
 
 from __future__ import annotations
 
