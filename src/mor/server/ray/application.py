@@ -10,9 +10,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from mor.server.build import Served
-from mor.server.ray.deploy import ServeBackend, engines, guard
+from mor.server.ray.deploy import ServeStreams, engines, guard
 from mor.server.ray.fingerprint import fingerprint
 from mor.server.ray.front import Front
+from mor.server.ray.linked import LinkedBackend
 from mor.server.ray.settings import read_settings
 from mor.server.ray.totals import Totals
 
@@ -27,7 +28,7 @@ class ServeFront:
     """
 
     def __init__(self, handle: DeploymentHandle, served: Served) -> None:
-        self.front = Front(ServeBackend(handle), Totals(served.name))
+        self.front = Front(LinkedBackend(ServeStreams(handle)), Totals(served.name))
         self.served = served
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

@@ -15,9 +15,10 @@ from mor.errors import MorError
 from mor.run_files import find_folder
 from mor.server.build import Served
 from mor.server.ray.counts import Count, count_cores, count_gpus, share_memory, share_out
-from mor.server.ray.deploy import ServeBackend, engines, guard
+from mor.server.ray.deploy import ServeStreams, engines, guard
 from mor.server.ray.fingerprint import fingerprint
 from mor.server.ray.front import Front
+from mor.server.ray.linked import LinkedBackend
 from mor.server.ray.totals import Totals
 from mor.server.serve import make_server, serve_on
 from mor.server.sockets import open_sockets
@@ -64,7 +65,7 @@ def run_replicas(
             handle = serve.run(app, name=APP, route_prefix=None)
         except Exception as error:
             raise explain_start(error, _messages()) from None
-        front = Front(ServeBackend(handle), Totals(served.name))
+        front = Front(LinkedBackend(ServeStreams(handle)), Totals(served.name))
         server = make_server(
             guard(front, served), host, port, loop=front, drain_seconds=drain_seconds,
             log_level=log_level,
