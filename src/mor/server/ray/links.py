@@ -20,7 +20,7 @@ Batch = dict[int, list[Message | None]]
 """Messages by ticket, in order; None is the end of an answer."""
 
 IDLE = 1.0
-"""Seconds after which a link that carries nothing ends, so that no draining replica waits for it."""
+"""Seconds after which a link that carries nothing ends: a draining replica waits for it."""
 PACE = 0.005
 """Seconds between two batches, at least: ticks that are shorter are sent together."""
 
