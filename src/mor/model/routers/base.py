@@ -77,6 +77,7 @@ class Router(nn.Module):
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
             so that resuming needs no counter of our own.
         selects_in_rows: whether ``select`` compares tokens of a row alone, as an encoder may too.
+        ignores_rows: whether ``select`` says the same however the tokens are laid.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
@@ -93,6 +94,7 @@ class Router(nn.Module):
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
     selects_in_rows = False
+    ignores_rows = False
     returns_to_origin = False
 
     def __init__(self, config: MoRConfig) -> None:
@@ -188,6 +190,18 @@ class Router(nn.Module):
             A bool mask [A, M], ascending indices [A, k] (long), or None for all candidates.
         """
         raise NotImplementedError
+
+    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+        """How many tokens ``select`` lets run each depth, at most; None where nobody can know.
+
+        Only a router that answers with masks is asked.
+
+        Args:
+            started: what :meth:`start` said.
+            total: tokens of the batch.
+            max_depth: depth cap.
+        """
+        return None
 
     def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """The causal rule: bool [...] which tokens run recursion ``depth``; None for all.

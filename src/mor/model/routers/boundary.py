@@ -188,6 +188,14 @@ class ThresholdRouter(BoundaryRouter):
     """
 
     looks_ahead = True
+    ignores_rows = True
+
+    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+        """The share of each depth: equal scores at the boundary make it less, never more."""
+        if self.over_ranks:
+            return None
+        shares = [max(1, round(self.capacity(depth) * total)) for depth in range(max_depth)]
+        return [min(total, *shares[: depth + 1]) for depth in range(max_depth)]
 
     def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """The ``capacity x tokens of the batch`` largest scores, wherever they stand.
