@@ -270,6 +270,12 @@ def throughput(args: argparse.Namespace, prompts: list[list[int]], right: list[A
         pids: list[int] = []
         with serving(args.model, "--replicas", str(args.replicas), pids=pids) as url:
             ours, used = rate([url], pids)
+        print(json.dumps({
+            "what": "replicas", "round": number, "tokens_per_s": round(ours, 1),
+            "cpu_us_per_token": used, "load": os.getloadavg()[0],
+        }), flush=True)  # fmt: skip
+        if args.alone:
+            continue
         pins = [cores[share * n : share * (n + 1)] for n in range(args.replicas)]
         pids = []
         lives = [serving(args.model, cores=pin, pids=pids) for pin in pins]
@@ -298,6 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="without the single servers")
     args = parser.parse_args()
     prompts = make_prompts(load_tokenizer(args.model), args.kinds, random.Random(1))
     right = right_answers(args.model, prompts, args.tokens)

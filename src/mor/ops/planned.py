@@ -19,3 +19,8 @@ def read(numbers: Tensor) -> list[int]:
     """The planned read: whole numbers [N] for the host, all in one copy."""
     found: list[int] = numbers.tolist()
     return found
+
+
+def one_hot(index: Tensor, count: int, dtype: torch.dtype) -> Tensor:
+    """[..., count] 1 at ``index`` [...], else 0. PyTorch's own asks for the largest index."""
+    return (index[..., None] == torch.arange(count, device=index.device)).to(dtype)

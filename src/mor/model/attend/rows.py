@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.model.attend.protocol import KV, Attend
+from mor.ops import planned
 from mor.ops.attention import (
     SharedRuns,
     SharedSegments,
@@ -24,7 +25,6 @@ from mor.ops.attention import (
     shared_run_attention,
     shared_segment_attention,
 )
-from mor.ops import planned
 from mor.ops.compaction import Packing
 from mor.ops.full_attention import Meeting, masked_attention, meeting_attention
 from mor.ops.prefix import Walk

@@ -10,7 +10,7 @@ evaluation, ``generate`` and the engine. What ``decide`` needs (``start``, ``sco
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -269,9 +269,18 @@ class Router(nn.Module):
             return values[depth]
         return _table(tuple(values), torch.float32, depth.device)[depth]
 
+    def every_depth(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
+        """[R] ``values`` of all depths, on the CPU; made once, so nobody may write to it."""
+        return _table(tuple(values), dtype, torch.device("cpu"))
+
+    @property
+    def full_depths(self) -> list[bool]:
+        """Which depths have a full capacity."""
+        return [capacity >= 1 for capacity in self.config.router_capacities]
+
     def lets_all_through(self, depth: int | Tensor) -> bool | Tensor:
         """Whether ``depth`` has a full capacity, so that ``decide`` need not look."""
-        full = [capacity >= 1 for capacity in self.config.router_capacities]
+        full = self.full_depths
         if isinstance(depth, int):
             return full[depth]
         return _table(tuple(full), torch.bool, depth.device)[depth]

@@ -93,12 +93,13 @@ class BoundaryRouter(Router):
         if not quick or not native.fits(hidden, net.weight, self.boundary):
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
-        config, full = self.config, self.lets_all_through(torch.arange(self.num_recursions))
+        config, full = self.config, self.every_depth(self.full_depths, torch.bool)
         half, kind = config.router_decision_rule == "half", config.router_activation
-        boundary = torch.full_like(self.boundary, self.half_rule) if half else self.boundary
+        halves = [self.half_rule] * self.num_recursions
+        boundary = self.every_depth(halves, self.boundary.dtype) if half else self.boundary
         found = native.route(
             hidden.flatten(0, -2), net.weight, net.bias, depth.flatten(), boundary,
-            torch.as_tensor(full), at_it=half, squash=None if kind == "none" else kind,
+            full, at_it=half, squash=None if kind == "none" else kind,
             shift=config.router_gate_bias, alpha=config.router_alpha,
         )  # fmt: skip
         logits, gates, goes = (part.view(depth.shape) for part in found)

@@ -84,9 +84,7 @@ class TokenChoiceRouter(Router):
 
     def _shares(self, choice: Tensor, valid: Tensor | None) -> Tensor:
         """Tokens that chose each depth, [R]."""
-        # Compared, since `one_hot` asks for the largest choice.
-        depths = torch.arange(self.num_recursions, device=choice.device)
-        chosen = (choice[..., None] == depths).float()
+        chosen = planned.one_hot(choice, self.num_recursions, torch.float32)
         if valid is not None:
             chosen = chosen * valid[..., None]
         return chosen.flatten(0, -2).sum(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -47,8 +46,9 @@ def build(args: dict[str, Any]) -> Any:
     if settings.fingerprint is None:
         served.check()
     expected = settings.fingerprint or fingerprint(served.model)
-    inner = replace(served, api_keys=())
-    engine = engines(inner, count, settings.share(), expected, settings.drain_seconds)
+    engine = engines(
+        served.of_a_replica(), count, settings.share(), expected, settings.drain_seconds
+    )
     most = count.most * (served.max_waiting + 2 * settings.max_num_seqs)
     front = serve.deployment(
         name="front",

@@ -140,8 +140,8 @@ def engines(served: Served, count: Count, share: Share, expected: str, drain: fl
             initial_replicas=count.start,
             max_replicas=count.most,
             target_ongoing_requests=served.options.get("max_num_seqs", 32),
-            upscale_delay_s=10.0,
-            downscale_delay_s=120.0,
+            upscale_delay_s=count.up,
+            downscale_delay_s=count.down,
         )
     deployment = serve.deployment(name=ENGINE, **options)(EngineReplica)
     return deployment.bind(served, share.cores, expected)

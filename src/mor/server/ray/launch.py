@@ -56,10 +56,7 @@ def run_replicas(
     sockets = open_sockets(host, port)
     try:
         _start_ray(count, share.cores, share.gpus)
-        # Keys are looked at before a replica is chosen; other origins are the front's business.
-        inner = replace(
-            served, api_keys=(), cors_origins=(), options=share_memory(served.options, count)
-        )
+        inner = replace(served.of_a_replica(), options=share_memory(served.options, count))
         app = engines(inner, count, share, expected, drain_seconds)
         try:
             handle = serve.run(app, name=APP, route_prefix=None)
