@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenColumns, token_lists
-from mor.engine.mirror import to_int64
 from mor.engine.pages import PageTables
-from mor.engine.request import Wave
+from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
+from mor.engine.sampler import Choice
 from mor.engine.stages import Stage
+from mor.engine.static_sampler import StaticSampler
 
 
 class StaticRunner(Runner):
@@ -32,6 +33,10 @@ class StaticRunner(Runner):
         self._enter = Stage(self._entered, [*private, 0], most, device)
         self._tick = Stage(self._ticked, block, most, device)
         self._leave = Stage(self._left, private, most, device)
+        # What the coda left, for the head; the spare place is behind all others.
+        self._through = self.lanes.hidden.new_zeros((most + 1, self.config.hidden_size))
+        self._head = Stage(self._read_out, [most], most, device)
+        self._sampler = StaticSampler(self.store.private.spare, self.config.vocab_size, device)
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
         """See :meth:`Runner.enter`; prompts with embeddings go its way, not captured."""
@@ -60,8 +65,11 @@ class StaticRunner(Runner):
         last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
         if not last:
             return None, hidden
-        asked = hidden.index_select(0, to_int64(last, hidden.device))
-        return self.model.head(asked), hidden
+        return self._head([last]), hidden
+
+    def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
+        """See :meth:`Runner.choose`."""
+        return self._sampler(logits, requests) or super().choose(logits, requests)
 
     # What is captured ----------------------------------------------------------------------------
 
@@ -73,7 +81,11 @@ class StaticRunner(Runner):
         return self._run(self._batch(self.store.block, columns, self.store.origins))
 
     def _left(self, columns: Tensor) -> Tensor:
-        return self._finish(self._batch(self.store.private, columns))[0]
+        hidden = self._finish(self._batch(self.store.private, columns))[0]
+        return self._through[: len(hidden)].copy_(hidden)
+
+    def _read_out(self, columns: Tensor) -> Tensor:
+        return self.model.head(self._through.index_select(0, columns[0]))
 
     # Columns -------------------------------------------------------------------------------------
 

@@ -123,8 +123,8 @@ class Shared:
 
     Attributes:
         places: [A M] where each token stands among the stored ones laid end to end.
-        how: over segments, over runs of unknown lengths, or over rows of equal length; the last two see all keys of a segment
-            or, None, of a row.
+        how: over segments, over runs of unknown lengths, or over rows of equal length; the last
+            two see all keys of a segment or, None, of a row.
     """
 
     places: Tensor
