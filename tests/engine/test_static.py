@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mor.engine import Engine, SamplingParams
+from mor.engine.device import FlashInferAttention
 from mor.engine.stages import Stage
 from mor.errors import MorError
 from tests.engine.oracle import Oracle, greedy, idle, run
+from tests.ops.paged_contracts import WrapperContract
 from tests.strategies import make_model, random_ids, small_config
 from tests.waits import WaitError, no_waits
 
@@ -140,6 +142,44 @@ def test_padded_places_touch_no_page_and_no_lane_but_the_spare_ones() -> None:
     assert free
     assert pool.keys.unflatten(0, (-1, size))[free].isnan().all()
     assert int((~engine.lanes.hidden[:-1].isnan()).any(1).sum()) == 3
+
+
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update"])
+def test_flashinfer_is_told_lengths_before_each_replay_and_by_the_host(kv_sharing: str) -> None:
+    """Its wrapper asks for what it was given; it may, as it runs on the host."""
+    model = make_model(small_config("threshold", kv_sharing), 1, torch.float64)
+    lints: list[Any] = []
+
+    class Wrapper(WrapperContract):
+        def plan(self, **given: Any) -> None:
+            self._lifted(super().plan, **given)
+
+        def run(self, *given: Any) -> Tensor:
+            return self._lifted(super().run, *given)
+
+        def _lifted(self, method: Any, *given: Any, **named: Any) -> Any:
+            for lint in lints:
+                lint.lifted = True
+            try:
+                return method(*given, **named)
+            finally:
+                for lint in lints:
+                    lint.lifted = False
+
+    form = FlashInferAttention(
+        model.config, torch.float64, torch.device("cpu"), make=Wrapper, workspace=1
+    )
+    oracle, engine = Oracle(model), Engine(model, static_stages=True, attention=form, **SIZES)
+    assert engine.attention == "flashinfer"
+    for prompt in prompts(4):
+        engine.add_request(prompt, greedy(6))
+    with no_waits() as lint:
+        lints.append(lint)
+        outputs = run(engine)
+    assert len(outputs) == 4
+    for output in outputs.values():
+        oracle.check(output, 6)
+    idle(engine)
 
 
 @pytest.mark.parametrize(

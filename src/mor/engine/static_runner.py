@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenColumns, token_lists
+from mor.engine.device import DeviceAttention
 from mor.engine.pages import PageTables
 from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
@@ -45,6 +46,7 @@ class StaticRunner(Runner):
         self.boundaries.enter(waves, self.lanes.hidden.device)
         columns = self._private(waves)
         ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
+        self._plan(self._enter, self.store.private, columns)
         return self._enter([*columns, ids])
 
     def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
@@ -56,11 +58,14 @@ class StaticRunner(Runner):
         for place, depth in enumerate(columns[1]):
             if not store.writes(depth):
                 columns[4][place], columns[6][place] = 0, spare
+        self._plan(self._tick, store.block, columns, mixed=store.origins is not None)
         return tuple(pieces), self._tick(columns)
 
     def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
         """See :meth:`Runner.leave`."""
-        hidden = self._leave(self._private(waves))
+        columns = self._private(waves)
+        self._plan(self._leave, self.store.private, columns)
+        hidden = self._leave(columns)
         ends = [end - 1 for end in accumulate(map(len, waves))]
         last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
         if not last:
@@ -70,6 +75,19 @@ class StaticRunner(Runner):
     def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
         """See :meth:`Runner.choose`."""
         return self._sampler(logits, requests) or super().choose(logits, requests)
+
+    def _plan(
+        self, stage: Stage, table: PageTables, columns: Sequence[Sequence[int]], mixed: bool = False
+    ) -> None:
+        """Tell a form that wants to know how many places each query sees; padding sees its own."""
+        if not isinstance(self.attention, DeviceAttention):
+            return
+        count = len(columns[0])
+        seen = [slot + 1 for slot in columns[3]] + [1] * (stage.size(count) - count)
+        pages = table.pages_of.host.shape[2]
+        self.attention.plan_single(
+            seen, *((1, table.max_tokens) if mixed else (table.pool.page_size, pages))
+        )
 
     # What is captured ----------------------------------------------------------------------------
 

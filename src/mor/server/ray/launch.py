@@ -25,7 +25,7 @@ from mor.server.sockets import open_sockets
 
 log = logging.getLogger("uvicorn.error")
 APP = "mor"
-STARTS = 2  # of Ray: its processes have 15 seconds to begin, which a busy machine may not give
+STARTS = 4  # of Ray: its processes have 15 seconds to begin, which a busy machine may not give
 
 
 def run_replicas(
