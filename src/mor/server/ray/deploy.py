@@ -139,7 +139,8 @@ def engines(served: Served, count: Count, share: Share, expected: str, drain: fl
             min_replicas=count.least,
             initial_replicas=count.start,
             max_replicas=count.most,
-            target_ongoing_requests=served.options.get("max_num_seqs", 32),
+            # Requests of one pass, and the front's link.
+            target_ongoing_requests=served.options.get("max_num_seqs", 32) + 1,
             upscale_delay_s=count.up,
             downscale_delay_s=count.down,
         )
