@@ -129,7 +129,8 @@ def segment_attention(
         [N, H, d].
     """
     if isinstance(segments, Runs):
-        return _run_attention(*_cast(query, key, value), segments)
+        query, key, value = _cast(query, key, value)
+        return _run_attention(query, key, value, segments)
     if _trains(query, key, value):
         return native.FlashAttention.apply(query, key, value, segments.pieces)
     if query.device.type == "cpu":
@@ -145,7 +146,8 @@ def _run_attention(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Ten
     if not _takes_lengths(query):
         return padded_segment_attention(query, key, value, runs)
     # The kernel neither reads nor writes behind the last run, not even gradients.
-    return runs.clear(_varlen(*map(runs.clear, (query, key, value)), runs))
+    query, key, value = map(runs.clear, (query, key, value))
+    return runs.clear(_varlen(query, key, value, runs))
 
 
 def _takes_lengths(query: Tensor) -> bool:
