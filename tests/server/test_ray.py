@@ -94,6 +94,7 @@ def serving(folder: Path, *options: str) -> Iterator[Cluster]:
         "--num-pages", "400", *options,
     ]  # fmt: skip
     process = subprocess.Popen(line, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    reader: threading.Thread | None = None
     try:
         assert process.stderr is not None
         said = ""
@@ -102,14 +103,19 @@ def serving(folder: Path, *options: str) -> Iterator[Cluster]:
             assert told, said
             said += told
         # What it says later must not fill the pipe.
-        threading.Thread(target=process.stderr.read, daemon=True).start()
+        reader = threading.Thread(target=process.stderr.read, daemon=True)
+        reader.start()
         yield Cluster(found[1], process.pid)
         process.send_signal(signal.SIGTERM)
         assert process.wait(180) == 0
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        process.wait()
+        if reader is not None:
+            reader.join(10)
+        if process.stderr is not None:
+            process.stderr.close()
 
 
 @pytest.fixture(scope="module")
