@@ -79,6 +79,32 @@ def test_the_sampler_waits_for_nothing() -> None:
             assert list(a.top) == list(b.top)
 
 
+def test_draws_go_through_a_stage_and_are_those_of_the_plain_sampler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(small_config("threshold"), 1, torch.float64)
+    asked = [
+        SamplingParams(max_tokens=6, seed=1),
+        SamplingParams(max_tokens=6, seed=2, temperature=0.5, top_k=5, min_p=0.1),
+        SamplingParams(max_tokens=6, temperature=0.0),
+        SamplingParams(max_tokens=6, seed=4, temperature=1.7, top_p=0.6),
+        SamplingParams(max_tokens=3, seed=5, temperature=1e-6),
+    ]
+    plain = Engine(model, **SIZES).generate(prompts(5), asked)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the plain sampler was asked")
+
+    monkeypatch.setattr("mor.engine.runner.choose", refuse)
+    late = Engine(model, static_stages=True, **SIZES)
+    for number, (prompt, params) in enumerate(zip(prompts(5), asked, strict=True)):
+        late.add_request(prompt, params, str(number))
+    with no_waits():
+        outputs = run(late)
+    for number, other in enumerate(plain):
+        assert outputs[str(number)].completions[0].token_ids == other.completions[0].token_ids
+
+
 def test_requests_give_way_and_are_given_up_while_answers_are_on_their_way() -> None:
     model = make_model(small_config("threshold"), 1, torch.float64)
     oracle = Oracle(model)

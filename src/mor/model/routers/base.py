@@ -9,16 +9,15 @@ evaluation, ``generate`` and the engine. What ``decide`` needs (``start``, ``sco
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.model.routers.tables import constant, warm_capacity
 from mor.model.routers.updates import update_stream
 from mor.ops.compaction import Packing
 from mor.ops.ranks import is_distributed
@@ -267,23 +266,14 @@ class Router(nn.Module):
         """``values[depth]``; for a depth per token in float32, as a number meets float32 scores."""
         if isinstance(depth, int):
             return values[depth]
-        return _table(tuple(values), torch.float32, depth.device)[depth]
-
-    def every_depth(self, values: Sequence[float], dtype: torch.dtype) -> Tensor:
-        """[R] ``values`` of all depths, on the CPU; made once, so nobody may write to it."""
-        return _table(tuple(values), dtype, torch.device("cpu"))
-
-    @property
-    def full_depths(self) -> list[bool]:
-        """Which depths have a full capacity."""
-        return [capacity >= 1 for capacity in self.config.router_capacities]
+        return constant(tuple(values), torch.float32, depth.device)[depth]
 
     def lets_all_through(self, depth: int | Tensor) -> bool | Tensor:
         """Whether ``depth`` has a full capacity, so that ``decide`` need not look."""
-        full = self.full_depths
+        full = [capacity >= 1 for capacity in self.config.router_capacities]
         if isinstance(depth, int):
             return full[depth]
-        return _table(tuple(full), torch.bool, depth.device)[depth]
+        return constant(tuple(full), torch.bool, depth.device)[depth]
 
     def capacity(self, depth: int) -> float:
         """Fraction of all tokens that training lets run ``depth``, warm-up included."""
@@ -291,13 +281,6 @@ class Router(nn.Module):
         if not self.training:
             return final
         return warm_capacity(final, self.step, self.config.router_capacity_warmup_steps)
-
-
-@lru_cache(maxsize=64)
-def _table(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant that decoding looks up at every tick."""
-    with torch.inference_mode(False):  # whoever asks first, it is an ordinary tensor
-        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def active_router(module: nn.Module) -> Router:
@@ -314,10 +297,3 @@ def active_router(module: nn.Module) -> Router:
     chosen = wrapper.modules_to_save[trained[0]] if trained else wrapper.original_module
     assert isinstance(chosen, Router)
     return chosen
-
-
-def warm_capacity(final: float, step: int, warmup: int) -> float:
-    """Capacity at optimiser step ``step``: c + (1 - c) (1 + cos(pi min(1, step / warm-up))) / 2."""
-    if step >= warmup:
-        return final
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))

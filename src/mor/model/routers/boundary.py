@@ -13,6 +13,7 @@ from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
 from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
+from mor.model.routers.tables import constant
 from mor.ops import native, pointwise
 from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
 
@@ -93,10 +94,11 @@ class BoundaryRouter(Router):
         if not quick or not native.fits(hidden, net.weight, self.boundary):
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
-        config, full = self.config, self.every_depth(self.full_depths, torch.bool)
+        config, cpu = self.config, hidden.device
+        full = constant(tuple(c >= 1 for c in config.router_capacities), torch.bool, cpu)
         half, kind = config.router_decision_rule == "half", config.router_activation
-        halves = [self.half_rule] * self.num_recursions
-        boundary = self.every_depth(halves, self.boundary.dtype) if half else self.boundary
+        halves = (self.half_rule,) * self.num_recursions
+        boundary = constant(halves, self.boundary.dtype, cpu) if half else self.boundary
         found = native.route(
             hidden.flatten(0, -2), net.weight, net.bias, depth.flatten(), boundary,
             full, at_it=half, squash=None if kind == "none" else kind,
