@@ -94,11 +94,11 @@ class BoundaryRouter(Router):
         if not quick or not native.fits(hidden, net.weight, self.boundary):
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
-        config, cpu = self.config, hidden.device
-        full = constant(tuple(c >= 1 for c in config.router_capacities), torch.bool, cpu)
+        config, device = self.config, hidden.device
+        full = constant(tuple(c >= 1 for c in config.router_capacities), torch.bool, device)
         half, kind = config.router_decision_rule == "half", config.router_activation
         halves = (self.half_rule,) * self.num_recursions
-        boundary = constant(halves, self.boundary.dtype, cpu) if half else self.boundary
+        boundary = constant(halves, self.boundary.dtype, device) if half else self.boundary
         found = native.route(
             hidden.flatten(0, -2), net.weight, net.bias, depth.flatten(), boundary,
             full, at_it=half, squash=None if kind == "none" else kind,
