@@ -16,7 +16,8 @@ OLDEST_TORCH  ?= 2.11.0
 OLDEST_TESTS  ?= tests/test_config.py tests/hf tests/engine/test_equal_generate.py tests/engine/test_text.py \
 	tests/engine/test_sampler.py tests/engine/test_attend.py tests/train/test_label_smoothing.py \
 	tests/train/test_trainer.py tests/train/test_peft.py tests/train/test_sft.py \
-	--ignore=tests/hf/test_media.py --ignore=tests/hf/test_vision_language.py
+	--ignore=tests/hf/test_media.py --ignore=tests/hf/test_vision_language.py \
+	--ignore=tests/hf/test_hearing.py
 DEMO_ARGS   ?=
 
 BIN   := $(VENV)/bin

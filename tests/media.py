@@ -17,7 +17,7 @@ from mor.train import Recipe, parse_recipe
 CLASSES = ("down", "flat", "up")
 
 
-def make_folder(folder: Path, kind: str = "images", examples: int = 24) -> Path:
+def make_folder(folder: Path, kind: str = "images", examples: int = 24, size: int = 8) -> Path:
     """A prepared folder whose classes can be told: a bar at a height, or a coefficient."""
     folder.mkdir(parents=True, exist_ok=True)
     draw = torch.Generator().manual_seed(5)
@@ -25,7 +25,7 @@ def make_folder(folder: Path, kind: str = "images", examples: int = 24) -> Path:
     for name in ("train", "validation", "test"):
         labels = torch.arange(examples) % len(CLASSES)
         if kind == "images":
-            images = torch.randint(60, (examples, 8, 8, 1), generator=draw, dtype=torch.uint8)
+            images = torch.randint(60, (examples, size, size, 1), generator=draw, dtype=torch.uint8)
             for image, label in zip(images, labels.tolist(), strict=True):
                 image[3 * label : 3 * label + 2] += 180
             tensors = {"images": images, "labels": labels}
@@ -47,7 +47,7 @@ def make_folder(folder: Path, kind: str = "images", examples: int = 24) -> Path:
         kind,
         CLASSES,
         splits,
-        (8, 8, 1) if kind == "images" else (len(CLASSES),),
+        (size, size, 1) if kind == "images" else (len(CLASSES),),
         "made for tests",
         None if kind == "images" else longest,
         (0.4,) if kind == "images" else (0.3,) * 3,

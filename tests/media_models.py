@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import Speech2TextFeatureExtractor
 
 from mor import MoRConfig, MoRForConditionalGeneration, MoRProcessor
 from mor.data.tokenizer import train_tokenizer
+from mor.hf import MoRAudioProcessor
 from mor.hf.grey import MoRImageProcessor
 
 WORDS = ["a picture of the digit seven", "a three to the left of a nine"]
@@ -77,3 +79,42 @@ def picture(seed: int) -> Image.Image:
 def pixels_of(seed: int) -> torch.Tensor:
     """[1, 8, 16] of :func:`picture`, as the model takes them."""
     return torch.from_numpy(np.asarray(picture(seed)) / 255.0 * 2 - 1).float()[None]
+
+
+BINS, STRIDE = 16, [2, 2]
+
+
+@cache
+def sound_tokenizer() -> Any:
+    """A tokenizer that knows ``<audio>``."""
+    tokenizer = train_tokenizer(WORDS, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<audio>"]})
+    tokenizer.chat_template = TEMPLATE.replace("image", "audio")
+    return tokenizer
+
+
+def sound_processor() -> MoRAudioProcessor:
+    """Sounds of 16 kHz, and text."""
+    hear = Speech2TextFeatureExtractor(feature_size=BINS, num_mel_bins=BINS)
+    return MoRAudioProcessor(hear, sound_tokenizer(), conv_stride=STRIDE)
+
+
+@cache
+def sound_model() -> MoRForConditionalGeneration:
+    """A model of text that hears sounds; its tokens, frames among them, differ in depth."""
+    torch.manual_seed(4)
+    named = sound_tokenizer().convert_tokens_to_ids("<audio>")
+    fields = {"image_token_id": None, "image_size": None, "patch_size": None}
+    fields |= {"audio_token_id": named, "num_mel_bins": BINS, "conv_stride": STRIDE}
+    model = MoRForConditionalGeneration(image_config(**fields | {"conv_kernel": [3, 3]}))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "router" in name:
+                parameter.mul_(20)
+    return model.eval().to(torch.float64)
+
+
+def tone(length: int, pitch: float = 0.2) -> np.ndarray:
+    """Samples of a sound that changes as it goes on, float32 in -1..1."""
+    places = np.arange(length, dtype=np.float32)
+    return np.sin(places * pitch * (1 + places / length)) * 0.5

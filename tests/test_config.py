@@ -91,6 +91,7 @@ def test_every_field_has_a_value_or_may_be_none() -> None:
         "patch_size",
         "num_mel_bins",
         "image_token_id",
+        "audio_token_id",
     }  # of images and sounds alone
     assert {name for name in types if getattr(config, name) is None} == optional
     given = {name: getattr(config, name) for name in types}

@@ -16,7 +16,6 @@ import json
 import statistics
 import time
 from pathlib import Path
-from typing import Any
 
 from mor.data import PackedDataset
 from mor.disk import append_jsonl
@@ -30,7 +29,8 @@ def read_requests(data: Path, count: int) -> list[tuple[list[int], int]]:
     index = PackedDataset(data, "validation", 2).index
     assert index.task is not None, f"{data} holds no task"
     queries = set(index.task.queries)
-    length = len(next(iter_documents(data)))
+    length = index.document_length()
+    assert length, f"the documents of {data} are of unequal lengths; take task:hops or task:phop"
     dataset = PackedDataset(data, "validation", length)
     found = []
     for number in range(min(count, len(dataset))):
@@ -38,18 +38,6 @@ def read_requests(data: Path, count: int) -> list[tuple[list[int], int]]:
         last = max(place for place, token in enumerate(ids[:-1]) if token in queries)
         found.append((ids[: last + 1], ids[last + 1]))
     return found
-
-
-def iter_documents(data: Path) -> Any:
-    """The split's documents, end of text included."""
-    dataset = PackedDataset(data, "validation", 2)
-    end, document = dataset.index.eos_token_id, []
-    for row in range(len(dataset)):
-        for token in dataset[row]["input_ids"].tolist():
-            document.append(token)
-            if token == end:
-                yield document
-                document = []
 
 
 def run_round(engine: Engine, requests: list[tuple[list[int], int]]) -> tuple[float, float]:
@@ -79,8 +67,12 @@ def main() -> None:
     engines = {}
     for system in chosen.system:
         name, _, folder = system.partition("=")
+        # Every prompt is computed in every round: a cache of prefixes would know it from the first.
         engines[name] = Engine(
-            load_model(folder).eval(), max_num_seqs=chosen.concurrency, prefill_chunk=512
+            load_model(folder).eval(),
+            max_num_seqs=chosen.concurrency,
+            prefill_chunk=512,
+            prefix_caching=False,
         )
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     right: dict[str, float] = {}

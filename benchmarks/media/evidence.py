@@ -6,6 +6,7 @@
     python benchmarks/media/evidence.py run image/digits --seeds 0 1 2
     python benchmarks/media/evidence.py run audio/vowels --seeds 0 1 2
     python benchmarks/media/evidence.py run image/animals --seeds 0
+    python benchmarks/media/evidence.py run image/captions --seeds 0
     python benchmarks/media/evidence.py table image/digits
 
 ``run`` trains the recipes ``FAMILY-*`` that come with mor, one after the other in one process, and
@@ -25,8 +26,10 @@ from typing import Any
 from mor.data.media import MediaDataset
 from mor.disk import append_jsonl
 from mor.errors import MorError
+from mor.eval.captions import evaluate_captions
 from mor.eval.examples import evaluate_examples
-from mor.hf.load import load_media_model
+from mor.hf.load import load_media_model, load_model
+from mor.hf.load_media import load_processor
 from mor.provenance import provenance
 from mor.recipes import builtin_recipes
 from mor.run_files import SUMMARY
@@ -38,11 +41,13 @@ CAPS = ("max_depth", "accuracy", "mean_depth", "flops_per_example", "recursion_f
 RECORDS = Path("runs/bench/media.jsonl")
 
 
-def run(family: str, seeds: list[int], records: Path, overrides: list[str]) -> None:
-    """Train and evaluate what has no line yet."""
+def run(
+    family: str, seeds: list[int], records: Path, overrides: list[str], rows: list[str]
+) -> None:
+    """Train and evaluate what has no line yet; all rows where none is named."""
     there = {(line["family"], line["row"], line["seed"]) for line in read(records)}
     for seed in seeds:
-        for row in rows_of(family):
+        for row in rows or rows_of(family):
             if (family, row, seed) not in there:
                 append_jsonl(records, run_one(family, row, seed, overrides))
 
@@ -56,8 +61,12 @@ def run_one(family: str, row: str, seed: int, overrides: list[str]) -> dict[str,
     assert data is not None
     if not (folder / SUMMARY).is_file():
         train(recipe, resume=folder.exists())
-    model = load_media_model(folder)
-    result = evaluate_examples(model, MediaDataset(data, "test"), batch_size=64)
+    test = MediaDataset(data, "test")
+    if recipe.data.kind == "captions":
+        model: Any = load_model(folder)
+        result = evaluate_captions(model, load_processor(folder), test, batch_size=64)
+    else:
+        result = evaluate_examples(load_media_model(folder), test, batch_size=64)
     summary = json.loads((folder / SUMMARY).read_text("utf-8"))
     line = {"family": family, "row": row, "seed": seed}
     line |= {"run": {key: summary.get(key) for key in KEPT}}
@@ -138,13 +147,14 @@ def main() -> None:
     """`run FAMILY --seeds 0 1 2`, `table FAMILY`."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("verb", choices=("run", "table"))
-    parser.add_argument("family", help="image/digits, audio/vowels, image/animals")
+    parser.add_argument("family", help="image/digits, image/captions, audio/vowels, ...")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--rows", nargs="+", default=[], choices=ROWS, help="default: all")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     given = parser.parse_args()
     if given.verb == "run":
-        run(given.family, given.seeds, given.records, given.overrides)
+        run(given.family, given.seeds, given.records, given.overrides, given.rows)
     print_table(given.family, read(given.records))
 
 

@@ -6,6 +6,7 @@ Each check takes the exception to raise, so that a wrong configuration stays a `
 from __future__ import annotations
 
 import math
+import os
 from typing import Any, get_args
 
 from mor.errors import MorError
@@ -86,3 +87,14 @@ def check_choice(name: str, value: Any, choices: Any, *, error: type[MorError] =
     words = get_args(choices) or tuple(choices)
     if value not in words:
         raise error(f"{name}={value!r} is not known; use one of: {', '.join(map(str, words))}")
+
+
+def is_on(variable: str, default: bool) -> bool:
+    """Whether a switch in the environment is on: ``0``, ``off``, ``false`` and ``no`` turn it off.
+
+    Args:
+        variable: its name.
+        default: where it is not set, or set to nothing.
+    """
+    text = os.environ.get(variable, "").strip().lower()
+    return text not in ("0", "off", "false", "no") if text else default

@@ -24,6 +24,8 @@ RECIPE, LOG, SUMMARY, EVAL = "recipe.yaml", "log.jsonl", "summary.json", "eval.j
 MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
 CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 ADAPTER, PROCESSOR = "adapter_config.json", "preprocessor_config.json"
+# What makes inputs of images and sounds; the second where text goes with them.
+PROCESSORS = (PROCESSOR, "processor_config.json")
 SHIPPED = Path(__file__).resolve().parent / "shipped"
 DEFAULT_MODEL = Path("prose")
 """The shipped model that ``mor generate``, ``serve`` and ``eval`` take where none is named."""

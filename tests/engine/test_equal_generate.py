@@ -87,6 +87,7 @@ def test_any_model_any_knob_any_arrival_few_pages(
     new = 18 - longest
     every = prompts(data.draw(st.integers(1, 5), label="requests"), seed, longest)
     depth = config.router_fixed_depth or config.num_recursions
+    guesses = st.integers(0, 0 if config.interleaved or depth == 1 else min(3, chunk - 1))
     engine = Engine(
         model,
         max_num_seqs=max_num_seqs,
@@ -99,6 +100,8 @@ def test_any_model_any_knob_any_arrival_few_pages(
         num_pages=pages_for(config, 17, depth, page_size) + data.draw(st.integers(0, 30)),
         policy=policy,
         attention=data.draw(st.sampled_from([row_attention, padded_attention])),
+        speculate=data.draw(guesses, label="speculate"),
+        speculate_always=True,
     )
     done = {}
     for prompt in every:

@@ -51,10 +51,13 @@ class Serving(RuleBasedStateMachine):
         tokens=st.integers(20, 60),
         policy=st.sampled_from(["refill", "refill", "no_refill"]),
         prefix_caching=st.sampled_from([True, True, False]),
+        speculate=st.integers(0, 4),
+        draft_depth=st.integers(1, 2),
     )
     def build(
         self, kind: Any, page_size: int, max_num_seqs: int, residents: int, chunk: int,
-        min_gather: int, tokens: int, policy: Any, prefix_caching: bool,
+        min_gather: int, tokens: int, policy: Any, prefix_caching: bool, speculate: int,
+        draft_depth: int,
     ) -> None:  # fmt: skip
         self.oracle = oracle_of(*kind)
         config = self.oracle.model.config
@@ -62,7 +65,8 @@ class Serving(RuleBasedStateMachine):
             self.oracle.model, page_size=page_size, max_num_seqs=max_num_seqs,
             max_residents=residents, prefill_chunk=chunk, min_gather=min_gather, max_model_len=20,
             num_pages=pages_for(config, tokens, 3, page_size), policy=policy,
-            prefix_caching=prefix_caching,
+            prefix_caching=prefix_caching, speculate=min(speculate, chunk - 1),
+            draft_depth=draft_depth, speculate_always=True,
         )  # fmt: skip
         self.asked: dict[str, int] = {}
         self.said: list[tuple[int, ...]] = []
@@ -135,7 +139,8 @@ def test_no_page_is_lost_in_thousands_of_random_operations() -> None:
     draw = random.Random(0)
     engine = Engine(
         oracle.model, page_size=2, max_num_seqs=4, max_residents=7, prefill_chunk=5, min_gather=2,
-        max_model_len=20, num_pages=pages_for(config, 24, 3, 2),
+        max_model_len=20, num_pages=pages_for(config, 24, 3, 2), speculate=2,
+        speculate_always=True,
     )  # fmt: skip
     asked: dict[str, int] = {}
     finished = 0
@@ -158,6 +163,7 @@ def test_no_page_is_lost_in_thousands_of_random_operations() -> None:
         engine.check_integrity()
     assert engine.stats.reused_tokens > 300
     assert engine.stats.preemptions > 15
+    assert engine.stats.accepted_tokens > 30
     assert engine.stats.aborted > 15
     assert finished > 60
     run(engine)

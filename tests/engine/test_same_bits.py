@@ -28,7 +28,13 @@ ALONE = range(0, REQUESTS, 4)
 BATCHES: list[dict[str, Any]] = [
     {"max_num_seqs": REQUESTS, "max_residents": REQUESTS},
     {"max_num_seqs": 13, "prefill_chunk": 6, "min_gather": 3, "page_size": 3},
-    {"max_num_seqs": 7, "prefill_chunk": 17, "min_gather": 1},
+    {
+        "max_num_seqs": 7,
+        "prefill_chunk": 17,
+        "min_gather": 1,
+        "speculate": 3,
+        "speculate_always": True,
+    },
 ]
 
 
@@ -45,6 +51,8 @@ def check(
 
     def run(which: range, **knobs: Any) -> list[Completion]:
         options = {"quantization": quantization, "kv_cache_dtype": kv_cache_dtype}
+        if config.interleaved:  # no depth can be left out
+            knobs["speculate"] = 0
         engine = Engine(model, max_model_len=64, **options, **knobs)
         outputs = engine.generate([PROMPTS[i] for i in which], [asked[i] for i in which])
         return [output.completions[0] for output in outputs]

@@ -13,7 +13,8 @@ from mor.cli.evaluate import sequence_length
 from mor.data import DataIndex, PackedDataset, prepare
 from mor.errors import MorError
 from mor.eval import evaluate
-from mor.eval.answers import Answers, rank_correlation, score_answers
+from mor.eval.answers import Answers, collect_answers, rank_correlation, score_answers
+from mor.eval.passes import spread
 from mor.model.routers.forced import forced_depths
 from tests.strategies import ROUTED, make_model, small_config
 
@@ -42,7 +43,7 @@ def test_counts_are_those_of_a_loop_over_single_queries(hops: PackedDataset, rou
     hits: dict[int, list[bool]] = {}
     depths: dict[int, list[int]] = {}
     every = []
-    for row in range(20):
+    for row in spread(20, len(hops)):
         ids = hops[row]["input_ids"][None]
         with torch.no_grad():
             output = model(ids, routing="causal", use_cache=False)
@@ -104,6 +105,28 @@ def test_a_tasks_documents_are_read_whole_unless_told_otherwise(
     assert sequence_length(tmp_path, config, None, DataIndex.load(folder)) == 11
     assert sequence_length(tmp_path, config, 22, DataIndex.load(folder)) == 22
     assert sequence_length(tmp_path, config, None, DataIndex.load(data)) == 64
+
+
+def test_queries_without_their_whole_document_do_not_count(tmp_path: Path) -> None:
+    prepare("task:chains:documents=60,operations=2,modulus=5", tmp_path, validation_fraction=0.5)
+    dataset = PackedDataset(tmp_path, "validation", 40)
+    marks, end = dataset.index.task, dataset.index.eos_token_id
+    assert marks is not None
+    model = make_model(small_config("threshold"), seed=3)
+    assert model.config.vocab_size >= dataset.index.vocab_size
+    stream = [token for row in range(len(dataset)) for token in dataset[row]["input_ids"].tolist()]
+    wanted, begun = [], 0
+    for place, token in enumerate(stream):
+        row, inside = divmod(place, 40)
+        if token in marks.queries and inside < 39 and begun > 40 * row:
+            said = [marks.levels[one] for one in stream[begun:place] if one in marks.levels]
+            wanted.append(said[-1])
+        begun = place + 1 if token == end else begun
+    assert 0 < len(wanted) < sum(token in marks.queries for token in stream)
+    answers = collect_answers(model, dataset, None, None, 7)
+    assert answers.levels.tolist() == wanted
+    with pytest.raises(MorError, match=r"no query whose document lies whole .* seq_len=3 must"):
+        score_answers(model, PackedDataset(tmp_path, "validation", 3))
 
 
 def test_text_has_no_answers(data: Path) -> None:

@@ -19,7 +19,7 @@ from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.evaluate import token_texts
 from mor.eval.exits import score_passes
-from mor.eval.passes import run_pass, token_nll
+from mor.eval.passes import batches, run_pass, spread, token_nll
 from mor.model.routers.forced import forced_depths
 from mor.ops import native
 from tests.strategies import ROUTERS, make_model, random_ids, small_config
@@ -271,3 +271,12 @@ def test_what_weights_of_bytes_cost(dataset: PackedDataset) -> None:
     assert 0 < abs(few["loss"]) < 0.05
     assert both["causal"]["nll"] == plain["causal"]["nll"]
     assert "quantized" not in plain
+
+
+def test_a_sample_is_spread_over_the_split(dataset: PackedDataset) -> None:
+    assert spread(4, 10) == [0, 2, 5, 7]
+    assert spread(3, 3) == [0, 1, 2]
+    drawn = torch.cat(list(batches(dataset, 3, 2, torch.device("cpu"))))
+    rows = [dataset[place]["input_ids"] for place in spread(3, len(dataset))]
+    assert torch.equal(drawn, torch.stack(rows))
+    assert spread(3, len(dataset))[-1] > 2

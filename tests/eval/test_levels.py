@@ -16,6 +16,7 @@ from mor.errors import MorError
 from mor.eval import calibrate, evaluate
 from mor.eval.calibrate import count_ticks
 from mor.eval.levels import FILE, Level, Levels, calibrate_levels, load_levels
+from mor.eval.passes import spread
 from tests.strategies import make_model, small_config
 from tests.tiny import SEQ_LEN
 
@@ -33,7 +34,7 @@ def test_each_level_runs_its_share_in_the_engine(dataset: Any, router: str) -> N
     assert model.model.router.boundary.equal(stored)
     assert evaluate(model, dataset, max_sequences=8)["causal"] == before["causal"]
     engine = Engine(model)
-    prompts = [dataset[i]["input_ids"].tolist() for i in range(8)]
+    prompts = [dataset[i]["input_ids"].tolist() for i in spread(8, len(dataset))]
     means = []
     for level in levels.levels:
         assert level.capacities[0] == 1.0

@@ -238,6 +238,22 @@ def test_an_assistant_changes_no_token(router: str) -> None:
     assert torch.equal(found, write(model, ids, cache_implementation="dynamic", **how))
 
 
+# The random router's gates are drawn anew at each training step, by design.
+@pytest.mark.parametrize("router", [router for router in ROUTED if router != "random"])
+def test_training_mode_writes_the_same_and_takes_no_note(router: str) -> None:
+    """A trainer may write texts between its steps: each token decides for itself then, too."""
+    model = make_model(small_config(router))
+    ids = prompts(3, 2, 7)
+    wanted = write(model, ids)
+    kept = {name: value.clone() for name, value in model.model.router.state_dict().items()}
+    model.train()
+    assert torch.equal(write(model, ids), wanted)
+    model.model.router.finish_step()
+    now = model.model.router.state_dict()
+    assert all(torch.equal(value, now[name]) for name, value in kept.items())
+    assert write(model, ids, routing="full").shape == wanted.shape
+
+
 def test_prompts_may_be_embeddings_or_come_in_chunks() -> None:
     model = make_model(small_config("expert_choice", "recursive"), 11)
     ids = prompts(0, 2, 7)

@@ -120,6 +120,8 @@ def test_given_coefficients_are_normalised_padded_and_masked(tmp_path: Path) -> 
             extract(wrong)
     with pytest.raises(ValueError, match="mean has 1 numbers"):
         MoRFeatureExtractor(2, mean=[1.0])
+    with pytest.raises(ValueError, match="frames holds no sound"):
+        extract([])
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "CMYK", "1", "I;16", "LA"])
@@ -235,6 +237,11 @@ def test_wrong_classes_and_arguments_are_refused() -> None:
         model(pixel_value=torch.zeros(1, 1, 8, 8))
     with pytest.raises(ArgumentError, match="output_attentions"):
         model(torch.zeros(1, 1, 8, 8), output_attentions=True)
+    nothing: dict[str, Any] = {"use_cache": False, "cache": None, "past_key_values": None}
+    assert model(torch.zeros(1, 1, 8, 8), **nothing).logits.shape == (1, 3)
+    for given in ({"use_cache": True}, {"position_ids": torch.zeros(1, 4)}):
+        with pytest.raises(ArgumentError, match="it is for texts"):
+            model(torch.zeros(1, 1, 8, 8), **given)
     with pytest.raises(ValueError, match="two names of one input"):
         make("audio")(torch.zeros(1, 2, 4), input_values=torch.zeros(1, 2, 4))
 

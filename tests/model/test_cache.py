@@ -205,6 +205,34 @@ def test_gradients_through_the_first_cached_forward(kv_sharing: str) -> None:
         assert_close(one, two, **CLOSE)
 
 
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
+def test_gradients_through_several_cached_forwards(kv_sharing: str) -> None:
+    """Entries are written where they lie; what an earlier backward pass needs stays what it was."""
+    model = make_model(small_config("threshold", kv_sharing))
+    ids, cache, logits = random_ids(0, 2, 9), DepthCache(model.config), []
+    for part in ids.split((3, 1, 2, 3), dim=1):
+        logits.append(model.model.head(model.model(part, cache=cache).hidden))
+    grads = []
+    for found in (torch.cat(logits, 1), model(ids, use_cache=False, routing="causal").logits):
+        wanted = list(model.model.block.parameters())
+        grads.append(torch.autograd.grad(found.square().mean(), wanted))
+    for one, two in zip(*grads, strict=True):
+        assert_close(one, two, **CLOSE)
+
+
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
+def test_a_cache_begun_in_inference_mode_goes_on_without(kv_sharing: str) -> None:
+    model = make_model(small_config("threshold", kv_sharing))
+    ids, cache = random_ids(0, 2, 9), DepthCache(model.config)
+    with torch.inference_mode():
+        model.model(ids[:, :4], cache=cache)
+        cache.select_rows(torch.tensor([0, 1]))
+        model.model(ids[:, 4:5], cache=cache)
+    with torch.no_grad():
+        found = model.model.head(model.model(ids[:, 5:], cache=cache).hidden)
+        assert_close(found, model(ids, use_cache=False).logits[:, 5:], **CLOSE)
+
+
 def test_padding_that_is_no_number_never_enters_the_cache() -> None:
     model = make_model(small_config("threshold"))
     ids, mask = pad_rows(

@@ -115,6 +115,25 @@ def test_one_document_per_row_is_no_mask_at_all(router: str) -> None:
         assert_close(grad, results[1][1][name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("router", ["random", "fixed"])
+def test_a_document_begins_at_place_0(router: str) -> None:
+    """Told or not, padding or none: the random router, which asks for places, sees no other one."""
+    model = make_model(small_config(router))
+    documents, places = numbered([4, 1, 6])
+    ids = random_ids(6, 1, 11)
+    mask = torch.tensor([[1, 1, 0, 1, 1, 0, 1, 1, 1, 1, 0]])
+    real = mask[0].bool()
+    _, left = numbered([3, 1, 4])
+    places_left = places.clone()
+    places_left[0, real] = left[0]
+    with torch.no_grad():
+        for given, told in ((None, places), (mask, places_left)):
+            one = model(ids, given, document_ids=documents, use_cache=False)
+            two = model(ids, given, told, document_ids=documents, use_cache=False)
+            assert torch.equal(one.logits, two.logits)
+            assert torch.equal(one.depths, two.depths)
+
+
 def test_documents_must_fit_the_ids_and_have_no_cache() -> None:
     model, ids = make_model(small_config("fixed")), random_ids(0, 2, 6)
     with pytest.raises(ValueError, match=r"document_ids has shape \(2, 5\); it must be \[2, 6\]"):

@@ -170,6 +170,8 @@ def test_pooling_takes_real_tokens_alone() -> None:
     )
     assert_close(pool(hidden, real, "last"), torch.stack((hidden[0, 1], hidden[1, 3])))
     assert_close(pool(hidden, None, "last"), hidden[:, -1])
+    many = torch.full((1, 3001, 1), 30.0, dtype=torch.float16)  # their sum is beyond all of these
+    assert_close(pool(many, torch.arange(3001)[None] > 0, "mean"), many[:, 0])
 
 
 @pytest.mark.parametrize(

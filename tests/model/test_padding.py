@@ -146,6 +146,28 @@ def test_position_ids_may_be_one_row_for_all() -> None:
             assert (moved.logits - plain.logits).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("shape", [(2, 4), (1, 6), (3, 5), (4,), (3, 2, 5)])
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_positions_of_the_wrong_shape_are_refused(shape: tuple[int, ...], use_cache: bool) -> None:
+    model = make_model(small_config("fixed"))
+    places, mask = torch.zeros(shape, dtype=torch.long), torch.ones(2, 5)
+    with pytest.raises(ValueError, match=r"position_ids has shape .*; it must be \[2, 5\]"):
+        model(random_ids(0, 2, 5), mask, position_ids=places, use_cache=use_cache)
+
+
+@pytest.mark.parametrize("router", ROUTERS)
+def test_no_tokens_give_no_logits(router: str) -> None:
+    """As Transformers' models do: no rows, or rows of nothing."""
+    model = make_model(small_config(router))
+    ids = random_ids(0, 2, 5)
+    for training in (False, True):
+        model.train(training)
+        for nothing in (ids[:0], ids[:, :0]):
+            found = model(nothing, labels=nothing if training else None)
+            assert found.logits.shape == (*nothing.shape, model.config.vocab_size)
+            assert found.depths.shape == nothing.shape
+
+
 @pytest.mark.parametrize("shape", [(2, 4), (1, 5), (3, 5), (5,), (2, 1, 5, 5)])
 def test_a_mask_of_the_wrong_shape_is_refused(shape: tuple[int, ...]) -> None:
     model = make_model(small_config("fixed"))

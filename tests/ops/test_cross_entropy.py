@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.testing import assert_close
 
-from mor.ops.cross_entropy import IGNORE, chunk_rows, linear_cross_entropy, plain_cross_entropy
+from mor.ops.cross_entropy import (
+    IGNORE,
+    chunk_rows,
+    factors_of,
+    linear_cross_entropy,
+    plain_cross_entropy,
+)
+from mor.ops.distillation import LiveRows, linear_distillation
 
 
 def factors(seed: int, count: int, vocab: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,9 +57,33 @@ def test_only_what_is_asked_for() -> None:
     assert not linear_cross_entropy(hidden.detach(), weight.detach(), targets, 4).requires_grad
     with torch.no_grad():
         assert_close(linear_cross_entropy(hidden, weight, targets, 4).float(), wanted)
+        assert not any(one.requires_grad for one in factors_of(hidden, weight, targets))
     linear_cross_entropy(hidden.detach(), weight, targets, 4).backward()
     assert weight.grad is not None
     assert hidden.grad is None
+
+
+def test_a_second_derivative_is_refused() -> None:
+    """Gradients are made on the way forward: a graph of them would miss what they hang on."""
+    hidden, weight, targets = factors(2, 9, 5, torch.float64)
+    teacher = LiveRows(hidden.detach(), weight.detach())
+    for loss in (
+        linear_cross_entropy(hidden, weight, targets),
+        linear_distillation(hidden, weight, targets, teacher, lm=1.0, kd=1.0)[0],
+    ):
+        (slope,) = torch.autograd.grad(loss.square(), hidden, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            (loss + slope.sum()).backward()
+
+
+@pytest.mark.parametrize("count", [7, 12])
+def test_one_target_for_each_token(count: int) -> None:
+    hidden, weight, targets = factors(3, 9, 5, torch.float64)
+    wrong, teacher = targets.repeat(2)[:count], LiveRows(hidden.detach(), weight.detach())
+    with pytest.raises(ValueError, match=rf"{count},\) targets for 9 tokens"), torch.no_grad():
+        linear_cross_entropy(hidden, weight, wrong, 9)
+    with pytest.raises(ValueError, match="one for each token"):
+        linear_distillation(hidden, weight, wrong, teacher, lm=1.0, kd=1.0)
 
 
 def test_a_certain_and_a_hopeless_token_give_finite_numbers() -> None:

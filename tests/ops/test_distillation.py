@@ -89,3 +89,27 @@ def test_a_student_that_is_the_teacher_learns_nothing() -> None:
     teacher = LiveRows(hidden.detach().float(), weight.detach().float())
     _, _, kl = linear_distillation(hidden, weight, targets, teacher, lm=0.0, kd=1.0)
     assert float(kl) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_all_as_the_top_k_is_all() -> None:
+    hidden, weight, targets, theirs, head = case()
+    totals = []
+    for top_k in (None, VOCABULARY):
+        teacher = LiveRows(theirs, head, 1.0, top_k)
+        totals.append(linear_distillation(hidden, weight, targets, teacher, lm=0.3, kd=0.7)[0])
+    assert_close(*totals)
+    slopes = [torch.autograd.grad(total, hidden)[0] for total in totals]
+    assert_close(*slopes)
+
+
+def test_a_student_that_is_sure_of_the_teachers_few() -> None:
+    """What it leaves to the rest is below all numbers; the teacher leaves some."""
+    hidden, weight, targets, theirs, head = case()
+    sure = (hidden.detach() * 150).float().requires_grad_()
+    wide = sure.detach().double().requires_grad_()
+    grads = []
+    for one, factor in ((sure, weight.detach().float()), (wide, weight.detach())):
+        teacher = LiveRows(theirs, head, 1.0, 3)
+        total, _, _ = linear_distillation(one, factor, targets, teacher, lm=0.5, kd=0.5)
+        grads.append(torch.autograd.grad(total, one)[0].double())
+    assert_close(*grads, atol=1e-3, rtol=1e-3)

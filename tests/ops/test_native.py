@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from mor.ops import native, pointwise
-from mor.ops.native import PackedLinear, Ragged, Workspace, paged_attention
+from mor.ops.native import PackedLinear, Ragged, Workspace, build, paged_attention
 from mor.ops.norm import rms_norm
 
 
@@ -131,6 +132,57 @@ def test_paged_attention(
 
 
 @needs_kernels
+def test_memory_does_not_hang_on_defaults() -> None:
+    """Kernels write floats to the host, whatever PyTorch makes: 2 bytes, or no memory at all."""
+    weight, bias, x = torch.randn(9, 32), torch.randn(9), torch.randn(3, 32)
+    wanted = PackedLinear([weight], [bias])(x, Workspace())
+    torch.set_default_dtype(torch.bfloat16)
+    with torch.device("meta"):
+        work = Workspace()
+        work.room("part", 5)
+        assert work._parts["part"].nbytes == 5 * 4
+        assert work._parts["part"].device.type == "cpu"
+        packed = PackedLinear([weight], [bias])
+        assert packed.weight is not None
+        assert packed.weight.dtype == torch.float32
+        assert torch.equal(packed(x, work), wanted)
+        assert native.Pieces([(0, 1, 0, 1)]).table.device.type == "cpu"
+        assert native.argmax(x).device.type == "cpu"
+
+
+@needs_kernels
+def test_weights_of_another_type_are_made_floats() -> None:
+    weight, norm, x = torch.randn(9, 32).bfloat16(), torch.rand(32).bfloat16(), torch.randn(3, 32)
+    one, two = (PackedLinear([w], [w[:, 0]]) for w in (weight, weight.float()))
+    assert torch.equal(one(x, Workspace()), two(x, Workspace()))
+    found = one.after_norm(x, norm, 1e-5, Workspace())
+    assert torch.equal(found, two.after_norm(x, norm.float(), 1e-5, Workspace()))
+
+
+@needs_kernels
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_bytes_hide_nothing(wrong: float) -> None:
+    """What is no number, or none that ends, does not come out as one: in products and entries."""
+    weight, x = torch.randn(5, 64), torch.randn(3, 64)
+    weight[1, 7] = x[2, 9] = wrong
+    found = PackedLinear([weight], [None], int8=True)(x, Workspace())
+    assert found.isfinite().equal(
+        (torch.arange(5) != 1).expand(3, 5) & (torch.arange(3) != 2)[:, None]
+    )
+    own = torch.randn(2, 3, 1, 16)
+    own[0, 1, 0, 4] = own[1, 2, 0, 4] = wrong
+    kept, scales = torch.zeros(2, 16, 1, 16, dtype=torch.int8), torch.zeros(2, 16, 1)
+    places, one = torch.arange(3), torch.zeros(1, dtype=torch.long)
+    batch = Ragged(
+        kept[0], kept[1], torch.zeros(1, 1, 1, dtype=torch.long), 16, places * 0, places, places,
+        one, one + 3, (scales[0], scales[1]),
+    )  # fmt: skip
+    paged_attention(torch.randn(3, 1, 16), own[0], own[1], batch, 0)
+    read = kept[:, :3].float() * scales[:, :3, :, None]
+    assert read.isfinite().all(-1).equal(own.isfinite().all(-1))
+
+
+@needs_kernels
 @given(x=st.lists(st.sampled_from([0.0, 1.0, -2.0, 3.0, 3.0]), min_size=1, max_size=40))
 def test_argmax_takes_the_first_of_equals(x: list[float]) -> None:
     rows = torch.tensor([x, x[::-1]])
@@ -168,6 +220,28 @@ def test_they_can_be_turned_off_and_do_without_a_compiler(tmp_path: Path) -> Non
     assert "could not build them: no such flag" in told
     assert "RuntimeWarning" in warned
     assert not list(tmp_path.rglob("*.so"))
+
+
+def test_a_cache_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Missing, read-only, another user's, or no home: then it is for this process alone."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new"))
+    usual = tmp_path / "new" / "mor" / "native" / "a.so"
+    assert build._place("a.so") == usual
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError
+
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for what, name, wrong in ((tempfile, "TemporaryFile", refuse), (Path, "is_file", refuse)):
+        with monkeypatch.context() as patch:
+            patch.setattr(what, name, wrong)
+            assert build._place("a.so").parent.parent == tmp_path
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert build._place("a.so").parent.name.startswith("mor-native-")
 
 
 @pytest.mark.slow

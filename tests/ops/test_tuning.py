@@ -39,9 +39,15 @@ def test_the_fastest_is_measured_once_and_kept(kept: Path) -> None:
     assert len(asked) == len(CANDIDATES)
     (file,) = kept.iterdir()
     assert json.loads(file.read_text())["rows_kib"] == CANDIDATES[3].rows_kib
-    file.write_text("half a li")  # what is kept may be broken: it is measured again
-    assert tune(measure) == CANDIDATES[3]
-    assert len(asked) == 2 * len(CANDIDATES)
+    broken = (
+        *("half a li", "[1]", '{"rows_kib": Infinity, "fetch": true}'),
+        *('{"rows_kib": 0, "fetch": true}', '{"rows_kib": 1e99, "fetch": true}'),
+        *('{"rows_kib": 99999999999, "fetch": true}', '{"rows_kib": 256, "fetch": "false"}'),
+    )
+    for count, text in enumerate(broken, 2):
+        file.write_text(text)  # what is kept may be broken: it is measured again
+        assert tune(measure) == CANDIDATES[3]
+        assert len(asked) == count * len(CANDIDATES)
 
 
 def test_a_little_faster_is_noise(kept: Path) -> None:
@@ -60,7 +66,8 @@ def test_the_environment_decides(kept: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv(VARIABLE, "fast")
     with pytest.raises(MorError, match="MOR_NATIVE_TUNING='fast' must be auto, off"):
         tune(never)
-    for wrong in ("rows_kib=0", "rows_kib=-1", "fetch=2", "rows_kib=1,more=2"):
+    many = f"rows_kib={10**20}"  # more bytes than a number of 64 bits says
+    for wrong in ("rows_kib=0", "rows_kib=-1", many, "fetch=2", "rows_kib=1,more=2"):
         with pytest.raises(MorError, match="rows_kib=N"):
             parse_tuning(wrong)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import threading
@@ -9,23 +10,32 @@ import time
 import wave
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
+import schemathesis
 import torch
-from transformers import ASTFeatureExtractor
+from hypothesis import HealthCheck, given, settings
+from schemathesis import GenerationMode
+from transformers import ASTFeatureExtractor, Speech2TextFeatureExtractor
+from typer.testing import CliRunner
 
 from mor import MoRConfig, MoRForAudioClassification, MoRForImageClassification
+from mor.cli.app import app
 from mor.errors import MorError
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.grey import MoRImageProcessor
 from mor.server import make_server
 from mor.server.classifier import Classifier
 from mor.server.classify import create_classifier_app
-from tests.media_models import picture
+from mor.server.errors import ApiError
+from mor.server.schema.classify import Item
+from tests.media_models import picture, tone
 from tests.server.test_images import MOVING, WHOLE, header_of, part, png
+from tests.server.test_schema import CHECKS
 
 NAME = "tiny"
 SHAPE: dict[str, Any] = {
@@ -177,6 +187,18 @@ def test_sounds_of_any_rate_are_heard() -> None:
             assert (error["param"], error["code"]) == place, (why, error)
 
 
+def test_silence_is_no_sound() -> None:
+    pytest.importorskip("soundfile")
+    pytest.importorskip("soxr")
+    hear = Speech2TextFeatureExtractor(feature_size=16, num_mel_bins=16)
+    with classifying(sound_classifier(hear, 16)) as client:
+        assert post(client, sound(wav(tone(4000), 16_000))).status_code == 200
+        for samples in (np.zeros(4000), tone(200)):
+            error = post(client, sound(wav(samples, 16_000))).json()["error"]
+            place = ("input[0].input_audio", "invalid_audio")
+            assert (error["param"], error["code"]) == place, error
+
+
 def test_frames_of_coefficients_are_given_as_numbers() -> None:
     with classifying(sound_classifier(MoRFeatureExtractor(feature_size=4), 4)) as client:
         frames = np.random.default_rng(0).normal(size=(7, 4)).tolist()
@@ -193,3 +215,82 @@ def test_a_model_without_classes_is_refused() -> None:
     classifier.config.problem_type = "regression"
     with pytest.raises(MorError, match="gives no classes"):
         Classifier(classifier.model, classifier.processor)
+
+
+def test_inputs_that_wait_together_are_answered_as_alone() -> None:
+    classifier = sound_classifier(MoRFeatureExtractor(feature_size=4), 4)
+    draw = np.random.default_rng(2)
+    sounds = [draw.normal(size=(length, 4)).tolist() for length in (3, 11, 7, 24, 5, 16)]
+    items = [Item(type="input_features", input_features=one) for one in sounds]
+    sizes: list[int] = []
+    run = classifier.model.forward
+
+    def count(**inputs: Any) -> Any:
+        sizes.append(len(inputs["input_features"]))
+        return run(**inputs)
+
+    classifier.model.forward = count  # type: ignore[method-assign]
+
+    async def ask() -> tuple[list[Any], list[Any], list[Any]]:
+        alone = [(await classifier.classify([one], None))[0] for one in items]
+        calls = [classifier.classify([one], 2 if place % 3 == 2 else None)
+                 for place, one in enumerate(items)]  # fmt: skip
+        mixed = [one for (one,) in await asyncio.gather(*calls)]
+        capped = [(await classifier.classify([items[place]], 2))[0] for place in (2, 5)]
+        return alone, mixed, capped
+
+    alone, mixed, capped = asyncio.run(ask())
+    classifier.stop()
+    wanted = [*alone[:2], capped[0], *alone[3:5], capped[1]]
+    for one, other in zip(mixed, wanted, strict=True):
+        assert one["depths"] == other["depths"]
+        assert one["probs"] == pytest.approx(other["probs"], abs=1e-6)
+    assert len({tuple(one["depths"]) for one in alone}) > 1
+    assert sizes[:6] == [1] * 6
+    assert max(sizes[6:-2]) > 1  # some went together
+
+
+def test_one_that_cannot_be_taken_does_not_spoil_the_others() -> None:
+    classifier = sound_classifier(MoRFeatureExtractor(feature_size=4), 4)
+    good, long = [[0.5] * 4] * 6, [[0.1] * 4] * 300
+    items = [Item(type="input_features", input_features=one) for one in (good, long)]
+
+    async def ask() -> list[Any]:
+        calls = [classifier.classify([one], None) for one in (items[0], items[1], items[0])]
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+    first, wrong, last = asyncio.run(ask())
+    classifier.stop()
+    assert first[0]["probs"] == pytest.approx(last[0]["probs"], abs=1e-6)
+    assert "max_position_embeddings=64" in str(wrong)
+    assert isinstance(wrong, ApiError)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(GenerationMode), ids=lambda mode: mode.value)
+def test_the_classifier_keeps_to_its_schema(images: httpx.Client, mode: GenerationMode) -> None:
+    api = schemathesis.openapi.from_url(f"{images.base_url}/openapi.json")
+
+    @given(case=api["/v1/classify"]["post"].as_strategy(generation_mode=mode))
+    @settings(max_examples=8, suppress_health_check=list(HealthCheck), deadline=None)
+    def check(case: Any) -> None:
+        case.call_and_validate(checks=CHECKS)
+
+    check()
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        (["--replicas", "2"], "replicas='2': --replicas is of models that write text"),
+        (["--quantization", "int8"], "quantization='int8'"),
+        (["--chat-template", "x.jinja"], "chat_template='x.jinja'"),
+        (["--no-prefix-caching"], "prefix_caching='False'"),
+        (["--dtype", "float8"], "dtype='float8' is not known"),
+    ],
+)
+def test_options_of_texts_are_refused(tmp_path: Path, option: list[str], told: str) -> None:
+    image_classifier().config.save_pretrained(tmp_path)
+    done = CliRunner().invoke(app, ["serve", str(tmp_path), *option])
+    assert isinstance(done.exception, MorError)
+    assert told in str(done.exception)

@@ -52,7 +52,7 @@ def refuse(http: httpx.Client, path: str = "/v1/completions", **fields: Any) -> 
         ({"top_p": -0.1}, "top_p", "invalid_value", "greater than or equal to 0"),
         ({"n": 129}, "n", "invalid_value", "128"),
         ({"n": 128, "prompt": ["the", "king"]}, "n", "invalid_value", "256 completions"),
-        ({"stop": ""}, "stop", "invalid_value", "at least 1 character"),
+        ({"stop": "a" * 1001}, "stop", "invalid_value", "at most 1000 characters"),
         ({"stop": ["a"] * 17}, "stop", "invalid_value", "at most 16"),
         ({"logit_bias": {"a": 1}}, "logit_bias.a", "invalid_value", "pattern"),
         ({"logit_bias": {"5": 101}}, "logit_bias", "invalid_value", "100"),
@@ -79,10 +79,11 @@ def refuse(http: httpx.Client, path: str = "/v1/completions", **fields: Any) -> 
         ({"model": 5}, "model", "invalid_value", "5"),
         ({"prompt": [1] * 500}, "prompt", "context_length_exceeded", "at most 128"),
         ({"max_tokens": 500}, "prompt", "context_length_exceeded", "at most 128"),
-        ({"stream_options": {}}, "stream_options", "invalid_value", "needs stream=true"),
+        ({"stream_options": {"include_usage": True}}, "stream_options", "invalid_value",
+         "needs stream=true"),
         ({"stream": True, "stream_options": {"x": 1}}, "stream_options.x", "unknown_field", "x"),
-        ({"best_of": 2}, "best_of", "invalid_value", "n is not"),
-        ({"suffix": "end"}, "suffix", "invalid_value", "end"),
+        ({"best_of": 2}, "best_of", "unsupported_parameter", "n is not"),
+        ({"suffix": "end"}, "suffix", "unsupported_parameter", "leave it out"),
         ({"prompt_logprobs": 21}, "prompt_logprobs", "invalid_value", "20"),
         ({"prompt_logprobs": 1, "stream": True}, "prompt_logprobs", "invalid_value", "stream"),
         ({"prompt": [1] * 129, "max_tokens": 0, "echo": True}, "prompt", "context_length_exceeded",
@@ -144,7 +145,8 @@ def test_a_wrong_field_of_a_chat(
         b'{"prompt": "\\ud800", "user": ' + b"[" * 300 + b"]" * 300 + b"}",
         b'{"prompt": "\\ud800", "user": ' + b"[" * 100_000,
         b'{"model": "tiny", "prompt": "the", "seed": ' + b"9" * 5000 + b"}",
-        '{"model": "tiny"'.encode("utf-16"),
+        '{"model": "tiny"'.encode("utf-16"), b'{"user": [' + b"{}," * 70_000 + b"{}]}",
+        b"[" * 70_000 + b'"' + b'\\"' * 70_000,
     ],
     ids=lambda content: ascii(content[:60]),
 )  # fmt: skip
@@ -197,6 +199,7 @@ def test_of_many_mistakes_one_is_looked_at(http: httpx.Client) -> None:
     many = 20_000
     for fields in (
         {"prompt": [[-1]] * 900 + [[1]]}, {"prompt": [""] * 1025}, {"stop": [""] * many},
+        {"stop": [1] * many}, {"bad_words": [1] * many}, {"guided_choice": [1] * many},
         {"stop_token_ids": [-1] * many}, {"logit_bias": {f"a{i}": 1 for i in range(many)}},
     ):  # fmt: skip
         with pytest.raises(ValidationError) as found:
@@ -205,7 +208,7 @@ def test_of_many_mistakes_one_is_looked_at(http: httpx.Client) -> None:
     message: dict[str, Any] = {"role": "user", "content": "x"}
     for messages in (
         [{}] * many, [message | {"content": [{}] * many}],
-        [message | {f"a{i}": 1 for i in range(many)}],
+        [message | {f"a{i}": 1 for i in range(many)}], [message | {"tool_calls": [{}] * many}],
     ):  # fmt: skip
         with pytest.raises(ValidationError) as found:
             ChatRequest.model_validate({"model": NAME, "messages": messages})

@@ -111,6 +111,34 @@ def test_what_changes_nothing_is_accepted(live: Live) -> None:
 
 
 @pytest.mark.parametrize(
+    "fields",
+    [
+        {"stop": ""}, {"stop": [""]}, {"stop": ["", "zzz"]}, {"stream_options": {}},
+        {"stream_options": {"include_usage": False}}, {"response_format": {}}, {"suffix": ""},
+        {"tool_choice": ""}, {"tool_choice": {}}, {"tools": []}, {"function_call": ""},
+        {"modalities": []}, {"metadata": {}}, {"prediction": {}}, {"web_search_options": {}},
+        {"audio": {}}, {"logit_bias": {}}, {"bad_words": []}, {"stop_token_ids": []},
+        {"structured_outputs": {}}, {"chat_template_kwargs": {}}, {"best_of": 1},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_is_empty_asks_for_nothing(live: Live, fields: dict[str, Any]) -> None:
+    asked = 0
+    for kind, start, path in (
+        (ChatRequest, {"messages": TURNS}, CHAT),
+        (CompletionRequest, {"prompt": "the"}, "/v1/completions"),
+    ):
+        if set(fields) <= set(kind.model_fields):
+            asked += 1
+            body = {"model": NAME, "temperature": 0, "max_tokens": 2} | start
+            with live.http() as http:
+                answers = [http.post(path, json=body | more) for more in ({}, fields)]
+            assert answers[1].status_code == 200, answers[1].text
+            assert answers[0].json()["choices"] == answers[1].json()["choices"]
+    assert asked
+
+
+@pytest.mark.parametrize(
     ("fields", "param"),
     [
         ({"audio": {"voice": "ash", "format": "wav"}}, "audio"),
@@ -130,6 +158,7 @@ def test_what_changes_nothing_is_accepted(live: Live) -> None:
             "messages[1].audio",
         ),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
+        ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "tool_choice"),
     ],
 )
 def test_what_is_not_there_is_refused_by_name(
@@ -174,6 +203,10 @@ def test_what_is_not_there_is_refused_by_name(
         ({"continue_final_message": True, "add_generation_prompt": True},
          "continue_final_message", "invalid_value"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs", "invalid_value"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "invalid_value"),
+        ({"messages": [{"role": "assistant", "content": "x"}]}, "messages", "invalid_value"),
+        ({"tool_choice": {"type": "function", "function": {"nam": "f"}}}, "tool_choice",
+         "invalid_value"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_named(live: Live, fields: dict[str, Any], param: str, code: str) -> None:

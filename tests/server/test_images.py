@@ -97,6 +97,34 @@ def test_an_answer_is_what_generate_says_and_patches_are_tokens(seeing: Live) ->
     seeing.wait_idle()
 
 
+def test_an_answer_tells_how_deep_the_patches_went(seeing: Live) -> None:
+    images = [picture(1), picture(6)]
+    content = [said("a "), part(png(images[0])), said("digit"), part(png(images[1]))]
+    choices = ask(seeing, content, n=2, temperature=1.0, seed=3).json()["choices"]
+    inputs = image_processor()(text="a <image>digit<image>", images=images, return_tensors="pt")
+    with torch.no_grad():
+        depths: Any = image_model()(**inputs).depths
+    wanted = depths[inputs["input_ids"] == image_model().config.image_token_id].view(2, PATCHES)
+    assert wanted.unique().numel() > 1
+    told = [{"grid": [2, 4], "depths": one} for one in wanted.tolist()]
+    assert [choice["image_depths"] for choice in choices] == [told, told]
+    capped = ask(seeing, content, depth_cap=1).json()["choices"][0]["image_depths"]
+    assert max(capped[0]["depths"]) == 1
+    assert "image_depths" not in ask(seeing, "a digit").json()["choices"][0]
+    client, turns = seeing.openai(), [{"role": "user", "content": content}]
+    chunks = [
+        chunk.choices[0].model_dump()
+        for chunk in client.chat.completions.create(
+            model=NAME,
+            messages=turns,
+            max_tokens=4,
+            stream=True,  # type: ignore[arg-type]
+        )
+    ]
+    assert next(chunk.get("image_depths") for chunk in chunks if chunk["depths"]) == told
+    assert sum("image_depths" in chunk for chunk in chunks) == 1
+
+
 def test_the_openai_client_streams_it(seeing: Live) -> None:
     client = seeing.openai()
     turns: Any = [{"role": "user", "content": [part(png(picture(3))), said("three")]}]

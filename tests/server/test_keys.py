@@ -8,6 +8,7 @@ import pytest
 
 from mor.errors import MorError
 from mor.server.keys import choose_keys
+from mor.server.ray.settings import read_settings
 from mor.server.sockets import open_sockets, url_of
 from tests.server.live import serving
 
@@ -35,6 +36,15 @@ def test_a_key_that_no_client_can_send(value: str) -> None:
         with pytest.raises(MorError) as refused:
             choose_keys(given, environment)
         assert "secret\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("key", ["", " "])
+def test_a_key_of_a_deployment_that_is_set_to_nothing(
+    key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MOR_API_KEY", raising=False)
+    with pytest.raises(MorError, match="empty key"):
+        read_settings({"model": "prose", "api_key": key}).served()
 
 
 def test_a_key_of_several_words_opens_and_its_words_do_not() -> None:

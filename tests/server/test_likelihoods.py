@@ -97,6 +97,22 @@ def test_echo_alone_needs_no_new_token(live: Live) -> None:
     assert "".join(chunk.choices[0].text for chunk in stream) == SPECIAL
 
 
+@pytest.mark.parametrize("prompt", ["", ["", "the king"], ["the king", ""]])
+def test_a_stream_echoes_what_a_whole_answer_does(live: Live, prompt: Any) -> None:
+    fields: dict[str, Any] = {"prompt": prompt, "max_tokens": 2, "echo": True, "logprobs": 1}
+    fields |= {"model": NAME, "seed": 1}
+    whole = live.openai().completions.create(**fields).choices
+    told: dict[int, list[Any]] = {choice.index: [] for choice in whole}
+    for chunk in live.openai().completions.create(**fields, stream=True):
+        told[chunk.choices[0].index].append(chunk.choices[0])
+    for choice in whole:
+        parts = told[choice.index]
+        assert "".join(part.text for part in parts) == choice.text
+        tokens = [token for part in parts for token in part.logprobs.tokens]
+        assert tokens == choice.logprobs.tokens
+        assert choice.logprobs.token_logprobs[0] is None
+
+
 def test_prompt_logprobs_as_in_vllm(live: Live) -> None:
     ids, logs = ids_of("the king"), own_logs(ids_of("the king"))
     with live.http() as http:

@@ -18,6 +18,9 @@ from tests.server.live import NAME, Live, make_engine, serving
 from tests.server.test_errors import problem
 
 HUGE = "the king " * 300_000
+TURNS = [{"role": "user", "content": "x"}]
+PART = {"type": "text", "text": ""}
+CALL = {"function": {"name": "f", "arguments": "{}"}}
 
 
 class Watched:
@@ -67,6 +70,13 @@ def ask(http: httpx.Client, **fields: Any) -> httpx.Response:
         ({"messages": [{"role": "user", "content": "x"}] * 20_000}, "context_length_exceeded", 0),
         ({"prompt": [5] * 1_000_000}, "context_length_exceeded", 0),
         ({"prompt": [[5] * 500_000, [5]]}, "context_length_exceeded", 0),
+        ({"messages": [{"role": "user", "content": [PART] * 200}] * 100}, "invalid_value", 0),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [CALL] * 200}] * 100},
+            "invalid_value", 0,
+        ),
+        ({"messages": TURNS, "chat_template_kwargs": dict.fromkeys(map(str, range(999)))},
+         "invalid_value", 0),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_hardly_read(
@@ -78,6 +88,11 @@ def test_what_does_not_fit_is_hardly_read(
         assert problem(ask(http, **fields), 400)["code"] == code
     assert tokenizer.characters <= pieces * PIECE
     live.wait_idle()
+
+
+def test_brackets_in_a_text_are_no_arrays(watched: tuple[Live, Watched]) -> None:
+    with watched[0].http() as http:
+        assert ask(http, prompt="x", user='[{"' * 50_000 + "\\").status_code == 200
 
 
 def test_token_ids_do_not_wait_for_texts(watched: tuple[Live, Watched]) -> None:

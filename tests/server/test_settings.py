@@ -25,7 +25,8 @@ OTHERS: dict[str, Any] = {
     "page_size": 4, "num_pages": 200, "memory_fraction": 0.25, "quantization": "int8",
     "kv_cache_dtype": "int8", "dtype": "bfloat16", "attention": "plain", "prefix_caching": False,
     "max_restarts": 1, "max_body_bytes": 4096, "drain_seconds": 4.0, "playground": False,
-    "cors_origin": ["http://a.b", "http://c.d"],
+    "cors_origin": ["http://a.b", "http://c.d"], "speculate": 2, "draft_depth": 2,
+    "speculate_always": True,
 }  # fmt: skip
 KEPT: dict[str, tuple[str, Any]] = {
     "api_key": ("api_keys", ("secret",)), "served_model_name": ("name", "x"),

@@ -216,6 +216,23 @@ def test_without_the_library_the_message_says_what_to_install(
     assert (refused.value.param, refused.value.code) == ("guided_choice", "unsupported_parameter")
 
 
+def test_a_grammar_that_is_too_much_work(caller: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seconds for its first token are spent beside the engine; what each token costs is counted."""
+    with caller.http() as http:
+
+        def refuse(**fields: Any) -> Any:
+            body = {"model": NAME, "messages": TURNS} | fields
+            return problem(http.post(CHAT, json=body), 400)
+
+        told = refuse(guided_grammar="start: start")
+        assert (told["code"], told["param"]) == ("grammar_too_complex", "guided_grammar")
+        with monkeypatch.context() as patched:
+            patched.setattr(grammars, "PER_TOKEN", -1.0)
+            assert refuse(guided_choice=["slow"])["code"] == "grammar_too_complex"
+    assert chat(caller, guided_choice=["quick"]).message.content == "quick"
+    caller.wait_idle()
+
+
 def test_a_grammar_that_cannot_go_on_ends_its_request_alone(
     caller: Live, monkeypatch: pytest.MonkeyPatch
 ) -> None:

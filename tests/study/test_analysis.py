@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def test_groups_of_tokens(analysed: Analysed) -> None:
     several = group_tables([*records, *group_records("other", analysed)])
     assert several[0].columns[0] == "model"
     assert router_table(records).rows[0][0] == "m"
+
+
+def test_fifths_of_a_sure_model_lose_no_token(analysed: Analysed) -> None:
+    entropy = np.concatenate([np.linspace(0, 0.02, 40), np.linspace(0.02, 3, 20)])[None]
+    sure = replace(analysed, routes=replace(analysed.routes, entropy=entropy))
+    groups = groups_of(sure)["entropy of the next token"]
+    assert sum(int(mask.sum()) for mask in groups.values()) == 60
+    assert next(iter(groups)) == "0.0-0.0 nats"
+    assert len(groups) < 5
 
 
 def test_the_command_on_the_model_that_ships(tmp_path: Path) -> None:

@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
+from mor import MoRForCausalLM
 from mor.errors import MorError
-from mor.study import builtin_studies, load_study, run_study, runs, write_report
+from mor.study import builtin_studies, load_study, run_study, runs, tables, write_report
 from mor.study.cost import plan_study
 from mor.study.file import Study, expand, more_seeds
 from mor.study.law import Point, fit_recurrence_law
 from mor.study.plots import fit_optimum, isoflop_curves
 from mor.study.runs import few_shot, settings_of
-from mor.study.tables import comparison, grid_tables, law_points, law_table
+from mor.study.tables import comparison, grid_tables, law_points, law_table, whole_budgets
 from mor.study.worker import is_scored, is_trained, main, work
 from mor.train import dump_recipe
 from mor.train.run import with_branches
+from tests.strategies import small_config
 from tests.tiny import prepare_tiny, tiny_fields
 
 
@@ -80,6 +82,9 @@ def test_rounds_of_jobs(study: Study, tmp_path: Path) -> None:
     assert [job.name for job in second] == ["expert-learning_rate-0.001-seed-1"]
     assert second[0].recipe.train.seed == 1
     assert more_seeds(study, "vanilla", {}, tmp_path) == []
+    # Budgets of a row's own are scaled once, however many jobs are made of it.
+    again = expand(study, tmp_path, scale=2)[0].recipe.train
+    assert (again.budget.steps, again.branches[0].steps) == (16, 10)
 
 
 def test_plan_counts_what_is_trained(study: Study, tmp_path: Path) -> None:
@@ -112,6 +117,14 @@ def test_wrong_rows_and_names(data: Path, tmp_path: Path) -> None:
     wrong = tiny_study(data, reference=None, rows={"odd": {"train": {"learning_rat": 1}}})
     with pytest.raises(MorError, match=r"row odd: train\.learning_rat is not a field"):
         expand(load_study(written(tmp_path, wrong)), tmp_path)
+    twice = {"seeds": [1, 1]}, {"grid": {"train.learning_rate": [0.1, 1e-1]}}
+    for row in twice:
+        again = tiny_study(data, reference=None, rows={"odd": row})
+        with pytest.raises(MorError, match=r"row odd makes odd.*-seed-\d twice; seeds and grid"):
+            expand(load_study(written(tmp_path, again)), tmp_path)
+    seeded = tiny_study(data, reference=None, rows={"odd": {"grid": {"train.seed": [1, 2]}}})
+    with pytest.raises(MorError, match=r"row odd: train\.seed=1 must be left out; use seeds"):
+        expand(load_study(written(tmp_path, seeded)), tmp_path)
     with pytest.raises(MorError, match=r"study 'smok' does not exist; did you mean smoke\?"):
         load_study("smok")
     (tmp_path / "list.yaml").write_text("[1]")
@@ -182,6 +195,17 @@ def test_a_job_that_was_stopped_goes_on(study: Study, tmp_path: Path) -> None:
     (recipe.run_dir / "recipe.yaml").write_text(dump_recipe(recipe))
     work(recipe, settings_of(study))
     assert is_trained(recipe)
+    # What decides no weight may change; what does is told rather than mixed.
+    other = {"logging_steps": 3, "learning_rate": 0.5}
+    quiet, loud = (
+        recipe.model_copy(update={"train": recipe.train.model_copy(update={name: value})})
+        for name, value in other.items()
+    )
+    assert is_trained(quiet)
+    with pytest.raises(
+        MorError, match=r"another recipe: train\.learning_rate=0\.5 was 0\.01; give"
+    ):
+        work(loud, settings_of(study))
 
 
 @pytest.mark.slow
@@ -222,7 +246,7 @@ def record(row: str, nll: float, size: int = 100, **changes: Any) -> dict[str, A
         "num_recursions": 2,
         "non_embedding_parameters": size,
         "shared_parameters": size // 2,
-        "capacities": None,
+        "passes": 2.0,
         "tokens": 10,
         "train_flops": 1.0,
     }
@@ -256,6 +280,21 @@ def test_differences_stand_beside_the_papers(study: Study) -> None:
     assert line["few-shot %"] == line["time"] == "-"
 
 
+def test_whole_budgets_stand_against_whole_budgets(study: Study) -> None:
+    records = [
+        record("vanilla", 2.0),
+        record("expert", 2.4),
+        record("expert", 1.9, budget=1),
+    ]
+    table = comparison(study, records)
+    lines = [dict(zip(table.columns, row, strict=True)) for row in table.rows]
+    assert [line["NLL - vanilla"] for line in lines] == ["+0.0000", "-", "-0.1000"]
+    assert whole_budgets([("vanilla", 0), ("expert", 0), ("expert", 1)]) == {
+        "vanilla": 0,
+        "expert": 1,
+    }
+
+
 def test_the_best_point_is_shown_and_every_point_listed(study: Study) -> None:
     field = "train.learning_rate"
     records = [
@@ -268,8 +307,14 @@ def test_the_best_point_is_shown_and_every_point_listed(study: Study) -> None:
 
 def test_few_shot_is_the_mean_accuracy() -> None:
     scores = {"a": {"acc": 0.5, "acc_norm": 0.9}, "b": {"acc": 0.25}, "c": {"perplexity": 3.0}}
-    assert few_shot(scores) == 37.5
-    assert few_shot({}) is None
+    assert few_shot(scores, list(scores)) == 37.5
+    assert few_shot({}, []) is None
+    assert few_shot(scores, ["a", "gone"]) is None
+    # A group counts once, whatever its parts; the parts of ARC count as one.
+    parts = {f"mmlu_{number}": {"acc": 0.1} for number in range(9)} | {"mmlu": {"acc": 0.1}}
+    arc = {"arc_easy": {"acc": 0.6}, "arc_challenge": {"acc": 0.2}}
+    asked = ["a", "mmlu", "arc_easy", "arc_challenge"]
+    assert few_shot(scores | parts | arc, asked) == pytest.approx(100 * (0.5 + 0.1 + 0.4) / 3)
 
 
 def test_optimum_of_a_curve() -> None:
@@ -330,9 +375,47 @@ def test_the_law_needs_loops_and_points() -> None:
 
 
 def test_passes_of_a_routed_model_are_the_mean(study: Study) -> None:
-    routed = record("expert", 2.0, summary={"capacities": [1.0, 0.5]})
+    routed = record("expert", 2.0, summary={"passes": 1.5})
     assert law_points([routed, record("plain", 2.0)]) == [
         Point(50, 50, 1.5, 10, 2.0),
         Point(50, 50, 2.0, 10, 2.0),
     ]
     assert law_table([routed]) is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "passes"),
+    [
+        ({"router": "fixed"}, 3.0),  # though its configuration names capacities
+        ({"router": "fixed", "router_fixed_depth": 2}, 2.0),
+        ({"router": "threshold", "router_capacities": [1.0, 0.5, 0.1]}, 1.6),
+        ({"router": "token_choice"}, 2.0),
+    ],
+)
+def test_passes_are_those_that_the_router_runs(fields: dict[str, Any], passes: float) -> None:
+    config = small_config(**fields)
+    told = runs.describe_block(config)
+    assert told["passes"] == pytest.approx(passes)
+    layers = sum(weight.numel() for weight in MoRForCausalLM(config).model.block.parameters())
+    assert told["shared_parameters"] == layers > 0
+
+
+def test_seeds_are_no_further_points_of_the_law() -> None:
+    four = synthetic(0.46, (1e7,))[:4]
+    with pytest.raises(MorError, match=r"4 points, expected at least 5 .* that differ"):
+        fit_recurrence_law([*four, *four, *four])
+    # Most draws of five points out of five hold fewer than five different ones.
+    assert fit_recurrence_law(synthetic(0.46, (1e7,))[:5], resamples=8).interval is None
+
+
+def test_a_run_of_one_pass_counts_once_in_its_own_family(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+
+    def count(points: list[Point], resamples: int) -> None:
+        counts.append(len(points))
+        raise MorError("counted")
+
+    monkeypatch.setattr(tables, "fit_recurrence_law", count)
+    once = {"num_recursions": 1, "passes": 1.0}
+    law_table([record("a", 3.0, family="x", summary=once), record("b", 2.0, family="x")])
+    assert counts == [2]

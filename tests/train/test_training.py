@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from mor.data import PackedDataset
 from mor.errors import MorError
-from mor.eval import evaluate
+from mor.eval.passes import run_pass
 from mor.hf.load import load_model, load_tokenizer
 from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
@@ -124,8 +124,9 @@ def test_evaluation_on_the_way(run: Path, data: Path) -> None:
     scores = {entry["step"]: entry["eval_nll"] for entry in log_of(run) if "eval_nll" in entry}
     assert list(scores) == [3, 6, 8]
     dataset = PackedDataset(data, "validation", SEQ_LEN)
-    found = evaluate(load_model(run), dataset, max_sequences=3)
-    assert found["causal"]["nll"] == pytest.approx(scores[8], rel=1e-5)
+    rows = [dataset[place] for place in range(3)]  # the first ones
+    found = run_pass(load_model(run).eval(), rows, 3, 3, "causal")  # type: ignore[arg-type]
+    assert found.nll == pytest.approx(scores[8], rel=1e-5)
 
 
 def test_the_summary(run: Path) -> None:

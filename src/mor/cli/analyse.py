@@ -40,7 +40,7 @@ def analyse(
     split: Annotated[str, typer.Option(help="which split")] = "validation",
     seq_len: SeqLen = None,
     max_sequences: Annotated[
-        int, typer.Option(min=1, help="sequences of the sample, the first ones")
+        int, typer.Option(min=1, help="sequences of the sample, spread over the split")
     ] = 128,
     batch_size: BatchSize = 8,
     out: Annotated[

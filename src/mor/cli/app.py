@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import warnings
 from typing import Annotated
@@ -10,6 +9,7 @@ from typing import Annotated
 import typer
 
 import mor
+from mor.checks import is_on
 from mor.cli.lazy import LazyGroup
 from mor.cli.ranks import first_rank, rank
 from mor.errors import Interrupted, MorError
@@ -65,7 +65,7 @@ def main() -> None:
     the maximum), OSError how the system refuses a file. With ``MOR_DEBUG=1`` errors keep their
     traceback, and Transformers says what it has to say.
     """
-    debug = bool(os.environ.get("MOR_DEBUG"))
+    debug = is_on("MOR_DEBUG", False)
     if not first_rank() and not sys.warnoptions:
         warnings.simplefilter("ignore")  # the first rank shows them
     try:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from mor.cli.common import open_model, show_progress, tokenizer_for
+from mor.cli.common import open_any_model, show_progress, tokenizer_for
 from mor.cli.evaluate import BatchSize, Model, SeqLen, sequence_length
 from mor.data import DataIndex, PackedDataset
+from mor.data.media import MediaDataset
+from mor.data.media.index import is_media
 from mor.disk import check_new
 from mor.errors import MorError
 from mor.eval import calibrate as calibrate_model
@@ -17,9 +20,9 @@ from mor.eval.calibrate import count_ticks
 from mor.eval.levels import FACTORS, Levels, calibrate_levels
 from mor.hf.bos import record_bos, save_tokenizer
 from mor.hf.convert.files import new_folder
-from mor.hf.load import load_tokenizer
+from mor.hf.load import is_media_model, load_tokenizer
 from mor.model.routers import BoundaryRouter
-from mor.run_files import TOKENIZER, beside_model
+from mor.run_files import PROCESSORS, TOKENIZER, beside_model
 
 
 def calibrate(
@@ -53,10 +56,23 @@ def calibrate(
     if data is None:
         raise MorError("give --data, whose sample sets the boundaries, or --confidence")
     capacities = None if capacity is None else parse_capacities(capacity)
-    loaded = open_model(model)
-    length = sequence_length(model, loaded.config, seq_len, DataIndex.load(data))
-    dataset = PackedDataset(data, split, length)
-    tokenizer = tokenizer_for(model, dataset.index)
+    media = is_media_model(model)
+    if media and (levels or seq_len is not None):
+        raise MorError("--levels and --seq-len are of models of texts; leave them out")
+    if not media and is_media(data):
+        raise MorError(
+            f"{data} holds images or sounds, and the model in {model} is one of texts; give a "
+            "folder of text, whose tokens then set the boundaries"
+        )
+    loaded = open_any_model(model)
+    dataset: Any = None
+    tokenizer = None
+    if media:
+        dataset = MediaDataset(data, split)
+    else:
+        length = sequence_length(model, loaded.config, seq_len, DataIndex.load(data))
+        dataset = PackedDataset(data, split, length)
+        tokenizer = tokenizer_for(model, dataset.index)
     sample: dict[str, Any] = {"max_sequences": max_sequences, "batch_size": batch_size}
     count = min(max_sequences, len(dataset))
     shares = capacities or loaded.config.router_capacities or ()
@@ -66,7 +82,7 @@ def calibrate(
         boundaries = calibrate_model(loaded, dataset, capacities=capacities, tick=tick, **sample)
         if levels:
             more = calibrate_levels(loaded, dataset, tick=tick, **sample)
-    _write(loaded, tokenizer, out, more)
+    _write(model, loaded, tokenizer, out, more)
     shown = ", ".join(f"{b:z.4f}" for b in boundaries)
     typer.echo(f"boundaries (logits, by depth): {shown}; written: {out}")
 
@@ -74,7 +90,7 @@ def calibrate(
 def _set_confidence(model: Path, out: Path, confidence: float) -> None:
     if not 0 < confidence < 1:
         raise MorError(f"confidence={confidence} must lie between 0 and 1, such as 0.15")
-    loaded = open_model(model)
+    loaded = open_any_model(model)
     router = loaded.model.router
     if not isinstance(router, BoundaryRouter):
         raise MorError(
@@ -83,17 +99,21 @@ def _set_confidence(model: Path, out: Path, confidence: float) -> None:
         )
     router.set_confidence(confidence)
     beside = beside_model(model, TOKENIZER)
-    _write(loaded, None if beside is None else load_tokenizer(beside.parent), out, None)
+    tokenizer = None if beside is None else load_tokenizer(beside.parent)
+    _write(model, loaded, tokenizer, out, None)
     typer.echo(f"a token goes on where the router is surer than {confidence:g}; written: {out}")
 
 
-def _write(loaded: Any, tokenizer: Any, out: Path, levels: Levels | None) -> None:
+def _write(model: Path, loaded: Any, tokenizer: Any, out: Path, levels: Levels | None) -> None:
     with new_folder(out) as folder:
         if tokenizer is not None:
             record_bos(loaded, tokenizer)
         loaded.save_pretrained(folder)
         if tokenizer is not None:
             save_tokenizer(tokenizer, loaded.config, folder)
+        for name in PROCESSORS:
+            if (beside := beside_model(model, name)) is not None:
+                shutil.copyfile(beside, folder / name)
         if levels is not None:
             levels.save(folder)
 

@@ -18,11 +18,12 @@ from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.cli.evaluate_media import evaluate_media
 from mor.cli.tasks import evaluate_tasks
 from mor.data import DataIndex, PackedDataset
+from mor.data.media.index import is_media
 from mor.errors import MorError
 from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
 from mor.eval.keep import keep_result, run_of
-from mor.hf.load import is_media_model
+from mor.hf.load import is_media_model, load_config
 from mor.provenance import provenance
 from mor.run_files import DEFAULT_MODEL, HELD_OUT, RECIPE, find_folder
 
@@ -80,7 +81,7 @@ def evaluate(
             asked |= {"engine": True, "quantization": quantization}
         evaluate_tasks(model, tasks, data, out, as_json, batch_size=batch_size, **asked)
         return
-    if is_media_model(model):
+    if is_media_model(model) or asks_for_captions(model, data):
         if quantization is not None or seq_len is not None:
             raise MorError("--quantization and --seq-len are of models of texts; leave them out")
         evaluate_media(model, data, split, max_sequences, batch_size, out, as_json)
@@ -108,6 +109,13 @@ def evaluate(
             Console().print(answer_table(result["answers"]))
     if (kept := keep_result(model, result)) is not None:
         typer.echo(kept, err=True)
+
+
+def asks_for_captions(model: Path, data: Path | None) -> bool:
+    """Whether a model of text and images is to say what is in pictures, not to score texts."""
+    if load_config(model).image_token_id is None:
+        return False
+    return is_media(data) if data is not None else run_of(model) is not None
 
 
 def find_held_out(model: Path) -> Path:

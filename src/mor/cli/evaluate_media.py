@@ -15,8 +15,11 @@ from rich.table import Table
 from mor.cli.common import open_any_model, write_json
 from mor.data.media import MediaDataset
 from mor.errors import MorError
+from mor.eval.captions import SAMPLES, evaluate_captions
 from mor.eval.examples import evaluate_examples
 from mor.eval.keep import keep_result, run_of
+from mor.hf.load_media import load_processor
+from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.provenance import provenance
 from mor.run_files import RECIPE, SUMMARY
 
@@ -41,13 +44,19 @@ def evaluate_media(
     quiet = as_json or not console.is_terminal
     with Progress(console=console, transient=True, disable=quiet) as bar:
         task = bar.add_task("evaluating")
-        result = evaluate_examples(
-            loaded,
-            dataset,
-            max_examples=max_examples,
-            batch_size=batch_size,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        if isinstance(loaded, MoRForConditionalGeneration):
+            result = evaluate_captions(
+                loaded, load_processor(model), dataset, samples=max_examples or SAMPLES,
+                batch_size=batch_size, progress=show,
+            )  # fmt: skip
+        else:
+            result = evaluate_examples(
+                loaded, dataset, max_examples=max_examples, batch_size=batch_size, progress=show
+            )
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     result |= {"train_flops": training_flops(model)} | provenance(device)
     if out is not None:
@@ -88,6 +97,8 @@ def training_flops(model: Path) -> float | None:
 
 def example_table(result: dict[str, Any]) -> Table:
     """A row for each rule, and for the same depths dealt out by chance."""
+    if result["kind"] == "captions":
+        return caption_table(result)
     table = Table("rule", "accuracy", "NLL (nats/example)", "mean depth", "FLOPs of an example")
     whole = "the whole input" if not result["is_causal"] else "looks ahead, not causal"
     rows = [
@@ -105,9 +116,25 @@ def example_table(result: dict[str, Any]) -> Table:
     return table
 
 
+def caption_table(result: dict[str, Any]) -> Table:
+    """Exact answers: all, captions, answers to questions; how deep patches and words went."""
+    table = Table("exact", "captions", "questions", "NLL (nats/token)", "depth of patches", "words")
+    score = result["causal"]
+    table.add_row(
+        *(f"{score[name]:z.2%}" for name in ("accuracy", "captions_accuracy",
+                                             "questions_accuracy")),
+        f"{score['nll']:z.4f}", f"{score['patch_depth']:z.3f}", f"{score['word_depth']:z.3f}",
+    )  # fmt: skip
+    table.caption = f"{result['examples']:,} pictures of images of {result['split']}; greedy"
+    if result.get("train_flops") is not None:
+        table.caption += f"; trained with {result['train_flops']:.4g} FLOPs"
+    return table
+
+
 def cap_table(result: dict[str, Any]) -> Table:
     """What each pass is worth: examples that it put right, and that it spoiled."""
-    columns = ("passes", "accuracy", "NLL (nats/example)", "mean depth", "FLOPs of an example")
+    unit = "token" if result["kind"] == "captions" else "example"
+    columns = ("passes", "accuracy", f"NLL (nats/{unit})", "mean depth", "FLOPs of an example")
     table = Table(*columns, "put right", "spoiled")
     for row in result["depth_cap"]:
         changed = [f"{row[name]:,}" if name in row else "" for name in ("fixed", "broke")]

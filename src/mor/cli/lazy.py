@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from importlib import import_module
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
+
+from mor.checks import is_on
 
 # Each command: where it is, as MODULE:FUNCTION or MODULE:TYPER, and what help says about it.
 COMMANDS = {
@@ -95,7 +96,7 @@ def load_command(name: str) -> Any:
     """
     module, _, attribute = COMMANDS[name][0].partition(":")
     found = getattr(import_module(module), attribute)
-    if "transformers" in sys.modules and not os.environ.get("MOR_DEBUG"):
+    if "transformers" in sys.modules and not is_on("MOR_DEBUG", False):
         logging = import_module("transformers.utils.logging")
         logging.set_verbosity_error()
         logging.disable_progress_bar()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import torch
 import typer
 
 from mor.checks import check_choice
 from mor.cli.common import open_model
-from mor.errors import missing_package
-from mor.hf.load import load_config, load_media_model
+from mor.errors import MorError, missing_package
+from mor.hf.load import Weights, load_config, load_media_model
 from mor.hf.load_media import load_processor
 from mor.run_files import DEFAULT_MODEL, MODEL
 
@@ -90,6 +92,13 @@ def serve(
     prefix_caching: Annotated[
         bool, typer.Option(help="share pages between requests that begin alike")
     ] = True,
+    speculate: Annotated[
+        int, typer.Option(min=0, help="tokens to guess at a low depth; docs/engine.md")
+    ] = 0,
+    draft_depth: Annotated[int, typer.Option(min=1, help="recursions that a guess may take")] = 1,
+    speculate_always: Annotated[
+        bool, typer.Option("--speculate-always", help="also while guesses do not pay")
+    ] = False,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="of the engine after failures, within a minute")
     ] = 3,
@@ -143,11 +152,13 @@ def _serve(
         raise missing_package("mor serve needs", str(error.name), "serve") from None
     check_choice("log_level", log_level, LOG_LEVELS)
     if load_config(model).modality != "text":
+        texts = {"replicas": replicas, "autoscale": autoscale, "chat_template": chat_template}
+        refuse_text_options(options | texts | {"max_restarts": max_restarts})
         _serve_classifier(
             model, choose_model_name(model) if served_model_name is None else served_model_name,
             host, port, choose_keys(api_key, os.environ), max_waiting=max_waiting,
             max_body=max_body_bytes, drain_seconds=drain_seconds, log_level=log_level,
-            with_playground=playground, cors_origins=cors_origin or (),
+            with_playground=playground, cors_origins=cors_origin or (), dtype=dtype,
         )  # fmt: skip
         return
     served = Served(
@@ -202,17 +213,46 @@ def _serve_classifier(
     max_waiting: int,
     drain_seconds: float,
     log_level: str,
+    dtype: str,
     **options: Any,
 ) -> None:
-    """A model of images or sounds."""
+    """A model of images or sounds.
+
+    Raises:
+        MorError: a type of weights that is none, or what stops any server.
+    """
     from mor.server.classifier import Classifier
     from mor.server.classify import create_classifier_app
 
+    check_choice("dtype", dtype, Weights)
+    weights = torch.bfloat16 if dtype == "bfloat16" else torch.float32
+
     def make() -> Any:
-        classifier = Classifier(load_media_model(model), load_processor(model), max_waiting)
+        loaded: Any = load_media_model(model, weights)
+        loaded = loaded.cuda() if torch.cuda.is_available() else loaded
+        classifier = Classifier(loaded, load_processor(model), max_waiting)
         return create_classifier_app(classifier, name, api_keys=keys, **options)
 
     _serve_made(make, host, port, drain_seconds, log_level)
+
+
+def refuse_text_options(given: dict[str, Any]) -> None:
+    """Refuse options of the engine that writes text where a model of images or sounds is served.
+
+    Args:
+        given: options of ``mor serve`` by name, as they were given or by default.
+
+    Raises:
+        MorError: naming the first that is not its default.
+    """
+    parameters = inspect.signature(serve).parameters
+    for name, value in given.items():
+        if value != parameters[name].default:
+            option = name.replace("_", "-")
+            raise MorError(
+                f"{name}={str(value)!r}: --{option} is of models that write text; a model of "
+                "images or sounds is served by one process without it, so leave it out"
+            )
 
 
 def _serve_replicas(

@@ -99,6 +99,7 @@ class MoRConfig(Fields, PretrainedConfig):
         image_size, patch_size: in pixels, one number or [height, width].
         image_token_id: in a model of text that reads images (``MoRForConditionalGeneration``): the
             token that stands at the place of each patch.
+        audio_token_id: the same of a model of text that hears sounds; it needs ``num_mel_bins``.
         num_mel_bins: numbers per frame: mel bins, or coefficients of another kind.
         conv_kernel, conv_stride: of the convolutions over frames, in order; default [3], [2].
         classifier_pooling: classes are read off the ``mean`` of all tokens, or the ``last`` one.

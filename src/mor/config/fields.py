@@ -137,6 +137,7 @@ class Fields(Depth, Media):
     patch_size: int | list[int] | None = None
     num_channels: int = 3
     image_token_id: int | None = None
+    audio_token_id: int | None = None
     num_mel_bins: int | None = None
     conv_kernel: list[int] = _DERIVED
     conv_stride: list[int] = _DERIVED

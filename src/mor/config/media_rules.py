@@ -22,7 +22,11 @@ def check_media(config: Fields) -> None:
     check_flag("is_causal", config.is_causal, error=ConfigError)
     _check_head(config)
     if config.image_token_id is not None:
-        _check_image_token(config)
+        _check_token(config, "image_token_id", "read images")
+        _check_patches(config)
+    if config.audio_token_id is not None:
+        _check_token(config, "audio_token_id", "hear sounds")
+        _check_audio(config)
     if config.modality == "image":
         _check_image(config)
     elif config.modality == "audio":
@@ -46,15 +50,20 @@ def _check_head(config: Fields) -> None:
         )
 
 
-def _check_image_token(config: Fields) -> None:
+def _check_token(config: Fields, name: str, what: str) -> None:
+    """Of what stands for images or sounds among the tokens of a text."""
+    value = getattr(config, name)
     if config.modality != "text":
         raise ConfigError(
-            f"image_token_id={config.image_token_id} is for models of text that read images; leave "
-            f"it out where modality={config.modality!r}"
+            f"{name}={value} is for models of text that {what}; leave it out where "
+            f"modality={config.modality!r}"
         )
-    most = config.vocab_size - 1
-    check_whole("image_token_id", config.image_token_id, 0, most, error=ConfigError)
-    _check_patches(config)
+    check_whole(name, value, 0, config.vocab_size - 1, error=ConfigError)
+    if config.image_token_id is not None and config.audio_token_id is not None:
+        raise ConfigError(
+            f"image_token_id={config.image_token_id} and audio_token_id={config.audio_token_id} "
+            "exclude each other; a model of text reads images or hears sounds"
+        )
 
 
 def _check_patches(config: Fields) -> None:
@@ -99,7 +108,7 @@ def _check_audio(config: Fields) -> None:
     bins = config.num_mel_bins
     if type(bins) is not int or bins < 1:
         raise ConfigError(
-            f"num_mel_bins={bins!r} must be the numbers per frame, at least 1, for modality='audio'"
+            f"num_mel_bins={bins!r} must be the numbers per frame, at least 1, for models of sounds"
         )
     for name in ("conv_kernel", "conv_stride"):
         sizes = getattr(config, name)

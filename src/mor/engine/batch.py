@@ -257,7 +257,7 @@ def token_lists(pieces: Sequence[Piece], own: Sequence[int | None]) -> tuple[lis
             place = places[0]
             position.append(start + place)
             depth.append(wave.depth)
-            limit.append(wave.request.limit)
+            limit.append(wave.limit)
             slot.append(piece.slots[0])
             written.append(piece.written[0])
             lane.append(lanes[place])
@@ -265,7 +265,7 @@ def token_lists(pieces: Sequence[Piece], own: Sequence[int | None]) -> tuple[lis
             continue
         position.extend(map(start.__add__, places))
         depth.extend([wave.depth] * count)
-        limit.extend([wave.request.limit] * count)
+        limit.extend([wave.limit] * count)
         slot.extend(piece.slots)
         written.extend(piece.written)
         lane.extend(map(lanes.__getitem__, places))

@@ -20,7 +20,7 @@ from mor.engine.forms import AttentionName, name_of
 from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
 from mor.engine.memory import resident_memory
-from mor.engine.options import resolve_sizes
+from mor.engine.options import check_speculation, resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
 from mor.engine.parts import Parts, make_plan
@@ -62,6 +62,9 @@ class Engine:
         static_stages: padded stages over static buffers, captured as graphs on CUDA, whose answers
             are read one tick late; default where the form of attention is for that.
         attention: form of paged attention (docs/engine.md), or ``auto``; the attribute is its name.
+        speculate: most tokens that are guessed at a low depth before they are checked together
+            (docs/engine.md); none while that does not pay, unless ``speculate_always``.
+        draft_depth: recursions that a guess may take.
         prefix_caching: share pages between requests that begin alike. After the weights have been
             changed in place, call :meth:`forget_prefixes`.
 
@@ -90,6 +93,9 @@ class Engine:
         kv_cache_dtype: KVCacheType = "auto",
         release_weights: bool = False,
         static_stages: bool | None = None,
+        speculate: int = 0,
+        draft_depth: int = 1,
+        speculate_always: bool = False,
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
@@ -107,6 +113,7 @@ class Engine:
             policy=policy, quantization=quantization, attention=attention,
             prefix_caching=prefix_caching, kv_cache_dtype=kv_cache_dtype,
             release_weights=release_weights, static_stages=static_stages,
+            speculate=check_speculation(config, sizes, speculate, draft_depth, speculate_always),
         )  # fmt: skip
         sizes = self._plan.sizes  # as far as they fit into the pool
         self.max_residents, self.max_model_len = sizes.max_residents, sizes.max_model_len
@@ -154,7 +161,8 @@ class Engine:
     @torch.inference_mode()
     def _tick(self) -> dict[str, None]:
         scheduler, runner, stats, reads = self.scheduler, self.runner, self.stats, self.reads
-        scheduler.admit(time.perf_counter())
+        start, sampled = time.perf_counter(), stats.sampled
+        scheduler.admit(start)
         if leaving := scheduler.select_leaving():
             self.leaving.leave(leaving)
         if entering := scheduler.select_entering():
@@ -169,6 +177,8 @@ class Engine:
             stats.tick_tokens += len(going)
         reads.end_tick()
         stats.peak_pages = self.store.pool.peak
+        took = time.perf_counter() - start
+        self.drafting.note_step(took, stats.sampled - sampled, scheduler.running)
         # One that was given up while its answers were on their way is not known any more.
         return {name: None for name in self.leaving.touched() if name in self._groups}
 
@@ -246,6 +256,7 @@ class Engine:
             "pages_kept": self.store.pool.kept,
             "kv_bytes": self.kv_bytes(),
             "resident_bytes": resident_memory(),
+            "speculated": self.drafting.goal,
         }
         return self.stats.numbers() | now
 
@@ -266,22 +277,15 @@ class Engine:
         self.stats.aborted += sum(not r.finished for group in self._groups.values() for r in group)
         self._groups.clear()
         # The old pages go before the new ones come.
-        del (
-            self.store,
-            self.intake,
-            self.lanes,
-            self.runner,
-            self.scheduler,
-            self.reads,
-            self.leaving,
-        )
+        del self.store, self.intake, self.lanes, self.runner, self.scheduler, self.reads
+        del self.leaving, self.drafting
         self._put_together()
 
     def _put_together(self) -> None:
         parts = Parts(self._plan, self.stats)
         self.store, self.intake, self.lanes = parts.store, parts.intake, parts.lanes
         self.runner, self.scheduler, self.reads = parts.runner, parts.scheduler, parts.reads
-        self.leaving = parts.leaving
+        self.leaving, self.drafting = parts.leaving, parts.drafting
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]

@@ -109,7 +109,8 @@ def check_residents(scheduler: Scheduler) -> None:
     if len(scheduler.ready) + len(scheduler.exited) + len(scheduler.flying) != len(waves):
         raise MorError("a wave is neither ready, nor in flight, nor waiting for the coda")
     for request in scheduler.running:
-        length = request.computed if request.wave is None else request.wave.end
+        guessed = 0 if request.draft is None else len(request.draft.tokens)
+        length = request.computed + guessed if request.wave is None else request.wave.end
         assert request.row is not None
         if store.private.lengths[request.row] != length:
             raise MorError(f"{request.group}: {length} tokens entered, its pages hold others")

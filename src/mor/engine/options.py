@@ -65,6 +65,21 @@ class Sizes:
         return self.max_residents + 2 * self.prefill_chunk
 
 
+@dataclass(frozen=True)
+class Speculate:
+    """What is asked for.
+
+    Attributes:
+        tokens: guesses at a time at most; 0 turns speculation off.
+        depth: recursions that a guess may take.
+        always: also where it does not pay.
+    """
+
+    tokens: int = 0
+    depth: int = 1
+    always: bool = False
+
+
 def resolve_sizes(
     config: MoRConfig,
     *,
@@ -99,6 +114,38 @@ def resolve_sizes(
     return Sizes(**numbers, max_model_len=length, max_depth=min(fixed or deepest, depth))
 
 
+def check_speculation(
+    config: MoRConfig, sizes: Sizes, speculate: int, draft_depth: int, always: bool
+) -> Speculate:
+    """What is asked for, where the model and the sizes allow it.
+
+    Raises:
+        MorError: naming the argument, its value and what would be right.
+    """
+    check_whole("speculate", speculate, 0)
+    check_whole("draft_depth", draft_depth, 1)
+    check_flag("speculate_always", always)
+    asked = Speculate(speculate, draft_depth, always)
+    if not speculate:
+        return asked
+    if config.interleaved:
+        raise MorError(
+            f"speculate={speculate} needs depths that can be left out; sharing="
+            f"{config.sharing!r} runs all of them in one pass"
+        )
+    if draft_depth >= sizes.max_depth:
+        raise MorError(
+            f"draft_depth={draft_depth} must be less than the {sizes.max_depth} recursions that "
+            "tokens may run; with speculate=0 nothing is guessed"
+        )
+    if speculate >= sizes.prefill_chunk:
+        raise MorError(
+            f"speculate={speculate} must be less than prefill_chunk={sizes.prefill_chunk}: guesses "
+            "are checked in one chunk"
+        )
+    return asked
+
+
 def check_options(
     config: MoRConfig,
     *,
@@ -108,6 +155,9 @@ def check_options(
     kv_cache_dtype: str,
     attention: str = "auto",
     prefix_caching: bool,
+    speculate: int = 0,
+    draft_depth: int = 1,
+    speculate_always: bool = False,
     least: int,
     **numbers: int | None,
 ) -> None:
@@ -115,8 +165,8 @@ def check_options(
 
     Args:
         config: the model's.
-        num_pages, memory_fraction, quantization, kv_cache_dtype, attention, prefix_caching:
-            as the engine's.
+        num_pages, memory_fraction, quantization, kv_cache_dtype, attention, prefix_caching,
+            speculate, draft_depth, speculate_always: as the engine's.
         least: tokens of prompt and answer that ``num_pages`` must hold.
         numbers: what :func:`resolve_sizes` takes.
 
@@ -131,3 +181,4 @@ def check_options(
     check_choice("kv_cache_dtype", kv_cache_dtype, KVCacheType)
     check_choice("attention", attention, AttentionName)
     check_flag("prefix_caching", prefix_caching)
+    check_speculation(config, sizes, speculate, draft_depth, speculate_always)

@@ -211,6 +211,17 @@ class PageTables:
             self.pool.give(self.owned(row))
         self.columns[row] = self.lengths[row] = self.room[row] = 0
 
+    def shrink(self, row: int, length: int) -> None:
+        """Forget what ``row`` holds behind ``length`` tokens; give back pages that hold no other.
+
+        Only what it has written itself, on pages that nobody else reads.
+        """
+        columns = -(-length // self.pool.page_size)
+        if columns < self.columns[row]:
+            self.pool.give(self.pages_of.host[row, :, columns : self.columns[row]].ravel().tolist())
+            self.columns[row], self.room[row] = columns, columns * self.pool.page_size
+        self.lengths[row] = length
+
     def pages(self, row: int, first: int, end: int) -> list[list[int]]:
         """Pages of ``row`` in columns ``first`` to ``end``, by column and layer."""
         return self.pages_of.host[row, :, first:end].T.tolist()

@@ -10,6 +10,7 @@ import torch
 from mor.checks import check_choice, check_flag
 from mor.engine.attend import PagedAttention
 from mor.engine.device import DeviceAttention
+from mor.engine.drafting import Drafting
 from mor.engine.entries import KVCacheType, entry_type
 from mor.engine.forms import AttentionName, Setting, choose_attention, name_of
 from mor.engine.intake import Intake, end_ids
@@ -17,7 +18,7 @@ from mor.engine.lanes import Lanes
 from mor.engine.leaving import Leaving
 from mor.engine.memory import pages_that_fit
 from mor.engine.mirror import Reads
-from mor.engine.options import Sizes
+from mor.engine.options import Sizes, Speculate
 from mor.engine.runner import Runner
 from mor.engine.scheduler import Policy, Scheduler
 from mor.engine.static_runner import StaticRunner
@@ -44,6 +45,7 @@ class Plan:
         prefix_caching: whether requests share the pages of equal beginnings.
         entries: type of keys and values in memory.
         static: whether stages run over static buffers, and are read late.
+        speculate: how many tokens are guessed, and at what depth.
     """
 
     network: MoRModel
@@ -56,6 +58,7 @@ class Plan:
     prefix_caching: bool
     entries: torch.dtype
     static: bool
+    speculate: Speculate
 
 
 def make_plan(
@@ -72,6 +75,7 @@ def make_plan(
     kv_cache_dtype: KVCacheType,
     release_weights: bool,
     static_stages: bool | None,
+    speculate: Speculate,
 ) -> Plan:
     """The plan for a model; None stands for a default.
 
@@ -96,6 +100,11 @@ def make_plan(
             f"static_stages=True needs a form of attention that asks for no length; attention="
             f"{name_of(chosen)!r} does, use 'plain', 'triton', 'varlen' or 'flashinfer'"
         )
+    if static and speculate.tokens:
+        raise MorError(
+            f"speculate={speculate.tokens} needs each answer at once, and static stages are read a "
+            "tick late; set static_stages=False, or speculate=0"
+        )
     # Its packed weights first: pages take a share of the memory that is left.
     plain = static and quantization is None
     network = model.model if plain else serving_view(model.model, quantization)
@@ -109,7 +118,7 @@ def make_plan(
     sizes = sizes.fit(config, num_pages)
     return Plan(
         network, tokenizer, end_ids(model), sizes, num_pages, policy, chosen, prefix_caching,
-        entries, static,
+        entries, static, speculate,
     )  # fmt: skip
 
 
@@ -145,9 +154,11 @@ class Parts:
         kind = StaticRunner if plan.static else Runner
         self.reads = Reads(late=1) if plan.static else Reads(late=None)
         self.runner = kind(network, self.store, self.lanes, plan.attention, sizes.max_depth, full)
+        self.drafting = Drafting(self.store, plan.speculate)
         self.scheduler = Scheduler(
             self.store, self.lanes, stats, residents=sizes.max_residents,
             max_num_seqs=sizes.max_num_seqs, prefill_chunk=sizes.prefill_chunk,
             min_gather=sizes.min_gather, policy=plan.policy, prefix_caching=plan.prefix_caching,
+            drafting=self.drafting,
         )  # fmt: skip
         self.leaving = Leaving(self.scheduler, self.runner, self.reads, stats)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+from mor.engine.draft import Draft
 from mor.engine.embedded import Embeddings
 from mor.engine.outputs import Completion, Timings, TokenLogprobs
 from mor.engine.params import SamplingParams
@@ -33,6 +34,7 @@ class Wave:
         depths: recursions that each token ran.
         first_slots: place of each token in depth 0's table, where keys are shared.
         prompt: whether it is a chunk of several tokens, for the budgets.
+        cap: recursions that its tokens may take where that is less than their request's: guesses.
     """
 
     request: Request
@@ -44,6 +46,7 @@ class Wave:
     deeper: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
     first_slots: list[int] = field(default_factory=list)
+    cap: int | None = None
 
     def __len__(self) -> int:
         """How many tokens the wave has."""
@@ -53,6 +56,29 @@ class Wave:
     def end(self) -> int:
         """Position after its last token."""
         return self.start + len(self.lanes)
+
+    @property
+    def limit(self) -> int:
+        """Depth cap of its tokens."""
+        return self.request.limit if self.cap is None else self.cap
+
+    @property
+    def ids(self) -> list[int]:
+        """Its tokens; guesses follow those that are settled."""
+        request = self.request
+        own = request.tokens[self.start : self.end]
+        if request.draft is None:
+            return own
+        settled = len(request.tokens)
+        return own + request.draft.tokens[max(0, self.start - settled) : self.end - settled]
+
+    @property
+    def wanted(self) -> int:
+        """After how many of its last tokens the next one is chosen, or guessed."""
+        request = self.request
+        if request.draft is not None:
+            return len(self)
+        return int(request.max_new > 0 and self.end == len(request.tokens))
 
     def note_ran(self, places: Sequence[int], go_on: Sequence[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
@@ -96,6 +122,7 @@ class Request:
         claim: what others that need the same tokens wait for it to compute.
         cached_tokens: tokens of the prompt that came from the cache at the first reading.
         furthest: most tokens that it had computed before it was put back.
+        draft: what it guesses to say next; None while it does not.
     """
 
     group: str
@@ -126,6 +153,7 @@ class Request:
     cached_tokens: int = 0
     furthest: int = 0
     preemptions: int = 0
+    draft: Draft | None = None
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
@@ -170,10 +198,6 @@ class Request:
     def finished(self) -> bool:
         """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
-
-    def wants_token(self, wave: Wave) -> bool:
-        """Whether a new token follows the last one of ``wave``."""
-        return self.max_new > 0 and wave.end == len(self.tokens)
 
     def _prompt(self) -> tuple[TokenLogprobs | None, ...] | None:
         """Made once, and not for each of the new tokens."""

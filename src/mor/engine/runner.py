@@ -56,7 +56,7 @@ class Runner:
         """``embed`` and ``prelude`` of new tokens; [N] which of them run depth 0."""
         batch = private_batch(waves, self.store)
         self.boundaries.enter(waves, batch.lanes.device)
-        ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
+        ids = [i for w in waves for i in w.ids]
         hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
         self._put_embeddings(waves, hidden[0])
         return self._start(batch, hidden)
@@ -74,12 +74,11 @@ class Runner:
         """``coda`` of tokens that are through, and ``head`` where a new token is wanted.
 
         Returns:
-            Logits [n, V] after the last token of each wave that a new token follows, in order;
-            None where there is none. And what the head reads [N, D] of all tokens.
+            Logits [n, V] after the last tokens of each wave, ``wave.wanted`` of them, in order;
+            None where there are none. And what the head reads [N, D] of all tokens.
         """
         hidden = self._finish(private_batch(waves, self.store))
-        ends = [end - 1 for end in accumulate(map(len, waves))]
-        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
+        last = last_rows(waves)
         if not last:
             return None, hidden[0]
         asked = hidden[0].index_select(0, to_int64(last, hidden.device))
@@ -170,3 +169,11 @@ class Runner:
             self.lanes.put_scores(batch.lanes, scores)
         going = as_mask(active, depths, None) & (depths < batch.limits)
         return going[0]
+
+
+def last_rows(waves: Sequence[Wave]) -> list[int]:
+    """Which of the tokens of ``waves``, end to end, a new token or a guess follows."""
+    ends = accumulate(map(len, waves))
+    return [
+        row for end, wave in zip(ends, waves, strict=True) for row in range(end - wave.wanted, end)
+    ]

@@ -6,6 +6,8 @@ from collections import deque
 from typing import Literal
 
 from mor.engine.batch import Piece
+from mor.engine.draft import Draft
+from mor.engine.drafting import Drafting
 from mor.engine.lanes import Lanes
 from mor.engine.request import Request, Wave
 from mor.engine.reuse import Reuse
@@ -28,6 +30,7 @@ class Scheduler:
         min_gather: waves that wait for the coda before it runs.
         policy: ``no_refill``: the tokens of a tick stay together until the last of them is through.
         prefix_caching: whether requests share the pages of equal beginnings.
+        drafting: who guesses tokens.
 
     Attributes:
         waiting: requests without pages, first come first.
@@ -49,7 +52,9 @@ class Scheduler:
         min_gather: int,
         policy: Policy,
         prefix_caching: bool,
+        drafting: Drafting,
     ) -> None:
+        self.drafting = drafting
         self.store, self.lanes, self.stats = store, lanes, stats
         self.reuse = Reuse(store, stats, prefix_caching)
         self.max_num_seqs, self.prefill_chunk = max_num_seqs, prefill_chunk
@@ -102,6 +107,7 @@ class Scheduler:
             return
         if request.wave is not None:
             self._forget(request.wave)
+        request.draft = None
         self.reuse.forget(request)
         self.store.release(request)
         self.free_rows.append(request.row)
@@ -156,32 +162,36 @@ class Scheduler:
         self._forget(wave)
         self.reuse.note_left(request)
 
+    def note_guessed(self, wave: Wave) -> None:
+        """``wave``, a guess, is through with the coda; nothing of it is settled."""
+        self._forget(wave)
+
+    def note_checked(self, wave: Wave, draft: Draft, kept: int) -> None:
+        """Of ``wave``, which checked ``draft``, the first ``kept`` tokens are right."""
+        request = wave.request
+        request.computed, request.draft = wave.start + kept, None
+        request.position_depths[wave.start :] = wave.depths[:kept]
+        self.store.rewind(request, draft.lengths, wave.depths[:kept])
+        self._forget(wave)
+        self.reuse.note_left(request)
+
     def select_entering(self) -> list[Wave]:
         """A wave for every resident request that has none: a new token, or a chunk of a prompt."""
         waves = []
         for request in list(self.running):
             if request.row is None or request.wave is not None:
                 continue
-            self.reuse.take(request)
-            if self.reuse.must_wait(request):
+            wave = self._next_wave(request)
+            if wave is None or not self._make_room(self.store.missing_to_enter(wave), request):
                 continue
-            left = len(request.tokens) - request.computed
-            if not left:  # its next token is not read yet
-                continue
-            count = min(left, self.prefill_chunk)
-            prompt = left > 1
-            if prompt and count > self.prompt_lanes:
-                continue  # until the chunks of others are through
-            wave = Wave(request, request.computed, [], prompt)
-            wave.lanes = [-1] * count
-            if not self._make_room(self.store.missing_to_enter(wave), request):
-                continue
+            count = len(wave)
             wave.lanes = self.lanes.take(count)
             wave.depths, wave.first_slots = [0] * count, [0] * count
-            if prompt:
+            if wave.prompt:
                 self.prompt_lanes -= count
             self.store.enter(wave)
-            self.reuse.claim(request)
+            if request.draft is None:
+                self.reuse.claim(request)
             request.wave = wave
             again = min(wave.end, request.furthest) - wave.start
             self.stats.recomputed_tokens += max(0, again)
@@ -189,6 +199,24 @@ class Scheduler:
         entering = [w for w in waves if w.request.wave is w]
         self.flying += entering
         return entering
+
+    def _next_wave(self, request: Request) -> Wave | None:
+        """Of a request that has none; None where it has to wait."""
+        if request.draft is None:
+            self.reuse.take(request)
+            if self.reuse.must_wait(request):
+                return None
+            left = len(request.tokens) - request.computed
+            if not left:  # its next token is not read yet
+                return None
+            if left == 1:
+                request.draft = self.drafting.begin(request)
+        if request.draft is not None:
+            return self.drafting.next_wave(request, request.draft, self.prompt_lanes)
+        count = min(left, self.prefill_chunk)
+        if left > 1 and count > self.prompt_lanes:
+            return None  # until the chunks of others are through
+        return Wave(request, request.computed, [-1] * count, left > 1)
 
     def note_entered(self, waves: list[Wave], go_on: list[bool]) -> None:
         """Note the router's answers at depth 0, token by token."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenCol
 from mor.engine.device import DeviceAttention
 from mor.engine.pages import PageTables
 from mor.engine.request import Request, Wave
-from mor.engine.runner import Runner
+from mor.engine.runner import Runner, last_rows
 from mor.engine.sampler import Choice
 from mor.engine.stages import Stage
 from mor.engine.static_sampler import StaticSampler
@@ -45,7 +44,7 @@ class StaticRunner(Runner):
             return super().enter(waves)
         self.boundaries.enter(waves, self.lanes.hidden.device)
         columns = self._private(waves)
-        ids = [i for w in waves for i in w.request.tokens[w.start : w.end]]
+        ids = [i for w in waves for i in w.ids]
         self._plan(self._enter, self.store.private, columns)
         return self._enter([*columns, ids])
 
@@ -66,8 +65,7 @@ class StaticRunner(Runner):
         columns = self._private(waves)
         self._plan(self._leave, self.store.private, columns)
         hidden = self._leave(columns)
-        ends = [end - 1 for end in accumulate(map(len, waves))]
-        last = [e for e, w in zip(ends, waves, strict=True) if w.request.wants_token(w)]
+        last = last_rows(waves)
         if not last:
             return None, hidden
         return self._head([last]), hidden

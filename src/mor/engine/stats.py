@@ -22,6 +22,8 @@ class EngineStats:
         requests, finished, aborted: completions that came, ended, and were given up.
         preemptions, recomputed_tokens: requests put back for want of pages, and what it cost.
         reused_tokens: tokens that were not computed, since what is left of them was cached.
+        drafts: guesses of some tokens that were checked together.
+        draft_tokens, accepted_tokens: guesses, and those that were right.
         peak_pages: most pages in use at a time.
     """
 
@@ -41,6 +43,9 @@ class EngineStats:
     preemptions: int = 0
     recomputed_tokens: int = 0
     reused_tokens: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
     peak_pages: int = 0
 
     def __post_init__(self) -> None:

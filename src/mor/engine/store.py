@@ -7,6 +7,8 @@ sharing there is depth 0's row alone. Prelude and coda hold the same tokens and 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -144,6 +146,26 @@ class KVStore:
             places = [place for place, deepest in enumerate(ran) if deepest > depth]
             self._origins.host[row, : len(places)] = places
             self._origins.note((row,))
+
+    def lengths(self, request: Request) -> tuple[int, ...]:
+        """Tokens in each row of ``request``: the private one, then one per depth."""
+        assert request.row is not None
+        block = self.block_rows(request.row)
+        return (self.private.lengths[request.row], *(self.block.lengths[row] for row in block))
+
+    def rewind(self, request: Request, lengths: Sequence[int], depths: Sequence[int] = ()) -> None:
+        """Forget what ``request`` wrote since it had ``lengths``.
+
+        Args:
+            request: resident.
+            lengths: of :meth:`lengths`.
+            depths: recursions that the first tokens since then ran, which stay.
+        """
+        assert request.row is not None
+        self.private.shrink(request.row, lengths[0] + len(depths))
+        for depth, row in enumerate(self.block_rows(request.row)):
+            stay = sum(deepest > depth for deepest in depths)
+            self.block.shrink(row, lengths[1 + depth] + stay)
 
     def release(self, request: Request) -> None:
         """Give back all that ``request`` reads."""

@@ -73,7 +73,7 @@ def score_answers(
     Args:
         model: any; left in the mode it was in.
         dataset: a split of a prepared task.
-        max_sequences: None for the whole split.
+        max_sequences: so many, spread over the split; None for all of it.
         batch_size: sequences at a time; chance deals depths out within a batch.
         seed: of the chance.
         caps: answers of the same sequences at most 1..R recursions, where they are known already.
@@ -84,7 +84,7 @@ def score_answers(
         where no two queries differ in depth.
 
     Raises:
-        MorError: the data are no task's, or hold no query.
+        MorError: the data are no task's, or hold no query with its whole document.
     """
     if dataset.index.task is None:
         raise MorError(f"{dataset.index.directory} was prepared from text and has no answers")
@@ -129,8 +129,13 @@ def list_scores(result: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 class Collector:
     """Notes the answers of a pass, batch by batch.
 
+    A query counts where its whole document and its answer stand in one row: cut off from its facts,
+    or from the word that says how hard it is, it has no answer. Rows as long as one document or
+    several lose none; of others the document that a row begins with is left out, since it may have
+    begun in the row before.
+
     Args:
-        dataset: a split of a prepared task.
+        dataset: a split of a prepared task, in the order of the text.
     """
 
     def __init__(self, dataset: PackedDataset) -> None:
@@ -140,12 +145,17 @@ class Collector:
         self.hits: list[np.ndarray] = []
         self.depths: list[np.ndarray] = []
         self.total, self.places = 0, 0
+        length = dataset.index.document_length()
+        self.whole_rows = length is not None and dataset.seq_len % length == 0
 
     def queries(self, ids: Tensor) -> np.ndarray:
-        """[B, T] which tokens of ids [B, T] are queries whose answers are in the same row."""
-        asked: np.ndarray = self.task.is_query(ids.cpu().numpy())
+        """[B, T] which tokens of ids [B, T] are queries that count."""
+        rows = ids.cpu().numpy()
+        asked: np.ndarray = self.task.is_query(rows)
         asked[:, -1] = False  # its answer is in another row
-        return asked
+        begun = np.zeros(rows.shape, dtype=bool)
+        begun[:, 0], begun[:, 1:] = self.whole_rows, rows[:, :-1] == self.dataset.index.eos_token_id
+        return asked & np.logical_or.accumulate(begun, axis=1)
 
     def look(self, ids: Tensor, output: Any) -> None:
         """Note what the model made of ids [B, T]."""
@@ -168,7 +178,9 @@ class Collector:
         )
         if not len(levels):
             raise MorError(
-                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query"
+                f"split {self.dataset.split!r} of {self.dataset.index.directory} holds no query "
+                "whose document lies whole in a row; "
+                f"seq_len={self.dataset.seq_len} must be longer"
             )
         return Answers(levels, hits, depths, self.total / self.places)
 
@@ -182,7 +194,7 @@ def collect_answers(
     batch_size: int,
     chance: np.random.Generator | None = None,
 ) -> Answers:
-    """Answer every query of the first sequences; with ``chance``, at dealt-out depths."""
+    """Answer every query of the sequences; with ``chance``, at dealt-out depths."""
     found = Collector(dataset)
     count = len(dataset) if max_sequences is None else min(max_sequences, len(dataset))
     for ids in batches(dataset, count, batch_size, model.device):

@@ -1,9 +1,9 @@
-"""Set a router's stored boundaries from a sample of text: after a change of capacity or domain."""
+"""Set a router's stored boundaries from a sample: after a change of capacity or domain."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,9 +11,12 @@ from torch.utils.data import Dataset
 
 from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
+from mor.data.media import MediaDataset, collate_media
+from mor.data.media.dataset import FRAMES, LABELS, PIXELS
 from mor.errors import MorError
 from mor.eval.passes import Tick, batches, check_sample
 from mor.hf.arguments import check_ids, check_length
+from mor.hf.media import MediaModel
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers import BoundaryRouter
 
@@ -28,7 +31,7 @@ def count_ticks(capacities: Sequence[float], sequences: int, batch_size: int) ->
 
 @torch.inference_mode()
 def calibrate(
-    model: MoRForCausalLM,
+    model: MoRForCausalLM | MediaModel,
     dataset: Dataset,
     *,
     max_sequences: int = 64,
@@ -40,15 +43,15 @@ def calibrate(
     """Replace ``router.boundary``, so that the sample runs each depth at its capacity.
 
     Depth by depth: with the boundaries of the depths before it in place, the causal rule says who
-    reaches a depth, and the boundary is put where ``capacity x tokens`` of them go on. On the first
-    ``max_sequences`` of ``dataset`` the causal rule then hits the capacities to a token. With the
-    threshold router one checkpoint so serves many capacities. The boundaries become the rule, also
-    where ``router_decision_rule`` was the paper's 0.5.
+    reaches a depth, and the boundary is put where ``capacity x tokens`` of them go on. On
+    ``max_sequences`` of ``dataset``, evenly spread, the causal rule then hits the capacities to a
+    token. With the threshold router one checkpoint so serves many capacities. The boundaries become
+    the rule, also where ``router_decision_rule`` was the paper's 0.5.
 
     Args:
         model: changed in place: ``router.boundary``, and in its configuration the capacities and
             the decision rule. Left in the mode it was in, and as it was where this raises.
-        dataset: items with ``input_ids`` [T].
+        dataset: items with ``input_ids`` [T]; of a model of images or sounds a `MediaDataset`.
         max_sequences, batch_size: size of the sample; sequences at a time.
         capacities: share of tokens at each depth, non-increasing; default the model's.
         tick: called after each batch, as often as :func:`count_ticks` says.
@@ -99,7 +102,7 @@ def calibrate(
 
 
 def _candidates(
-    model: MoRForCausalLM,
+    model: MoRForCausalLM | MediaModel,
     dataset: Dataset,
     count: int,
     batch_size: int,
@@ -121,11 +124,9 @@ def _candidates(
     # Nobody is to run this depth: only its scores are wanted, and no logits at all.
     router.boundary[depth] = math.inf
     found, tokens = [], 0
-    for ids in batches(dataset, count, batch_size, model.device):
-        check_ids(ids, model.config.vocab_size)
-        check_length(ids, None, None, model.config.max_position_embeddings)
-        output = model.model(ids, routing="causal", max_depth=depth + 1, keep_traces=True)
-        tokens += ids.numel()
+    for inputs in _inputs(model, dataset, count, batch_size):
+        output = model.model(**inputs, routing="causal", max_depth=depth + 1, keep_traces=True)
+        tokens += output.depths.numel() if output.real is None else int(output.real.sum())
         if len(output.traces) > depth:
             trace = output.traces[depth]
             scores = trace.scores.decision
@@ -134,6 +135,24 @@ def _candidates(
         tick()
     known[key] = (torch.cat(found) if found else torch.zeros(0), tokens)
     return known[key]
+
+
+def _inputs(
+    model: MoRForCausalLM | MediaModel, dataset: Dataset, count: int, batch_size: int
+) -> Iterator[dict[str, Tensor]]:
+    """What the network takes of the first ``count`` examples, batch by batch."""
+    if isinstance(dataset, MediaDataset):
+        for start in range(0, count, batch_size):
+            rows = [dataset[place] for place in range(start, min(count, start + batch_size))]
+            batch = {name: one.to(model.device) for name, one in collate_media(rows).items()}
+            batch.pop(LABELS)
+            features = batch.pop(PIXELS) if PIXELS in batch else batch.pop(FRAMES)
+            yield {"features": features} | batch
+        return
+    for ids in batches(dataset, count, batch_size, model.device):
+        check_ids(ids, model.config.vocab_size)
+        check_length(ids, None, None, model.config.max_position_embeddings)
+        yield {"input_ids": ids}
 
 
 def _between(values: Tensor, kept: int) -> float:

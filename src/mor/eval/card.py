@@ -17,12 +17,14 @@ from mor.data import DataIndex, PackedDataset
 from mor.data.media import MediaDataset
 from mor.disk import write_whole
 from mor.errors import MorError
+from mor.eval.captions import evaluate_captions
 from mor.eval.card_text import front, kind_of, model_rows, score_section, table, use_section
 from mor.eval.evaluate import evaluate
 from mor.eval.examples import evaluate_examples
 from mor.eval.keep import run_of
 from mor.eval.media_card import media_card_text
 from mor.hf.load import load_media_model, load_model
+from mor.hf.load_media import load_processor
 from mor.run_files import MODEL, RECIPE, SUMMARY
 from mor.train import Recipe, load_recipe
 
@@ -60,6 +62,9 @@ def write_card(
         raise MorError(f"{run} is no finished run: {SUMMARY} is missing or damaged") from None
     recipe = load_recipe(run / RECIPE)
     section = recipe.data
+    if section.kind == "captions":
+        text = _score_captions(run, recipe, summary, model, data, max_sequences)
+        return _write(run, text)
     if section.kind != "text":
         text = _score_media(recipe, summary, model or load_media_model(run), data, max_sequences)
         return _write(run, text)
@@ -85,6 +90,22 @@ def _score_media(
     if model.config.head_type != "classes":
         raise MorError(f"head_type={model.config.head_type!r} has no scores to put on a card yet")
     scores = evaluate_examples(model, dataset, max_examples=count or 4 * SEQUENCES)
+    rows = _training(summary)
+    return media_card_text(recipe, summary, scores, model.config, dataset.index, rows)
+
+
+def _score_captions(
+    run: Path,
+    recipe: Recipe,
+    summary: dict[str, Any],
+    model: Any,
+    data: Path | None,
+    count: int | None,
+) -> str:
+    """The card of a run on pictures and what is said of them."""
+    dataset = MediaDataset(data or recipe.data.folders[0][0], recipe.data.validation_split)
+    model = load_model(run) if model is None else model
+    scores = evaluate_captions(model, load_processor(run), dataset, samples=count or SEQUENCES)
     rows = _training(summary)
     return media_card_text(recipe, summary, scores, model.config, dataset.index, rows)
 

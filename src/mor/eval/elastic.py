@@ -79,11 +79,11 @@ def measure_elastic(
         model: left as it was.
         dataset: what it is scored on.
         levels: calibrated capacities; those between two are interpolated. None: calibrated here, on
-            the first 64 sequences of `sample`.
+            64 sequences of `sample`.
         sample: where there are no levels: text to calibrate on, not `dataset`.
         capacities: factors on the trained capacities. A router without boundaries, or whose depths
             all take every token, has none: only depth is capped.
-        max_sequences: None for the whole split.
+        max_sequences: so many, spread over the split; None for all of it.
         batch_size: sequences at a time.
         tick: called after each batch.
 

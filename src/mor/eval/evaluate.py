@@ -45,7 +45,7 @@ def evaluate(
         model: put into evaluation mode here; left in the mode it was in.
         dataset: a split of a prepared folder; vocabulary must fit the model's.
         tokenizer: for the passage; None leaves it out.
-        max_sequences: None for the whole split.
+        max_sequences: so many, spread over the split; None for all of it.
         batch_size: sequences at a time.
         sample_tokens: length of the passage.
         quantization: also measure the model as it is served with such weights (``quantized``).

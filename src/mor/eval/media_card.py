@@ -11,7 +11,11 @@ from mor.config import MoRConfig
 from mor.data.media import MediaIndex
 from mor.eval.card_text import front, model_rows, table
 
-_TASKS = {"image": "image-classification", "audio": "audio-classification"}
+_TASKS = {
+    "image": "image-classification",
+    "audio": "audio-classification",
+    "text": "image-text-to-text",
+}
 
 
 def media_card_text(
@@ -32,7 +36,8 @@ def media_card_text(
     """
     total, inner = summary["parameters"], summary["non_embedding_parameters"]
     task = _TASKS[config.modality]
-    what = "images" if config.modality == "image" else "sounds"
+    kinds = {"image": "A classifier of images", "audio": "A classifier of sounds"}
+    what = kinds.get(config.modality, "A model of text that reads pictures")
     data = [
         ("folder", f"`{index.directory}`"),
         ("source", f"`{index.source}`"),
@@ -46,7 +51,7 @@ def media_card_text(
     )
     sections = [
         front(summary["family"], summary["router"], task)
-        + f"# {summary['name']}\n\nA classifier of {what}, 1 to {config.num_recursions} passes per "
+        + f"# {summary['name']}\n\n{what}, 1 to {config.num_recursions} passes per "
         f"token, trained with `mor` {mor.__version__}.",
         "## Scores\n\n" + _scores(scores),
         "## Model\n\n" + table(("", "value"), model_rows(config, total, inner)),
@@ -62,8 +67,10 @@ def media_card_text(
 
 
 def _scores(scores: dict[str, Any]) -> str:
+    captions = scores["kind"] == "captions"
+    unit = "token" if captions else "example"
     rows = [
-        ("each token by itself", scores["causal"]),
+        ("exact answers, greedy" if captions else "each token by itself", scores["causal"]),
         ("top-k of the example", scores["topk"]),
         ("the same depths, dealt out by chance", scores["random_routes"]),
     ]
@@ -81,5 +88,5 @@ def _scores(scores: dict[str, Any]) -> str:
     ]
     return (
         f"{scores['examples']:,} examples of split `{scores['split']}`; `mor eval` scores all of "
-        f"it.\n\n" + table(("rule", "accuracy", "NLL (nats/example)", "mean depth", "FLOPs"), cells)
+        f"it.\n\n" + table(("rule", "accuracy", f"NLL (nats/{unit})", "mean depth", "FLOPs"), cells)
     )

@@ -92,10 +92,20 @@ def check_sample(dataset: Dataset, max_sequences: int | None, batch_size: int) -
     return length if max_sequences is None else min(max_sequences, length)
 
 
+def spread(count: int, length: int) -> list[int]:
+    """Which ``count`` of ``length`` sequences a sample is: evenly spread ones.
+
+    Not the first ones: prepared text keeps the order of its sources, so that a corpus begins with
+    one source alone.
+    """
+    return [number * length // count for number in range(count)]
+
+
 def batches(dataset: Dataset, count: int, size: int, device: torch.device) -> Iterator[Tensor]:
-    """Ids [<= size, T] of the first ``count`` sequences, in order."""
+    """Ids [<= size, T] of ``count`` sequences (:func:`spread`), in order."""
+    places = spread(count, len(dataset))  # type: ignore[arg-type]
     for start in range(0, count, size):
-        rows = [dataset[i]["input_ids"] for i in range(start, min(count, start + size))]
+        rows = [dataset[place]["input_ids"] for place in places[start : start + size]]
         yield torch.stack(rows).to(device)
 
 
@@ -111,7 +121,7 @@ def run_pass(
     keep_hits: bool = False,
     look: Look = lambda ids, output: None,
 ) -> PassResult:
-    """Score the first ``count`` sequences under one routing rule and depth cap.
+    """Score ``count`` sequences, evenly spread, under one routing rule and depth cap.
 
     Args:
         model: in evaluation mode.

@@ -6,6 +6,7 @@ Importing this package registers the model with Transformers' Auto classes.
 from mor.hf.cache import MoRCache
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
+from mor.hf.hearing import MoRAudioProcessor
 from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.next_frame import MoRForNextFrame
@@ -20,6 +21,7 @@ from mor.hf.register import register
 from mor.hf.vision_language import MoRForConditionalGeneration
 
 __all__ = [
+    "MoRAudioProcessor",
     "MoRBaseModel",
     "MoRBaseOutput",
     "MoRCache",

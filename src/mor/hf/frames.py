@@ -63,6 +63,8 @@ class MoRFeatureExtractor(SequenceFeatureExtractor):
             ValueError: frames of another width, or none.
         """
         single = hasattr(frames, "ndim") and frames.ndim == 2
+        if not len(frames):
+            raise ValueError("frames holds no sound; give [T, feature_size], or a list of such")
         single = single or (isinstance(frames, (list, tuple)) and np.ndim(frames[0]) == 1)
         sounds = [np.asarray(one, np.float32) for one in ([frames] if single else frames)]
         for one in sounds:

@@ -23,9 +23,15 @@ class DepthGeneration(GenerationMixin):
     # With the signature of the original: generate() reads off it what a model takes.
     @functools.wraps(GenerationMixin.prepare_inputs_for_generation)
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """As in every model, with the cache by both names: PEFT's prompts look for the old one."""
+        """As in every model, with the cache by both names: PEFT's prompts look for the old one.
+
+        Each token decides for itself in training mode too, unless ``routing`` says otherwise:
+        training's rule compares the tokens of one call, and takes note of them.
+        """
         prepare: Any = super().prepare_inputs_for_generation
         inputs: dict[str, Any] = prepare(*args, **kwargs)
+        if inputs.get("routing") is None:
+            inputs["routing"] = "causal"
         found = inputs.get(CACHE_NAME)
         return inputs if found is None else inputs | {"past_key_values": found}
 

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
 
 from mor.errors import MorError
+from mor.hf.hearing import MoRAudioProcessor
 from mor.hf.load import load_config
 from mor.hf.processing import MoRProcessor
 from mor.run_files import model_folder
@@ -18,7 +19,8 @@ def load_processor(folder: str | Path) -> Any:
 
     Returns:
         An image processor or a feature extractor; for a model of text that reads images a
-        :class:`MoRProcessor`.
+        :class:`MoRProcessor`, for one that hears sounds a
+        :class:`~mor.hf.hearing.MoRAudioProcessor`.
 
     Raises:
         MorError: there is none, it is damaged, or a package is missing that it needs.
@@ -31,9 +33,11 @@ def load_processor(folder: str | Path) -> Any:
     except Exception as error:  # the library raises whatever a broken file happens to cause
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise MorError(f"the processor in {folder} cannot be read: {why}") from error
-    if config.modality == "text" and not isinstance(found, MoRProcessor):
+    wanted = MoRProcessor if config.audio_token_id is None else MoRAudioProcessor
+    if config.modality == "text" and not isinstance(found, wanted):
+        what = "images" if wanted is MoRProcessor else "sounds"
         raise MorError(
-            f"{folder} holds no processor of images (processor_config.json); save a MoRProcessor "
-            "beside the model"
+            f"{folder} holds no processor of {what} (processor_config.json); save a "
+            f"{wanted.__name__} beside the model"
         )
     return found

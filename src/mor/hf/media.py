@@ -23,6 +23,12 @@ from mor.model.model import MoRModel
 from mor.model.output import ModelOutput
 from mor.model.routers.base import active_router
 
+_OF_TEXT = dict.fromkeys(
+    ("cache", "input_ids", "inputs_embeds", "num_items_in_batch", "past_key_values", "position_ids",
+     "use_cache"),
+    "it is for texts",
+)  # fmt: skip
+
 
 class MediaModel(MoRPreTrainedModel):
     """What the classes below are: the network over pixels or frames, and a loss at its head."""
@@ -62,7 +68,7 @@ class MediaModel(MoRPreTrainedModel):
             options: for :class:`mor.model.MoRModel`.
         """
         parameters = tuple(inspect.signature(type(self).forward).parameters)[1:-1]
-        take_known(type(self).__name__, kwargs, parameters)
+        take_known(type(self).__name__, kwargs, parameters, _OF_TEXT)
         if features is None:
             raise ValueError(f"{type(self).__name__} needs {name}")
         output: ModelOutput = self.model(

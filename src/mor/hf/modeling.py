@@ -91,7 +91,7 @@ class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):
         Args:
             input_ids: [B, T]; or ``inputs_embeds`` [B, T, D].
             attention_mask: [B, T'] with 1 for real tokens; the last T columns are these tokens'.
-            position_ids: [B, T]; default counts the real tokens of each row.
+            position_ids: [B, T]; default counts the real tokens of each row or document.
             past_key_values, cache: a :class:`MoRCache`, by its old or its new name; an empty
                 ``DynamicCache`` becomes one.
             document_ids: [B, T], where several documents share a row and must not see each other.

@@ -25,20 +25,30 @@ def save_processor(index: MediaIndex, out: Path) -> None:
     if given.is_file():
         shutil.copyfile(given, out / PROCESSOR)
         return
-    mean, std = index.mean, index.std
     if index.kind != "images":
-        MoRFeatureExtractor(index.shape[0], mean, std).save_pretrained(out)
+        MoRFeatureExtractor(index.shape[0], index.mean, index.std).save_pretrained(out)
         return
+    height, width, _ = index.shape
+    image_processor(index, (height, width)).save_pretrained(out)
+
+
+def image_processor(index: MediaIndex, size: tuple[int, int]) -> Any:
+    """Transformers' ``ViTImageProcessor``, and for grey images ours.
+
+    Args:
+        index: of a folder of images, whose colours, mean and deviation count.
+        size: height and width that images are brought to.
+    """
     # Pillow is needed for images alone.
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
     from mor.hf.grey import MoRImageProcessor
 
-    height, width, channels = index.shape
+    channels = index.shape[2]
     options: dict[str, Any] = {
-        "size": {"height": height, "width": width},
-        "image_mean": list(mean or [0.0] * channels),
-        "image_std": list(std or [1.0] * channels),
+        "size": {"height": size[0], "width": size[1]},
+        "image_mean": list(index.mean or [0.0] * channels),
+        "image_std": list(index.std or [1.0] * channels),
     }
     kind = MoRImageProcessor if channels == 1 else ViTImageProcessorPil
-    kind(**options).save_pretrained(out)
+    return kind(**options)

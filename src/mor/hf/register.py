@@ -28,6 +28,7 @@ from transformers.utils import is_vision_available
 from mor.config import MoRConfig
 from mor.hf.frames import MoRFeatureExtractor
 from mor.hf.heads import MoRBaseModel, MoRForSequenceClassification
+from mor.hf.hearing import MoRAudioProcessor
 from mor.hf.media import MoRForAudioClassification, MoRForImageClassification
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.next_frame import MoRForNextFrame
@@ -60,6 +61,10 @@ class _ImageText(MoRConfig):
     """Stands for configurations with an ``image_token_id`` in AutoProcessor's list."""
 
 
+class _AudioText(MoRConfig):
+    """The same of those with an ``audio_token_id``."""
+
+
 def register() -> None:
     """Register the configuration, classes and processors with Transformers' Auto classes."""
     AutoConfig.register("mor", MoRConfig, exist_ok=True)
@@ -77,6 +82,7 @@ def register() -> None:
     # By its name, which `processor_config.json` has: under MoRConfig a folder of text alone would
     # be asked for an image processor, where AutoProcessor gives its tokenizer.
     AutoProcessor.register(_ImageText, MoRProcessor, exist_ok=True)
+    AutoProcessor.register(_AudioText, MoRAudioProcessor, exist_ok=True)
     AutoFeatureExtractor.register(MoRConfig, MoRFeatureExtractor, exist_ok=True)
     if is_vision_available():  # Pillow
         from mor.hf.grey import MoRImageProcessor
@@ -89,7 +95,8 @@ def register() -> None:
 def class_for(config: MoRConfig) -> type[MoRPreTrainedModel]:
     """The class that a configuration is for: of texts, images or sounds, by its head."""
     if config.head_type == "vocabulary":
-        return MoRForCausalLM
+        plain = config.image_token_id is None and config.audio_token_id is None
+        return MoRForCausalLM if plain else MoRForConditionalGeneration
     if config.head_type == "regression":
         return MoRForNextFrame
     return MoRForImageClassification if config.modality == "image" else MoRForAudioClassification

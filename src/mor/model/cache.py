@@ -8,6 +8,9 @@ capacities (paper 2.3). Under recursive sharing there is depth 0's group alone.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -18,6 +21,9 @@ _GROWTH = 64
 
 class KVGroup:
     """Entries of layers that hold the same tokens: front-packed rows that grow at the end.
+
+    What is written in place is made as ordinary tensors, so that decoding may begin within
+    ``torch.inference_mode`` and go on without.
 
     Attributes:
         keys, values: by layer name, each [B, Hkv, capacity, head_dim].
@@ -60,7 +66,10 @@ class KVGroup:
             if layer not in store:
                 shape = (len(self.lengths), fresh.shape[1], self.tokens.shape[1], fresh.shape[3])
                 # Zeros, not empty memory: what a mask hides must still be a number.
-                store[layer] = fresh.new_zeros(shape)
+                with _ordinary():
+                    store[layer] = fresh.new_zeros(shape)
+            elif torch.is_grad_enabled() and (fresh.requires_grad or store[layer].requires_grad):
+                store[layer] = store[layer].clone()  # a backward pass may still need what it was
             store[layer][rows[:, None], :, slots] = fresh.transpose(1, 2)
 
     def read(self, layer: int, rows: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -70,11 +79,12 @@ class KVGroup:
 
     def select(self, index: Tensor) -> None:
         """Keep, reorder or repeat rows."""
-        for store in (self.keys, self.values):
-            for layer in store:
-                store[layer] = store[layer].index_select(0, index)
-        self.lengths, self.tokens = self.lengths[index], self.tokens[index]
-        self.slots = self.slots[index]
+        with _ordinary():
+            for store in (self.keys, self.values):
+                for layer in store:
+                    store[layer] = store[layer].index_select(0, index)
+            self.lengths, self.tokens = self.lengths[index], self.tokens[index]
+            self.slots = self.slots[index]
 
     def crop(self, tokens: Tensor) -> None:
         """Forget the entries of tokens numbered ``tokens`` [B] and later in their rows."""
@@ -97,11 +107,22 @@ class KVGroup:
         return sum(t.nbytes for t in (*self.keys.values(), *self.values.values()))
 
 
+@contextmanager
+def _ordinary() -> Iterator[None]:
+    """Make ordinary tensors, within ``torch.inference_mode`` too."""
+    if not torch.is_inference_mode_enabled():
+        yield
+        return
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
 def grown(tensor: Tensor, axis: int, size: int) -> Tensor:
     """``tensor`` with zeros appended along ``axis`` up to ``size``."""
     shape = list(tensor.shape)
     shape[axis] = size - shape[axis]
-    return torch.cat((tensor, tensor.new_zeros(shape)), dim=axis)
+    with _ordinary():
+        return torch.cat((tensor, tensor.new_zeros(shape)), dim=axis)
 
 
 class DepthCache:

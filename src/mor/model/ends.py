@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
@@ -33,5 +34,8 @@ def pool(hidden: Tensor, real: Tensor | None, how: str) -> Tensor:
         return hidden.gather(1, index)[:, 0]
     if real is None:
         return hidden.mean(1)
-    weights = real.to(hidden.dtype)
-    return (hidden * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    # In 32 bits at least: in 16 a sum may be beyond all numbers, and counts are no longer exact.
+    wide = hidden.to(torch.promote_types(hidden.dtype, torch.float32))
+    weights = real.to(wide.dtype)
+    mean = (wide * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    return mean.to(hidden.dtype)

@@ -89,7 +89,7 @@ class Layout:
         cache: DepthCache | None = None,
         positions: Tensor | None = None,
     ) -> Layout | None:
-        """The layout of a batch; None where it is padding and nothing else.
+        """The layout of a batch; None where it is padding and nothing else, or nothing at all.
 
         Args:
             config: the model's.
@@ -97,7 +97,7 @@ class Layout:
             mask: [B, T'] with T' >= T, 1 for real tokens; the last T columns count.
             documents: [B, T] which document of its row a token belongs to.
             cache: keys and values of earlier calls.
-            positions: [B, T]; default counts the real tokens of each row.
+            positions: [B, T]; default counts the real tokens of each row or document.
 
         Raises:
             ValueError: inputs of the wrong shape, documents with a cache.
@@ -114,7 +114,14 @@ class Layout:
                 f"document_ids has shape {tuple(documents.shape)}; it must be [{batch}, {width}]"
             )
         if positions is not None:
+            if positions.shape not in ((width,), (1, width), shape):
+                raise ValueError(
+                    f"position_ids has shape {tuple(positions.shape)}; it must be "
+                    f"[{batch}, {width}], or [1, {width}] for all rows"
+                )
             positions = positions.long().expand(batch, -1)
+        if not batch * width:
+            return None
         if cache is None:
             return _lay_without_cache(config, tokens, real, documents, positions)
         if documents is not None:
@@ -209,6 +216,7 @@ def _lay_without_cache(
     packing = None if real is None else pack_flat(real)
     if real is not None and packing is None:
         return None
+    counted = positions is None
     if positions is None:
         positions = torch.arange(width, device=tokens.device).expand(batch, -1)
         if real is not None:
@@ -219,6 +227,8 @@ def _lay_without_cache(
         runs = packing.row_of if runs is None else runs[packing.flat[0]]
     elif runs is not None:
         positions = positions.flatten()[None]
+    if counted and documents is not None and runs is not None:  # each begins at 0, as alone
+        positions = positions - positions[:, torch.searchsorted(runs, runs)]
     lengths = None if runs is None else torch.bincount(runs)
     size = (positions.shape[0], positions.shape[1])
     return Layout(shape, positions, Rows(width, lengths, runs), RowKV(config, size, runs), packing)

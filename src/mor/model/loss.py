@@ -39,7 +39,8 @@ def next_token_targets(labels: Tensor | None, shifted: Tensor | None = None) -> 
     if shifted is not None:
         return shifted.reshape(-1)
     assert labels is not None
-    return F.pad(labels[:, 1:], (0, 1), value=IGNORE).reshape(-1)
+    moved = F.pad(labels[:, 1:], (0, 1), value=IGNORE)
+    return moved[:, : labels.shape[1]].reshape(-1)  # rows of nothing stay nothing
 
 
 def combine_losses(

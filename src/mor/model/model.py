@@ -242,7 +242,7 @@ class MoRModel(nn.Module):
             input_ids: [B, T] token ids, or ``inputs_embeds`` [B, T, D].
             attention_mask: [B, T'] with T' >= T, 1 for real tokens; the last T columns count (of
                 frames, all). Padding may stand anywhere; it is never routed, cached or attended to.
-            positions: [B, T]; default counts the real tokens of each row.
+            positions: [B, T]; default counts the real tokens of each row or document.
             cache: keys and values of earlier calls; new ones are added.
             document_ids: [B, T] which document of its row a token belongs to, each document in one
                 piece. A document is then a sequence of its own in every respect: its tokens see no

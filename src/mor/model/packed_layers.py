@@ -115,7 +115,7 @@ class PackedLowRank(nn.Module):
         """[A, M, inputs] -> [A, M, outputs], as :class:`LowRank`."""
         if not fits(hidden):
             return self.low_rank(hidden, use)
-        each = torch.as_tensor(use).expand(hidden.shape[:-1])
+        each = torch.as_tensor(use, device=hidden.device).expand(hidden.shape[:-1])
         own = one_hot(each.flatten(), self.shape[0], hidden.dtype)[..., None]
         thin = self.down(hidden.flatten(0, -2), self.work).unflatten(-1, self.shape) * own
         out = self.up(thin.flatten(1), self.work).unflatten(0, hidden.shape[:-1])
@@ -187,7 +187,7 @@ def copy_around(module: _Module, **replaced: nn.Module) -> _Module:
 
 def release(linear: nn.Linear) -> None:
     """Free the plain weights of a linear map; its packed ones are all there is then."""
-    empty = torch.empty(0, dtype=linear.weight.dtype)
+    empty = linear.weight.new_empty(0)
     linear.weight = nn.Parameter(empty, requires_grad=False)
 
 

@@ -201,7 +201,8 @@ class SharedSegments:
         runs = [number[name] for name in self.queries.names]
         starts = [self.keys.starts[run] for run in runs]
         lengths = [self.keys.lengths[run] for run in runs]
-        firsts = torch.tensor(starts).repeat_interleave(torch.tensor(self.queries.lengths))
+        counts = torch.tensor(self.queries.lengths, device=self.places.device)
+        firsts = torch.tensor(starts, device=self.places.device).repeat_interleave(counts)
         table = zip(self.queries.starts, self.queries.lengths, starts, lengths, strict=True)
         return native.Pieces(list(table), self.places - firsts)
 

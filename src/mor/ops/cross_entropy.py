@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE = -100
 # Logits in one chunk: enough rows for a fast matrix product, small enough for a CPU's cache.
@@ -34,6 +35,23 @@ def product_dtype(hidden: Tensor) -> torch.dtype:
     """What autocast would multiply in; it does not look into functions of our own."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
+
+
+def factors_of(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Hidden states [N, D] and weight as the functions here take them.
+
+    Cut from the graph where no gradients are wanted: a function of our own is told which inputs
+    could have one, and not whether anybody asks.
+
+    Raises:
+        ValueError: not one target for each hidden state.
+    """
+    if targets.shape != hidden.shape[:1]:
+        raise ValueError(
+            f"labels come to {tuple(targets.shape)} targets for {len(hidden)} tokens; "
+            "there must be one for each token"
+        )
+    return (hidden, weight) if torch.is_grad_enabled() else (hidden.detach(), weight.detach())
 
 
 def scaled_gradients(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None]:
@@ -83,6 +101,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         """The gradients made on the way forward, scaled."""
         return (*scaled_gradients(ctx, direction), None, None)
@@ -100,7 +119,11 @@ def linear_cross_entropy(
 
     Returns:
         A scalar in float32 or wider. Its gradient can be taken once, not twice over.
+
+    Raises:
+        ValueError: not one target for each hidden state.
     """
+    hidden, weight = factors_of(hidden, weight, targets)
     rows = chunk_rows(len(weight), hidden.device.type) if rows is None else rows
     return _LinearCrossEntropy.apply(hidden, weight, targets, rows)
 

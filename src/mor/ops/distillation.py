@@ -16,8 +16,15 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from mor.ops.cross_entropy import IGNORE, chunk_rows, product_dtype, scaled_gradients
+from mor.ops.cross_entropy import (
+    IGNORE,
+    chunk_rows,
+    factors_of,
+    product_dtype,
+    scaled_gradients,
+)
 
 
 class TeacherRows(Protocol):
@@ -79,11 +86,13 @@ def divergence(logs: Tensor, ids: Tensor | None, known: Tensor) -> tuple[Tensor,
         return (p * (known - logs)).sum(-1), logs.exp() - p
     p = known.exp()
     of_student = logs.gather(1, ids)
-    rest_p = (1 - p.sum(-1)).clamp(min=0)
-    rest_q = logs.scatter(1, ids, float("-inf")).logsumexp(-1)  # no difference of near numbers
-    loss = (p * (known - of_student)).sum(-1)
-    loss += torch.special.xlogy(rest_p, rest_p) - rest_p * rest_q
-    slope = logs.exp() * (1 - rest_p * (-rest_q).exp())[:, None]
+    loss, slope = (p * (known - of_student)).sum(-1), logs.exp()
+    if ids.shape[1] < logs.shape[1]:  # else nothing is left out
+        rest_p = (1 - p.sum(-1)).clamp(min=0)
+        rest_q = logs.scatter(1, ids, float("-inf")).logsumexp(-1)  # no difference of near numbers
+        loss += torch.special.xlogy(rest_p, rest_p) - rest_p * rest_q
+        # Shares of the rest, each at most 1: 1 / e^rest_q alone may be beyond all numbers.
+        slope -= rest_p[:, None] * (logs - rest_q[:, None]).exp()
     return loss, slope.scatter_(1, ids, of_student.exp() - p)
 
 
@@ -138,6 +147,7 @@ class _LinearDistillation(torch.autograd.Function):
         return total, ce, kl
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, direction: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
         return (*scaled_gradients(ctx, direction), *(None,) * 6)
 
@@ -165,6 +175,10 @@ def linear_distillation(
 
     Returns:
         Three scalars; only the first has a gradient, which can be taken once.
+
+    Raises:
+        ValueError: not one target for each hidden state.
     """
+    hidden, weight = factors_of(hidden, weight, targets)
     rows = chunk_rows(len(weight), hidden.device.type) if rows is None else rows
     return _LinearDistillation.apply(hidden, weight, targets, teacher, lm, kd, temperature, rows)

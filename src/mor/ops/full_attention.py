@@ -62,9 +62,10 @@ class Meeting:
             keys = self.keys.selected(runs)
             seen = None
             if len(keys.places) < len(runs) * keys.longest:
-                lengths = torch.tensor([self.keys.lengths[run] for run in runs])
                 places = torch.arange(keys.longest, device=self.keys.device)
-                seen = (places < lengths.to(places.device)[:, None])[:, None, None]
+                own = [self.keys.lengths[run] for run in runs]
+                lengths = torch.tensor(own, device=places.device)
+                seen = (places < lengths[:, None])[:, None, None]
             found.append((group, keys, seen))
         return tuple(found)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mor.ops.native import Pieces
 
@@ -68,19 +69,20 @@ class Walk:
 
 
 def _mask(slots: Tensor, reach: int, dtype: torch.dtype) -> Tensor:
-    hidden = torch.arange(reach) > slots[:, None, :, None]
-    return torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    hidden = torch.arange(reach, device=slots.device) > slots[:, None, :, None]
+    zeros = torch.zeros(hidden.shape, dtype=dtype, device=slots.device)
+    return zeros.masked_fill_(hidden, -torch.inf)
 
 
 @lru_cache(maxsize=256)
 def _causal_mask(start: int, end: int, reach: int, dtype: torch.dtype) -> Tensor:
-    return _mask(torch.arange(start, end)[None], reach, dtype)
+    return _mask(torch.arange(start, end, device="cpu")[None], reach, dtype)
 
 
 def _token_major(like: Tensor, heads: int, length: int) -> Tensor:
     """Empty [A, heads, length, d], a token's heads side by side, as projections lay them."""
     shape = (like.shape[0], length, heads, like.shape[3])
-    return torch.empty(shape, dtype=like.dtype).transpose(1, 2)
+    return like.new_empty(shape).transpose(1, 2)
 
 
 class PrefixAttention(torch.autograd.Function):
@@ -102,6 +104,7 @@ class PrefixAttention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         """Gradients of query, key and value."""
         query, key, value, out, *sums = ctx.saved_tensors

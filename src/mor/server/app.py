@@ -17,12 +17,12 @@ from mor.eval.levels import Levels
 from mor.server import playground, routes, tokenizing
 from mor.server.crossing import CORS, Head, check_origins
 from mor.server.errors import add_handlers
-from mor.server.images import ImageReader
+from mor.server.images import Reader
 from mor.server.keys import check_keys
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
 from mor.server.middleware import Guard
-from mor.server.schema.messages import show_images
+from mor.server.schema.messages import show_media
 from mor.server.state import State
 from mor.server.structure.grammars import Grammars
 from mor.server.templates import check_template
@@ -44,7 +44,7 @@ def create_app(
     max_restarts: int = 3,
     chat_template: str | None = None,
     levels: Levels | None = None,
-    images: ImageReader | None = None,
+    images: Reader | None = None,
     with_playground: bool = True,
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
@@ -60,7 +60,7 @@ def create_app(
             then the server stays down.
         chat_template: Jinja text in place of the tokenizer's own.
         levels: calibrated capacities that a request may choose from.
-        images: for a model that reads images.
+        images: for a model that reads images, or hears sounds.
         with_playground: serve the page at ``/``.
         cors_origins: origins whose pages may ask from a browser; ``*`` for all.
 
@@ -109,11 +109,11 @@ def create_app(
     app.add_middleware(Head)
     if cors_origins:  # outermost: a browser must be let see refusals too
         app.add_middleware(CORSMiddleware, allow_origins=list(cors_origins), **CORS)
-    _document(app, model, with_images=images is not None)
+    _document(app, model, None if images is None else images.part)
     return app
 
 
-def _document(app: FastAPI, model: str, with_images: bool) -> None:
+def _document(app: FastAPI, model: str, part: str | None) -> None:
     """Let ``/openapi.json`` tell the truth: our errors, not FastAPI's 422, and the model's name."""
     plain = app.openapi
 
@@ -128,8 +128,8 @@ def _document(app: FastAPI, model: str, with_images: bool) -> None:
                 schemas.pop(name, None)
             for name in ("CompletionRequest", "ChatRequest"):
                 schemas[name]["properties"]["model"]["enum"] = [model]
-            if with_images:
-                show_images(schemas["Part"])
+            if part is not None:
+                show_media(schemas["Part"], part)
             app.openapi_schema = schema
         return app.openapi_schema
 

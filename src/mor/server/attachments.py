@@ -8,6 +8,7 @@ import re
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from mor.data.media.errors import BadMedia
 from mor.data.media.images import ImageLimits, decode_image
@@ -70,6 +71,32 @@ def read_audio(
     return _decode(
         lambda: decode_audio(found, limits, sampling_rate=sampling_rate), path, "invalid_audio"
     )
+
+
+def read_frames(value: Any, path: str, extractor: Any) -> dict[str, Tensor]:
+    """Frames of an ``input_audio`` as a feature extractor makes them, one row.
+
+    Args:
+        value: as it came.
+        path: of the field, for messages.
+        extractor: of the model; its ``sampling_rate`` is what the sound is brought to.
+
+    Raises:
+        ApiError: 400, as :func:`read_audio`; or no frames can be made of it.
+    """
+    rate = int(extractor.sampling_rate)
+    sound = read_audio(value, path, rate)
+    try:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            made = extractor(sound.samples, sampling_rate=rate, return_tensors="pt")
+    except (ValueError, AssertionError, RuntimeError) as error:  # shorter than a frame
+        why = f"no frames can be made of the sound: {error}"
+        raise ApiError(400, f"{path}: {why}", param=path, code="invalid_audio") from None
+    found = dict(made)
+    if not all(bool(one.isfinite().all()) for one in found.values()):
+        why = "the sound is silent, or the same in every frame"
+        raise ApiError(400, f"{path}: {why}", param=path, code="invalid_audio")
+    return found
 
 
 def _read_url(url: str, path: str) -> bytes:

@@ -16,7 +16,12 @@ from mor.server.errors import ApiError, too_long
 from mor.server.state import State
 
 MAX_DEPTH = 200  # arrays and objects within each other; about as deep as pydantic reads JSON
+MAX_CONTAINERS = 1 << 16  # arrays and objects in all: a million take Python a second
+MAX_PIECES = 8192  # parts and calls of all messages, some 10 microseconds each
 _HALF = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
+_TEXT = re.compile(
+    rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"?', re.DOTALL
+)  # its end may be missing: no second try
 _JSON = re.compile(r"application/(?:[\w.+-]+\+)?json", re.IGNORECASE)
 
 
@@ -27,12 +32,14 @@ def parse_json(body: bytes) -> Any:
 
     Raises:
         ApiError: 400 ``invalid_json``: no JSON, no such characters, numbers that are infinite or
-            of more digits than Python reads, or nested more than about 200 deep.
+            of more digits than Python reads, nested more than about 200 deep, or more than 65,536
+            arrays and objects.
     """
     try:
         encoding = json.detect_encoding(body)
         if encoding != "utf-8":
             body = body.decode(encoding).encode()
+        _check_containers(body)
         try:
             return from_json(body, allow_inf_nan=False)
         except ValueError:
@@ -47,6 +54,16 @@ def parse_json(body: bytes) -> Any:
 
 def _no_number(name: str) -> None:
     raise ValueError(f"{name} is no number")
+
+
+def _check_containers(body: bytes) -> None:
+    """Count arrays and objects before any is made."""
+    if body.count(b"[") + body.count(b"{") <= MAX_CONTAINERS:
+        return
+    bare = _TEXT.sub(b"", body)  # most of them may be characters of a text
+    count = bare.count(b"[") + bare.count(b"{")
+    if count > MAX_CONTAINERS:
+        raise ValueError(f"{count} arrays and objects; at most {MAX_CONTAINERS} are read")
 
 
 def _check_depth(content: Any) -> Any:
@@ -86,7 +103,8 @@ def check_length(content: Any, most: int) -> None:
     """Refuse token ids or messages that are more than fit, before each of them is looked at.
 
     Raises:
-        ApiError: 400 ``context_length_exceeded``.
+        ApiError: 400 ``context_length_exceeded``; or ``invalid_value`` for messages of very many
+            parts or calls.
     """
     if not isinstance(content, dict):
         return
@@ -95,6 +113,22 @@ def check_length(content: Any, most: int) -> None:
         raise too_long("prompt", f"has {len(prompt)} tokens", most)
     if isinstance(messages, list) and len(messages) > most:  # each takes one token at the least
         raise too_long("messages", f"has {len(messages)} messages", most)
+    if isinstance(messages, list):
+        pieces = sum(map(_count_pieces, messages))
+        if pieces > MAX_PIECES:
+            raise ApiError(
+                400,
+                f"messages hold {pieces} parts and tool calls; at most {MAX_PIECES} are read",
+                param="messages",
+                code="invalid_value",
+            )
+
+
+def _count_pieces(message: Any) -> int:
+    if not isinstance(message, dict):
+        return 0
+    lists = (message.get(name) for name in ("content", "tool_calls"))
+    return sum(len(one) for one in lists if isinstance(one, list))
 
 
 class _Parsed(Request):

@@ -27,6 +27,7 @@ _TYPES = {
 }
 _FORMS = {"TokenizeText", "TokenizeChat"}  # of a body, which are no fields
 _UNION_TAGS = {"str", "int", "float", "bool", "none"}
+_MODELS = {"ToolChoice"}  # of unions: what they hold is told as if they were not there
 _BRIEF = reprlib.Repr()  # it looks at the beginning of a value only, however large that is
 _BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 200
 # What the engine calls it, and what the API does.
@@ -96,10 +97,13 @@ def explain_refusal(error: MorError) -> ApiError:
     return ApiError(400, message, param=param, code="invalid_value")
 
 
-def explain_grammar() -> ApiError:
-    """A grammar that compiled, and is too much work to follow with this answer."""
+def explain_grammar(param: str | None = None) -> ApiError:
+    """A grammar that compiled, and is too much work to follow."""
     return ApiError(
-        400, "The grammar of the answer is too much work to follow", code="grammar_too_complex"
+        400,
+        "The grammar of the answer is too much work to follow",
+        param=param,
+        code="grammar_too_complex",
     )
 
 
@@ -156,6 +160,8 @@ def _path(place: tuple[Any, ...]) -> str | None:
     """``("body", "messages", 0, "role")`` -> ``messages[0].role``, without names of union forms."""
     path = ""
     for part in place[2 if place[1:2] and place[1] in _FORMS else 1 :]:
+        if part in _MODELS:
+            continue
         if isinstance(part, int):
             path += f"[{part}]"
         elif part in _UNION_TAGS or not part.isidentifier():

@@ -21,6 +21,7 @@ class Update:
         finish_reason: set in the last update of a completion.
         stop_reason: stop id or stop text that ended it.
         prompt_logprobs: of the prompt, in the first update where they were asked for.
+        prompt_depths: recursions of each token of the prompt, in the first update.
     """
 
     index: int
@@ -31,6 +32,7 @@ class Update:
     finish_reason: str | None
     stop_reason: int | str | None
     prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    prompt_depths: tuple[int, ...] = ()
 
 
 @dataclass
@@ -113,6 +115,7 @@ class Job:
                     done.finish_reason,
                     done.stop_reason,
                     () if cursor.tokens else done.prompt_logprobs or (),
+                    () if cursor.tokens else done.prompt_depths,
                 )
                 fresh.append((update, done))
             cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over

@@ -46,6 +46,10 @@ class _Engine(Collector):
             ),
             "mean_depth": ("Mean recursions per token", now.get("mean_depth", 0.0)),
             "tokens_per_tick": ("Mean tokens per block pass", now.get("tokens_per_tick", 0.0)),
+            "spec_decode_num_speculative_tokens": (
+                "Tokens guessed at a time now, 0 while it does not pay",
+                now.get("speculated", 0.0),
+            ),
         }
         for name, (text, value) in gauges.items():
             gauge = GaugeMetricFamily(f"mor:{name}", text, labels=list(self.labels))
@@ -56,6 +60,9 @@ class _Engine(Collector):
             "generation_tokens": ("New tokens", "sampled"),
             "ticks": ("Passes of the block", "ticks"),
             "prefix_cache_hits": ("Tokens that were cached and not computed", "reused_tokens"),
+            "spec_decode_num_drafts": ("Guesses that were checked together", "drafts"),
+            "spec_decode_num_draft_tokens": ("Tokens that were guessed", "draft_tokens"),
+            "spec_decode_num_accepted_tokens": ("Guesses that were right", "accepted_tokens"),
         }
         for name, (text, key) in totals.items():
             counter = CounterMetricFamily(f"mor:{name}", text, labels=list(self.labels))

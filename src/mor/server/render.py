@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mor.engine import EmbeddedPrompt
 from mor.server.jobs import Job, Update
 from mor.server.likelihoods import (
     Offsets,
@@ -31,6 +32,7 @@ class Renderer:
         tokens: for names of tokens.
         created: Unix seconds.
         readers: one per completion where it may hold calls of functions, else None.
+        grid: rows and columns of patches in an image of the prompt, for models that read images.
     """
 
     body: CompletionRequest | ChatRequest
@@ -39,13 +41,16 @@ class Renderer:
     tokens: Tokens
     created: int
     readers: Sequence[CallReader | None]
+    grid: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         """Look up once what every chunk needs."""
         self.chat = isinstance(self.body, ChatRequest)
         count = self.job.left
         self._echo = [""] * count
+        self._echoes = False
         if isinstance(self.body, CompletionRequest) and self.body.echo:
+            self._echoes = True
             texts = self._sent(self.body.prompt)
             self._echo = [text for text in texts for _ in range(self.job.params.n)]
         self._offsets = [Offsets(self.tokens, len(text)) for text in self._echo]
@@ -128,7 +133,21 @@ class Renderer:
                 choice["logprobs"] = told
         if self.body.return_token_ids:
             choice["token_ids"] = ids
+        if self.grid and (shown := self._image_depths(index, parts[0].prompt_depths)):
+            choice["image_depths"] = shown
         return choice
+
+    def _image_depths(self, index: int, depths: Sequence[int]) -> list[dict[str, Any]]:
+        """Recursions of each patch of the images in a completion's prompt; none if not told."""
+        prompt = self.job.prompts[index // self.job.params.n]
+        if not depths or not isinstance(prompt, EmbeddedPrompt) or self.grid is None:
+            return []
+        rows, columns = self.grid
+        patches, size = [depths[place] for place in prompt.places], rows * columns
+        return [
+            {"grid": [rows, columns], "depths": patches[start : start + size]}
+            for start in range(0, len(patches), size)
+        ]
 
     def _name_calls(self, choice: dict[str, Any]) -> None:
         """A completion that came to its end with calls did so for these."""
@@ -172,7 +191,7 @@ class Renderer:
         if with_usage and options and options.continuous_usage_stats:
             more = {"usage": self._usage(0)}
         kind = "chat.completion.chunk" if self.chat else "text_completion"
-        with_likelihoods = self._echo[0] and self.body.logprobs is not None
+        with_likelihoods = self._echoes and self.body.logprobs is not None
         for index, text in enumerate(self._echo):
             if self.chat:
                 opening = self._opening(index) | {"delta": {"role": "assistant", "content": ""}}

@@ -120,7 +120,9 @@ async def _answer(
     streaming = False
     try:
         readers = [make_reader(body, state) for _ in job.cursors]
-        renderer = Renderer(body, job, state.model, state.tokens, int(time.time()), readers)
+        grid = None if state.images is None else state.images.grid
+        began = int(time.time())
+        renderer = Renderer(body, job, state.model, state.tokens, began, readers, grid)
         await while_connected(request, job.accepted())
         if body.stream:
             streaming = True

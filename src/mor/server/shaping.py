@@ -10,7 +10,7 @@ from typing import Any
 from mor.engine import SamplingParams
 from mor.errors import MorError
 from mor.server.errors import ApiError, explain_refusal
-from mor.server.images import check_images
+from mor.server.images import check_media
 from mor.server.schema.chats import Turns
 from mor.server.schema.requests import ChatRequest, CompletionRequest, Sampling
 from mor.server.schema.tools import ToolChoice
@@ -65,11 +65,11 @@ async def encode_turns(body: Turns, state: State, most: int) -> Sequence[int]:
 
     Raises:
         ApiError: see :meth:`mor.server.tokens.Tokens.encode_chat`; or it knows no functions; or
-            images that the model does not take.
+            images or sounds that the model does not take.
     """
     if body.usable_tools:
         find_tool_form(state)
-    check_images(body, state.images)
+    check_media(body, state.images)
     begin = body.add_generation_prompt
     if begin is None:
         begin = not body.continue_final_message

@@ -32,3 +32,14 @@ function fillLegend(legend, deepest) {
     legend.append(mark);
   }
 }
+
+// A coloured cell for each patch or frame.
+function depthCells(depths) {
+  return depths.map((depth) => {
+    const cell = document.createElement("div");
+    cell.className = "d" + depth;
+    cell.dataset.depth = depth;
+    cell.textContent = depth;
+    return cell;
+  });
+}

@@ -11,7 +11,7 @@ from fastapi import Request
 from mor.engine import Engine
 from mor.eval.levels import Levels
 from mor.server.errors import ApiError
-from mor.server.images import ImageReader
+from mor.server.images import Reader
 from mor.server.loop import EngineLoop
 from mor.server.metrics import ServerMetrics
 from mor.server.structure.grammars import Grammars
@@ -29,7 +29,7 @@ class State:
         grammars: compiled forms of answers.
         metrics: counters.
         levels: capacities that a request may choose; None where none are calibrated.
-        images: reads images; None where the model takes none.
+        images: reads images or sounds; None where the model takes none.
         created: when it started, Unix seconds.
     """
 
@@ -39,7 +39,7 @@ class State:
     grammars: Grammars
     metrics: ServerMetrics
     levels: Levels | None
-    images: ImageReader | None = None
+    images: Reader | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     @property
@@ -69,7 +69,7 @@ class State:
             "router": config.router,
             "chat": self.tokens.template is not None,
             "capacity": capacity,
-            "modalities": ["text"] if self.images is None else ["text", "image"],
+            "modalities": ["text", *([self.images.modality] if self.images else [])],
         }
 
 

@@ -160,7 +160,10 @@ class Tokens:
             except Exception as error:  # a template raises whatever it likes
                 why = " ".join(str(error).split())[:200]
                 raise ApiError(
-                    400, f"The chat template refuses the messages: {why}", param="messages"
+                    400,
+                    f"The chat template refuses the messages: {why}",
+                    param="messages",
+                    code="invalid_value",
                 ) from None
             return prompt_ids(text or [], self.tokenizer, self.config, most)
 
@@ -209,7 +212,7 @@ class Tokens:
 _RESERVED = frozenset(
     ["add_generation_prompt", "chat_template", "continue_final_message", "conversation",
      "max_length", "messages", "padding", "return_assistant_tokens_mask", "return_dict",
-     "return_tensors", "tokenize", "tokenizer_kwargs", "tools", "truncation"]
+     "return_tensors", "self", "tokenize", "tokenizer_kwargs", "tools", "truncation"]
 )  # fmt: skip
 
 

@@ -50,9 +50,10 @@ def groups_of(model: Analysed) -> dict[str, dict[str, np.ndarray]]:
     edges = np.quantile(routes.entropy, [0.2, 0.4, 0.6, 0.8])
     fifth = np.searchsorted(edges, routes.entropy)
     limits = [0.0, *edges, float(routes.entropy.max())]
-    found["entropy of the next token"] = {
-        f"{limits[n]:.1f}-{limits[n + 1]:.1f} nats": fifth == n for n in range(5)
-    }
+    fifths = found["entropy of the next token"] = {}
+    for n in range(5):  # of a sure model several fifths look alike, and are one group
+        name = f"{limits[n]:.1f}-{limits[n + 1]:.1f} nats"
+        fifths[name] = fifths.get(name, np.zeros(shape, bool)) | (fifth == n)
     places = np.broadcast_to(np.arange(shape[1]), shape)
     quarter = np.minimum(3, places * 4 // max(1, shape[1]))
     names = ("first quarter", "second", "third", "last quarter")

@@ -64,7 +64,7 @@ class Row(_Section):
 
 
 class Evaluation(_Section):
-    """How much of the validation text is looked at."""
+    """How much of the validation text is looked at, spread over all of it."""
 
     max_sequences: Annotated[int, Field(ge=1)] | None = 256
     batch_size: Annotated[int, Field(ge=1)] = 16
@@ -162,11 +162,19 @@ def expand(study: Study, out: Path, scale: float = 1.0) -> list[Job]:
 
     Raises:
         RecipeError: what a row makes is no recipe; the message names the row.
+        MorError: two trainings would be one, or a row sets `train.seed`.
     """
     jobs = []
     for row in study.rows:
         seed = study.seeds_of(row)[0]
         jobs += [make_job(study, row, seed, point, out, scale) for point in points(study.rows[row])]
+    names = [job.name for job in jobs]
+    for job in jobs:
+        seeds = study.seeds_of(job.row)
+        if names.count(job.name) > 1 or len(set(seeds)) < len(seeds):  # one run, counted twice
+            raise MorError(
+                f"row {job.row} makes {job.name} twice; seeds and grid values must differ"
+            )
     return jobs
 
 
@@ -187,11 +195,11 @@ def points(row: Row) -> Iterator[dict[str, Any]]:
 def make_job(
     study: Study, row: str, seed: int, point: Mapping[str, Any], out: Path, scale: float
 ) -> Job:
-    """The training of a row with a seed at a point of its grid. Raises `RecipeError`."""
+    """The training of a row with a seed at a point of its grid. Raises as `expand`."""
     part = study.rows[row]
     fields = copy.deepcopy(study.base)
     for section in ("model", "data", "train", "uptrain"):
-        own = getattr(part, section)
+        own = copy.deepcopy(getattr(part, section))  # budgets are scaled in place below
         if own is not None:
             fields[section] = _merge(fields.get(section, {}), own)
     if not fields.get("uptrain"):
@@ -203,6 +211,8 @@ def make_job(
             place = place.setdefault(parent, {})
         place[leaf] = value
     train = fields.setdefault("train", {})
+    if "seed" in train:
+        raise MorError(f"row {row}: train.seed={train['seed']!r} must be left out; use seeds")
     train["seed"] = seed
     for budget in (train.get("budget", {}), *train.get("branches", [])):
         for unit, amount in budget.items():

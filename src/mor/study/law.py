@@ -37,7 +37,8 @@ class Law:
 
     Attributes:
         phi: the exponent of a loop's worth.
-        interval: 5% and 95% of phi over resampled points; None where it was not asked for.
+        interval: 5% and 95% of phi over resampled points; None where it was not asked for, or where
+            most draws hold too few different points.
         e, a, alpha, b, beta: E, A, a, B, b; `b` and `beta` are 0 where all points have the same D
             (then `e` holds that term too).
         error: root mean square of the residuals, nats.
@@ -66,14 +67,19 @@ def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 
         seed: of these draws.
 
     Raises:
-        MorError: too few points, or all with the same number of passes: phi cannot be told.
+        MorError: too few points that differ in more than their nats (seeds say nothing new of the
+            constants), or all with the same number of passes: phi cannot be told.
     """
     same_tokens = (
         max(p.tokens for p in points) < 1.01 * min(p.tokens for p in points) if points else True
     )
     needed = 5 if same_tokens else 7
-    if len(points) < needed:
-        raise MorError(f"{len(points)} points, expected at least {needed} to fit the law")
+    settings = [(p.once, p.shared, p.passes, p.tokens) for p in points]
+    if len(set(settings)) < needed:
+        raise MorError(
+            f"{len(set(settings))} points, expected at least {needed} to fit the law that differ "
+            "in size, passes or tokens"
+        )
     if len({p.passes for p in points if p.shared > 0}) < 2:
         raise MorError("all points have the same number of passes, so phi cannot be told")
     table = torch.tensor(
@@ -84,12 +90,14 @@ def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 
     if resamples:
         draw, found = np.random.default_rng(seed), []
         for _ in range(resamples):
-            rows = torch.from_numpy(draw.integers(0, len(points), len(points)))
-            if len(set(table[rows, 2].tolist())) > 1:
+            rows = draw.integers(0, len(points), len(points))
+            drawn = {settings[row] for row in rows}
+            if len(drawn) >= needed and len({passes for _, _, passes, _ in drawn}) > 1:
                 start = tuple(best[0].tolist())
                 found.append(float(_search(table[rows], start, same_tokens)[0][0]))
-        low, high = np.quantile(found, [0.05, 0.95])
-        interval = (float(low), float(high))
+        if 2 * len(found) >= resamples:  # of fewer the interval would be an accident
+            low, high = np.quantile(found, [0.05, 0.95])
+            interval = (float(low), float(high))
     phi, alpha, beta = best[0].tolist()
     columns, linear = _solve(table, best[0], same_tokens)
     scale_n, scale_d = _scales(table)

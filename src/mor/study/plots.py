@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from mor.report.style import LIGHT, new_figure, styled, to_png
-from mor.study.tables import best_records
+from mor.study.tables import best_records, whole_budgets
 
 Record = dict[str, Any]
 
@@ -23,8 +23,7 @@ def draw_study(records: Sequence[Record]) -> dict[str, bytes]:
 def draw_rows(records: Sequence[Record]) -> bytes:
     """A line for each row of the whole budget: its seeds as dots, their mean as a bar."""
     groups = best_records(records)
-    whole = max(budget for _, budget in groups)
-    rows = {row: group for (row, budget), group in groups.items() if budget == whole}
+    rows = {row: groups[row, budget] for row, budget in whole_budgets(groups).items()}
     with styled(LIGHT):
         figure, (axes,) = new_figure()
         for place, group in enumerate(rows.values()):

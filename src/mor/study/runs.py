@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ from mor.config import MoRConfig
 from mor.disk import lock, write_whole
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.flops import active_fractions
 from mor.run_files import EVAL, MODEL, SUMMARY
 from mor.study.file import Job, Study, expand, more_seeds
 from mor.study.launchers import Launcher, ProcessLauncher, Task
@@ -84,7 +86,8 @@ def run_study(
 
 def settings_of(study: Study) -> dict[str, Any]:
     """How runs are scored, for the worker and for telling whether one was scored so."""
-    return study.evaluate.model_dump() | {"tasks": study.tasks, "questions": study.questions}
+    how = {"sample": "spread"}  # runs that were scored on the first sequences are scored again
+    return study.evaluate.model_dump() | how | {"tasks": study.tasks, "questions": study.questions}
 
 
 def run_jobs(
@@ -167,31 +170,44 @@ def collect(study: Study, jobs: Sequence[Job]) -> list[Record]:
                     "point": dict(job.point),
                     "budget": budget,
                     "run": str(run),
-                    "summary": summary | {"shared_parameters": count_shared(run)},
+                    "summary": summary | describe_block(MoRConfig.from_pretrained(run / MODEL)),
                     "causal": scores["causal"],
                     "leaky": scores["leaky"],
                     "gap": scores["gap"],
                     "depth_cap": scores["depth_cap"],
                     "tasks": tasks,
-                    "few_shot": few_shot(tasks),
+                    "few_shot": few_shot(tasks, study.tasks),
                     "paper": said,
                 }
             )
     return records
 
 
-def count_shared(run: Path) -> int:
-    """Parameters of the shared block of a finished run."""
-    config = MoRConfig.from_pretrained(run / MODEL)
+def describe_block(config: MoRConfig) -> dict[str, float]:
+    """Of the shared block: its parameters, and the passes of a token over it, their planned mean.
+
+    A configuration names capacities whatever its router is; only routers that keep to them run so.
+    """
     with torch.device("meta"):
         model = MoRForCausalLM(config)
-    return sum(weight.numel() for weight in model.model.block.parameters())
+    shared = sum(weight.numel() for weight in model.model.block.parameters())
+    return {"shared_parameters": shared, "passes": sum(active_fractions(config))}
 
 
-def few_shot(tasks: Mapping[str, Mapping[str, float]]) -> float | None:
-    """Mean accuracy of the tasks in percent; None where there are none."""
-    values = [scores["acc"] for scores in tasks.values() if "acc" in scores]
-    return 100 * sum(values) / len(values) if values else None
+def few_shot(tasks: Mapping[str, Mapping[str, float]], asked: Sequence[str]) -> float | None:
+    """Mean accuracy in percent of the tasks that were asked for; None where one has no score.
+
+    A group such as `mmlu` counts once, though its parts are scored beside it. The two parts of ARC
+    count as one, as in the paper. Tasks that have no accuracy are left out.
+    """
+    if not set(asked) <= set(tasks):
+        return None
+    parts: dict[str, list[float]] = {}
+    for name in asked:
+        if "acc" in tasks[name]:
+            test = "arc" if name in ("arc_easy", "arc_challenge") else name
+            parts.setdefault(test, []).append(tasks[name]["acc"])
+    return 100 * statistics.mean(map(statistics.mean, parts.values())) if parts else None
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,19 @@ def best_records(records: Sequence[Record]) -> dict[tuple[str, int], list[Record
     return chosen
 
 
+def whole_budgets(groups: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The number of each row's whole budget, its largest."""
+    whole: dict[str, int] = {}
+    for row, budget in groups:
+        whole[row] = max(budget, whole.get(row, 0))
+    return whole
+
+
 def comparison(study: Study, records: Sequence[Record]) -> Table:
     """One line for each row and budget, with the spread over seeds and the paper's numbers."""
     groups = best_records(records)
     budgets = len({budget for _, budget in groups}) > 1
+    whole = whole_budgets(groups)
     columns = [
         "row", *(["budget"] if budgets else []), "seeds", "parameters", "tokens", "FLOPs",
         "causal NLL", "± sd", "causal - leaky", "depth", "few-shot %", "time", "peak memory",
@@ -78,7 +87,9 @@ def comparison(study: Study, records: Sequence[Record]) -> Table:
             _or(paper.get("nll"), "{:.4f}".format), _or(paper.get("few_shot"), "{:.1f}".format),
         ]  # fmt: skip
         if study.reference:
-            other = groups.get((study.reference, budget))
+            # The whole budget of a row stands against that of the other, and so on down.
+            below = whole[row] - budget
+            other = groups.get((study.reference, whole.get(study.reference, 0) - below))
             ours = statistics.mean(nlls) - statistics.mean(map(_nll, other)) if other else None
             theirs = ((other[0]["paper"] or {}).get("nll")) if other else None
             said = paper.get("nll")
@@ -120,9 +131,8 @@ def law_points(records: Sequence[Record]) -> list[Point]:
         shared = summary.get("shared_parameters")
         if shared is None:
             continue
-        passes = sum(summary.get("capacities") or [1.0] * summary["num_recursions"])
         once = summary["non_embedding_parameters"] - shared
-        points.append(Point(once, shared, passes, summary["tokens"], _nll(record)))
+        points.append(Point(once, shared, summary["passes"], summary["tokens"], _nll(record)))
     return points
 
 
@@ -130,12 +140,16 @@ def law_table(records: Sequence[Record], resamples: int = 100) -> Table | None:
     """phi of each family with loops, fitted with the models of one pass; None without any fit."""
     records = [record for group in best_records(records).values() for record in group]
     families = list(dict.fromkeys(record["family"] for record in records))
-    plain = [record for record in records if record["summary"]["num_recursions"] == 1]
     lines = []
     for family in families:
         mine = [record for record in records if record["family"] == family]
         if all(record["summary"]["num_recursions"] == 1 for record in mine):
             continue
+        plain = [
+            record
+            for record in records
+            if record["summary"]["num_recursions"] == 1 and record["family"] != family
+        ]
         try:
             law = fit_recurrence_law(law_points([*plain, *mine]), resamples)
         except MorError as error:

@@ -11,18 +11,35 @@ from mor.data import PackedDataset
 from mor.disk import write_whole
 from mor.errors import Interrupted, MorError
 from mor.run_files import EVAL, RECIPE, SUMMARY
-from mor.train import Recipe, dump_recipe, load_recipe, train
+from mor.train import Recipe, load_recipe, train
 from mor.train.run import with_branches
+from mor.train.state.differences import Changes, describe_changes, find_differences, read_recipe
 
 TASKS = "tasks.json"
 
 
 def is_trained(part: Recipe) -> bool:
     """Whether the run folder holds a finished run of this very recipe."""
-    trained = part.run_dir / RECIPE
-    if not (part.run_dir / SUMMARY).is_file() or not trained.is_file():
+    if not (part.run_dir / SUMMARY).is_file() or not (part.run_dir / RECIPE).is_file():
         return False
-    return trained.read_text(encoding="utf-8") == dump_recipe(part)
+    try:
+        return not _changes(part)
+    except MorError:  # its recipe cannot be read; the job of that run says so
+        return False
+
+
+def _changes(part: Recipe) -> Changes:
+    """What a finished run was trained with and its recipe says otherwise now, the data included.
+
+    Fields that decide no weight, such as the rhythm of the log, may differ.
+    """
+    began = read_recipe(part.run_dir / RECIPE)
+    changed = find_differences(began, part)
+    changed.pop("train.branch_from", None)  # the run that it names is a part of the job itself
+    folders = [[str(path) for path, _ in one.data.folders] for one in (began, part)]
+    if folders[0] != folders[1]:
+        changed["data.path"] = folders[0], folders[1]
+    return changed
 
 
 def is_scored(part: Recipe, settings: dict[str, Any]) -> bool:
@@ -45,9 +62,15 @@ def work(recipe: Recipe, settings: dict[str, Any]) -> None:
         settings: `max_sequences`, `batch_size`, `tasks`, `questions`.
 
     Raises:
-        MorError: as training and evaluation.
+        MorError: as training and evaluation, and where a finished run has another recipe.
     """
     parts = with_branches(recipe)
+    for part in parts:
+        if (part.run_dir / SUMMARY).is_file() and (changed := _changes(part)):
+            raise MorError(
+                f"{part.run_dir} was trained with another recipe: {describe_changes(changed)}; "
+                "give the study another --out, or remove that folder"
+            )
     if not all(map(is_trained, parts)):
         train(recipe, resume=any(part.run_dir.exists() for part in parts))
     for part in parts:
@@ -62,7 +85,8 @@ def score(part: Recipe, settings: dict[str, Any]) -> None:
     from mor.hf.load import load_model, load_tokenizer
 
     run, section = part.run_dir, part.data
-    dataset = PackedDataset(section.folders[0][0], section.validation_split, section.seq_len)
+    held_out = section.validation_path or section.folders[0][0]
+    dataset = PackedDataset(held_out, section.validation_split, section.seq_len)
     sizes = {name: settings[name] for name in ("max_sequences", "batch_size")}
     result = evaluate(load_model(run), dataset, load_tokenizer(run), **sizes)
     write_whole(run / EVAL, json.dumps(result | {"study": settings}) + "\n")

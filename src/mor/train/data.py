@@ -18,6 +18,7 @@ from transformers import default_data_collator
 from mor.config import MoRConfig
 from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
 from mor.data.media import MediaDataset, MediaIndex, collate_media
+from mor.train.captions import VALIDATION_SEED, CaptionSamples, caption_config
 from mor.train.classify.data import MediaSamples, media_config, open_index
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection
@@ -92,12 +93,25 @@ def _open_media(recipe: Recipe, per_step: int) -> RunData:
     if section.verify and int(os.environ.get("LOCAL_RANK", "0")) == 0:
         index.verify()
     train = MediaDataset(index.directory, section.train_split)
+    if section.kind == "captions":
+        return _open_captions(recipe, per_step, train)
     samples = MediaSamples(
         train, per_step=per_step, seed=recipe.train.seed, changes=section.augment
     )
     scored = MediaDataset(index.directory, section.validation_split)
     count = min(recipe.train.eval_sequences, len(scored))
     return RunData(samples, Subset(scored, range(count)), index)
+
+
+def _open_captions(recipe: Recipe, per_step: int, train: MediaDataset) -> RunData:
+    """As :func:`open_run_data`, of pictures and what is said of them."""
+    section, config = recipe.data, caption_config(recipe, train.index)
+    samples = CaptionSamples(
+        train, config, per_step=per_step, seed=recipe.train.seed, changes=section.augment
+    )
+    held = MediaDataset(train.index.directory, section.validation_split)
+    scored = CaptionSamples(held, config, seed=VALIDATION_SEED, samples=recipe.train.eval_sequences)
+    return RunData(samples, scored, train.index)
 
 
 def find_config(recipe: Recipe, index: DataIndex | MediaIndex | None = None) -> MoRConfig:
@@ -115,7 +129,8 @@ def find_config(recipe: Recipe, index: DataIndex | MediaIndex | None = None) -> 
     elif index is None:
         index = load_indexes(recipe.data)[0]
     if isinstance(index, MediaIndex):
-        return media_config(recipe, index)
+        captions = recipe.data.kind == "captions"
+        return (caption_config if captions else media_config)(recipe, index)
     return recipe.model_config_for(index.vocab_size, index.eos_token_id, index.known_bos())
 
 

@@ -13,6 +13,7 @@ from mor.config import MoRConfig
 from mor.data.media import MediaIndex
 from mor.errors import Interrupted, MorError
 from mor.hf.bos import save_tokenizer
+from mor.hf.captions import caption_processor
 from mor.hf.processors import save_processor
 from mor.hf.register import class_for
 from mor.ops.ranks import world_size
@@ -254,7 +255,9 @@ def _publish(
             model.save_pretrained(out)
         if not folder.first:
             return
-        if isinstance(index, MediaIndex):
+        if isinstance(index, MediaIndex) and config.image_token_id is not None:
+            caption_processor(index, config.num_patches).save_pretrained(out)
+        elif isinstance(index, MediaIndex):
             save_processor(index, out)
         elif index.tokenizer_dir.is_dir():
             save_tokenizer(AutoTokenizer.from_pretrained(index.tokenizer_dir), config, out)

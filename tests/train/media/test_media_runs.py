@@ -110,6 +110,22 @@ def test_mor_eval_prints_both_rules(kind: str, runs: dict[str, Path]) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_boundaries_are_set_anew_from_a_sample(
+    kind: str, runs: dict[str, Path], folders: dict[str, Path], tmp_path: Path
+) -> None:
+    out, data = tmp_path / "model", str(folders[kind])
+    asked = ["calibrate", str(runs[kind]), "--data", data, "--split", "test", "--out", str(out)]
+    done = CliRunner().invoke(app, [*asked, "--capacity", "1,0.25"])
+    assert done.exit_code == 0, done.output
+    dataset = MediaDataset(folders[kind], "test")
+    found = evaluate_examples(load_media_model(out), dataset)["causal"]
+    assert found["active_fraction"] == pytest.approx([1.0, 0.25], abs=1e-2)
+    assert (out / "preprocessor_config.json").is_file()
+    refused = CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "more"), "--levels"])
+    assert "--levels and --seq-len are of models of texts" in str(refused.exception)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_scores_do_not_depend_on_the_batch(
     kind: str, runs: dict[str, Path], folders: dict[str, Path]
 ) -> None:

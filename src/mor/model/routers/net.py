@@ -57,7 +57,8 @@ class RouterNet(nn.Module):
         """[..., D] -> [..., outputs] by network ``index``, one for all tokens or one per token."""
         if native.fits(hidden, self.weight):
             # A score must not hang on how many tokens are beside it, not even in its last bit.
-            places = torch.as_tensor(index).expand(hidden.shape[:-1]).flatten()
+            places = torch.as_tensor(index, device=hidden.device)
+            places = places.expand(hidden.shape[:-1]).flatten()
             even = hidden if self.temperature == 1 else hidden / self.temperature
             found = even.flatten(0, -2)
             if self.up is not None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch  # noqa: F401  (its OpenMP runtime has to be the one that is in the process)
 
+from mor.checks import is_on
 from mor.disk import replace_file
 
 _SOURCES = (
@@ -56,9 +57,18 @@ def _processor() -> str:
     return platform.processor()
 
 
-def _cache() -> Path:
+def _place(name: str) -> Path:
+    """Where the library ``name`` is kept or to be put: in the cache, or for this process alone."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "mor" / "native"
+    try:
+        folder = Path(base or Path("~/.cache").expanduser()) / "mor" / "native"
+        if (folder / name).is_file():
+            return folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # a read-only home, that of another user, or none at all
+        folder = Path(tempfile.mkdtemp(prefix="mor-native-"))
+    return folder / name
 
 
 def _build(compiler: str) -> Path:
@@ -68,21 +78,16 @@ def _build(compiler: str) -> Path:
         RuntimeError: what the compiler said.
     """
     here = Path(__file__).parent
-    machine = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    option = "-mcpu" if platform.machine() in ("arm64", "aarch64") else "-march"
+    machine = f"{option}={os.environ.get('MOR_NATIVE_MARCH') or 'native'}"
     command = [compiler, *_FLAGS, machine, str(here / _SOURCES[0])]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
     key = hashlib.sha256("\0".join([*_FLAGS, machine, version.stdout, _processor()]).encode())
     for name in _SOURCES:
         key.update((here / name).read_bytes())
-    folder = _cache()
-    target = folder / f"kernels-{key.hexdigest()[:16]}.so"
+    target = _place(f"kernels-{key.hexdigest()[:16]}.so")
     if target.is_file():
         return target
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a read-only home
-        folder = Path(tempfile.mkdtemp(prefix="mor-native-"))
-        target = folder / target.name
     with replace_file(target, contended=True) as made:
         compiling = [*command, "-o", str(made)]
         done = subprocess.run(compiling, capture_output=True, text=True, check=False)
@@ -93,8 +98,8 @@ def _build(compiler: str) -> Path:
 
 @cache
 def _load() -> tuple[ctypes.CDLL | None, str, Path | None]:
-    if os.environ.get("MOR_NATIVE", "1") == "0":
-        return None, "MOR_NATIVE=0 turns them off", None
+    if not is_on("MOR_NATIVE", True):
+        return None, f"MOR_NATIVE={os.environ['MOR_NATIVE']} turns them off", None
     if sys.platform == "win32":
         return None, "they need GCC or Clang with OpenMP; Windows has plain forms only", None
     compiler = _compiler()

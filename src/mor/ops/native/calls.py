@@ -166,7 +166,9 @@ class Workspace:
         """Address of at least ``size`` floats."""
         part = self._parts.get(name)
         if part is None or part.numel() < size:
-            part = self._parts[name] = torch.empty(size)
+            # Named, not PyTorch's defaults: kernels write floats here, in the host's memory.
+            part = torch.empty(size, dtype=torch.float32, device="cpu")
+            self._parts[name] = part
         return part.data_ptr()
 
     def rows(self, name: str, count: int, width: int) -> int:
@@ -239,8 +241,10 @@ def route(
         Scores, gates and who goes on, [M] each.
     """
     x, depths = x.contiguous(), depths.contiguous()
+    weight, boundary, full = weight.contiguous(), boundary.contiguous(), full.contiguous()
+    bias = None if bias is None else bias.contiguous()
     logits, gates = x.new_empty(2, len(x)).unbind()
-    goes = torch.empty(len(x), dtype=torch.bool)
+    goes = x.new_empty(len(x), dtype=torch.bool)
     kind = -1 if squash is None else POINTWISE.index(squash)
     kernels().mor_route(
         at(x), *x.shape, at(weight), at(bias), at(depths), at(boundary), at(full), at_it, kind,
@@ -252,6 +256,6 @@ def route(
 def argmax(x: Tensor) -> Tensor:
     """[M] place of the largest of each row of x [M, n]; the first of equals."""
     x = x.contiguous()
-    out = torch.empty(len(x), dtype=torch.long)
+    out = x.new_empty(len(x), dtype=torch.long)
     kernels().mor_argmax(at(x), *x.shape, at(out), torch.get_num_threads())
     return out

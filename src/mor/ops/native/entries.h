@@ -61,11 +61,13 @@ static inline void put_entry(const float* x, int64_t d, bf16* to, float*) {
     }
 }
 static inline void put_entry(const float* x, int64_t d, int8_t* to, float* scale) {
-    float most = 0;
-    for (int64_t i = 0; i < d; i++) most = std::max(most, std::fabs(x[i]));
-    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    int32_t size = 0;
+    for (int64_t i = 0; i < d; i++) size = std::max(size, size_of(x[i]));
+    const float most = of_size(size);
+    *scale = most / 127.0f;  // not finite where some x is not: so is then what is read
+    if (!(most > 0 && most < INFINITY)) return (void)std::memset(to, 0, d);
+    const float inverse = 127.0f / most;
     for (int64_t i = 0; i < d; i++) to[i] = (int8_t)(int)std::rint(x[i] * inverse);
-    *scale = most / 127.0f;
 }
 
 }  // namespace mor

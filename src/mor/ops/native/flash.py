@@ -31,7 +31,7 @@ class Pieces:
     """
 
     def __init__(self, table: list[tuple[int, int, int, int]], slots: Tensor | None = None) -> None:
-        self.table = torch.tensor(table, dtype=torch.long).view(-1, 4)
+        self.table = torch.tensor(table, dtype=torch.long, device="cpu").view(-1, 4)
         self.slots = None if slots is None else slots.to(torch.long).contiguous()
 
     @classmethod

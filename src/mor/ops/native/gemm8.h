@@ -25,14 +25,15 @@ static void pack8(const float* weight, int64_t n, int64_t k, int8_t* out, float*
         int32_t* starts = start + p * groups * PANEL;
         for (int64_t c = 0; c < PANEL; c++) {
             const int64_t column = p * PANEL + c;
-            float most = 0;
+            int32_t size = 0;
             for (int64_t i = 0; column < n && i < k; i++)
-                most = std::max(most, std::fabs(weight[column * k + i]));
+                size = std::max(size, size_of(weight[column * k + i]));
+            const float most = of_size(size);
             scale[column] = most / 127;
             for (int64_t g = 0; g < groups; g++) {
                 int32_t sum = 0;
                 for (int64_t i = g * GROUP; i < (g + 1) * GROUP; i++) {
-                    const bool real = column < n && i < k && most > 0;
+                    const bool real = column < n && i < k && most > 0 && most < INFINITY;
                     const int q = real ? (int)std::lrint(weight[column * k + i] * (127 / most)) : 0;
                     panel[(i / 4 * PANEL + c) * 4 + i % 4] = (int8_t)q;
                     sum += q;
@@ -59,13 +60,15 @@ static void quantise(const float* rows, int64_t m, int64_t k, uint8_t* bytes, in
         const int64_t inputs = std::min(GROUP, k - g * GROUP);
         uint8_t* to = bytes + tile * tile_bytes(k);
         float* scales = (float*)(to + groups * GROUP * TILE) + g * TILE;
-        float most[TILE] = {}, inverse[TILE];
+        int32_t sizes[TILE] = {};
+        float inverse[TILE];
         for (int64_t i = 0; i < inputs; i++)
             for (int64_t r = 0; r < TILE; r++)
-                most[r] = std::max(most[r], std::fabs(from[i * TILE + r]));
+                sizes[r] = std::max(sizes[r], size_of(from[i * TILE + r]));
         for (int64_t r = 0; r < TILE; r++) {
-            scales[r] = most[r] / 127;
-            inverse[r] = most[r] > 0 ? 127 / most[r] : 0;
+            const float most = of_size(sizes[r]);
+            scales[r] = most / 127;  // not finite where some input is not: so is then the sum
+            inverse[r] = most > 0 ? 127 / most : 0;
         }
         // Adding 1.5 x 2^23 rounds to the nearest whole number, which then is in the low bits.
         const float shift = 12582912.0f + 128.0f;

@@ -21,8 +21,8 @@ class PackedLinear:
     """``x @ weight.T + bias``, the weights laid out for products with a few rows.
 
     Args:
-        weights: [n, k] each, one below the other. With ``paired``, two of equal shape whose panels
-            alternate.
+        weights: [n, k] each, on the CPU, one below the other. With ``paired``, two of equal shape
+            whose panels alternate.
         biases: one per weight, or none at all.
         int8: keep weights as bytes with a scale per output, and make the inputs bytes with a scale
             per row and 64 inputs.
@@ -41,12 +41,13 @@ class PackedLinear:
         panel = shape()[0]
         if tuned:
             choose_tuning()
-        weight = torch.cat([w.detach() for w in weights])
+        # The kernels read floats, whatever these are.
+        weight = torch.cat([w.detach().float() for w in weights])
         given = [b for b in biases if b is not None]
         bias = None
         if given:
             bias = torch.cat(
-                [w.new_zeros(len(w)) if b is None else b.detach()
+                [weight.new_zeros(len(w)) if b is None else b.detach().float()
                  for w, b in zip(weights, biases, strict=True)]
             )  # fmt: skip
         if paired:
@@ -60,13 +61,13 @@ class PackedLinear:
         if int8:
             groups = -(-self.k // GROUP)
             self.bytes = (
-                torch.empty(count * panel * groups * GROUP, dtype=torch.int8),
-                torch.empty(count * panel),
-                torch.empty(count * panel * groups, dtype=torch.int32),
+                weight.new_empty(count * panel * groups * GROUP, dtype=torch.int8),
+                weight.new_empty(count * panel),
+                weight.new_empty(count * panel * groups, dtype=torch.int32),
             )
             kernels().mor_pack8(at(weight), self.n, self.k, *map(at, self.bytes))
         else:
-            self.weight = torch.empty(count * panel * self.k)
+            self.weight = weight.new_empty(count * panel * self.k)
             kernels().mor_pack(at(weight), self.n, self.k, at(self.weight))
         self.bias = None
         if bias is not None:
@@ -93,7 +94,7 @@ class PackedLinear:
 
     def after_norm(self, x: Tensor, norm: Tensor, eps: float, work: Workspace) -> Tensor:
         """[M, k] -> [M, n], normalised (RMSNorm) first."""
-        x = x.contiguous()
+        x, norm = x.contiguous(), norm.detach().float().contiguous()
         out = x.new_empty(len(x), self.n)
         rows, threads = work.rows("rows", len(x), self.k), torch.get_num_threads()
         kernels().mor_head(byref(self.struct), at(norm), eps, at(x), len(x), at(out), rows, threads)
@@ -109,11 +110,11 @@ def choose_tuning() -> Tuning:
     def measure(_: Tuning) -> float:
         if not made:
             for inputs, outputs in ((576, 1536), (1536, 576)):
-                packed = [
-                    PackedLinear([torch.full((outputs, inputs), 0.01)], [None], tuned=False)
-                    for _ in range(4)
-                ]
-                made.extend((p, torch.full((n, inputs), 0.5)) for n in (24, 384) for p in packed)
+                weight = torch.full((outputs, inputs), 0.01, dtype=torch.float32, device="cpu")
+                packed = [PackedLinear([weight], [None], tuned=False) for _ in range(4)]
+                made.extend(
+                    (p, weight.new_full((n, inputs), 0.5)) for n in (24, 384) for p in packed
+                )
         clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
         spent = {24: 0.0, 384: 0.0}
         with torch.no_grad():
@@ -164,10 +165,14 @@ class PackedLayer:
         gains: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         self.linears = (query, key_value, out, gate_up, down)
-        self.norms = tuple(None if n is None else n.detach().contiguous() for n in norms)
+        self.norms = tuple(None if n is None else n.detach().float().contiguous() for n in norms)
         self.width, self.inner = query.k, down.k
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, head_dim
-        self.gains = tuple(g.detach().contiguous() for g in gains) if gains else (None, None)
+        self.gains = (
+            (None, None)
+            if gains is None
+            else tuple(gain.detach().float().contiguous() for gain in gains)
+        )
         norm_uses = 1 if norms[0].dim() == 1 else len(norms[0])
         self.struct = LayerStruct(
             *(linear.struct for linear in self.linears), *(at(n) for n in self.norms),
@@ -181,7 +186,7 @@ class PackedLayer:
         if self.uses == 1:
             return None
         if isinstance(use, int):
-            return torch.full((count,), use)
+            return torch.full((count,), use, dtype=torch.long, device="cpu")
         return use.flatten().contiguous()
 
     def enter(

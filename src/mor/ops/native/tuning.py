@@ -26,6 +26,7 @@ from mor.ops.native.calls import kernels
 VARIABLE = "MOR_NATIVE_TUNING"
 # Another choice than the first has to be better by this much: less is noise.
 _GAIN = 1.03
+_MOST = 1 << 20  # a GiB of rows
 _SECONDS = 1.0
 
 
@@ -68,11 +69,12 @@ def parse_tuning(text: str) -> Tuning | None:
         return Tuning()
     parts = dict(part.partition("=")[::2] for part in text.split(","))
     rows, fetch = parts.pop("rows_kib", "768"), parts.pop("fetch", "1")
-    if parts or not rows.isdecimal() or int(rows) < 1 or fetch not in ("0", "1"):
+    number = int(rows) if rows.isdecimal() and len(rows) < 9 else 0
+    if parts or not 1 <= number <= _MOST or fetch not in ("0", "1"):
         raise MorError(
-            f"{VARIABLE}={text!r} must be auto, off, or rows_kib=N,fetch=0|1 with N at least 1"
+            f"{VARIABLE}={text!r} must be auto, off, or rows_kib=N,fetch=0|1 with N in 1..{_MOST}"
         )
-    return Tuning(int(rows), fetch == "1")
+    return Tuning(number, fetch == "1")
 
 
 def tune(measure: Callable[[Tuning], float]) -> Tuning:
@@ -119,6 +121,8 @@ def _read(file: Path) -> Tuning | None:
     """What was kept; None where there is nothing of use."""
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-        return Tuning(int(found["rows_kib"]), bool(found["fetch"]))
+        rows, fetch = found["rows_kib"], found["fetch"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    useful = type(rows) is int and 1 <= rows <= _MOST and type(fetch) is bool
+    return Tuning(rows, fetch) if useful else None

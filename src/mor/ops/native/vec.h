@@ -34,6 +34,19 @@ static inline float sum(vec v) {
     return q[0] + q[1];
 }
 
+// What |x| is compared by, and back: bits compare as numbers do, and above all of them stands what is
+// no number, which the largest must not hide.
+static inline int32_t size_of(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits & 0x7fffffff;
+}
+static inline float of_size(int32_t bits) {
+    float x;
+    std::memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+
 // e^x to about 2 units in the last place (Cephes' expf); 0 and inf beyond float's range.
 static inline vec vexp(vec x) {
     const vec low = splat(-87.3f), high = splat(88.7f);

@@ -76,6 +76,9 @@ class Settings(BaseModel):
     min_gather: int | None = None
     page_size: int = 16
     prefix_caching: bool = True
+    speculate: int = 0
+    draft_depth: int = 1
+    speculate_always: bool = False
 
     def count(self) -> Count:
         """Of replicas; 1 where nothing is said.
@@ -103,7 +106,7 @@ class Settings(BaseModel):
         template = None if self.chat_template is None else read_template(self.chat_template)
         return Served(
             find_folder(self.model).resolve(),  # replicas live elsewhere
-            self.served_model_name or name,
+            name if self.served_model_name is None else self.served_model_name,
             api_keys=choose_keys(_several(self.api_key), os.environ),
             max_waiting=self.max_waiting,
             max_body=self.max_body_bytes,

@@ -11,7 +11,14 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 # Gauges whose mean over replicas says something, where a sum does not.
-MEANS = frozenset({"mor:kv_cache_usage_perc", "mor:mean_depth", "mor:tokens_per_tick"})
+MEANS = frozenset(
+    {
+        "mor:kv_cache_usage_perc",
+        "mor:mean_depth",
+        "mor:tokens_per_tick",
+        "mor:spec_decode_num_speculative_tokens",
+    }
+)
 PREFIX, EACH = "mor:", "mor:replica_"
 OURS = "mor:http_responses"  # the front counts what clients see
 _Key = tuple[str, tuple[tuple[str, str], ...]]

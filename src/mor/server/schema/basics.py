@@ -5,7 +5,17 @@ from __future__ import annotations
 from itertools import islice
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import core_schema
 
 LARGE = 2**31 - 1
 # Codes of answers that refuse a field.
@@ -75,6 +85,23 @@ def neutral_only(hint: str, *neutral: Any) -> Any:
 
     shown = {"enum": [None, "", [], {}, *neutral]}
     return Annotated[Any, AfterValidator(check), WithJsonSchema(shown)]
+
+
+class EmptyIsNull:
+    """Marks a field where an empty text or object asks for nothing, like null."""
+
+    def __get_pydantic_core_schema__(
+        self, source: Any, handler: GetCoreSchemaHandler
+    ) -> core_schema.CoreSchema:
+        def read(value: Any) -> Any:
+            return None if value in ("", {}) else value
+
+        return core_schema.no_info_before_validator_function(read, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: core_schema.CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        return {"anyOf": [handler(schema), {"enum": ["", {}]}]}
 
 
 class FunctionsOnly(Strict):

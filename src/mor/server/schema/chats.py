@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from mor.server.schema.basics import WRONG, Refusal, Strict
+from mor.server.schema.basics import WRONG, EmptyIsNull, Refusal, Strict
 from mor.server.schema.messages import Message
 from mor.server.schema.tools import Tool, ToolChoice
 
@@ -16,15 +16,15 @@ class Turns(Strict):
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
-    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = Field(
-        None, description="default auto"
-    )
+    tool_choice: Annotated[
+        Literal["none", "auto", "required"] | ToolChoice | None, EmptyIsNull()
+    ] = Field(None, description="default auto")
     add_generation_prompt: bool | None = Field(
         None, description="default true, but with continue_final_message"
     )
     continue_final_message: bool | None = Field(None, description="go on in the last message")
     chat_template_kwargs: dict[str, Any] | None = Field(
-        None, description="further variables of the chat template"
+        None, max_length=128, description="further variables of the chat template"
     )
 
     @model_validator(mode="after")

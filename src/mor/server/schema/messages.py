@@ -19,9 +19,9 @@ from mor.server.schema.basics import (
 )
 
 _OTHER_PARTS = (
-    "audio_url", "document", "file", "image", "input_audio", "input_image",
-    "video", "video_url",
+    "audio_url", "document", "file", "image", "input_image", "video", "video_url",
 )  # fmt: skip
+MEDIA_PARTS = ("image_url", "input_audio")
 _ASSISTANT_ONLY = ("refusal", "annotations", "audio", "function_call", "tool_calls")
 
 
@@ -48,26 +48,34 @@ def _show(schema: dict[str, Any], shapes: list[dict[str, Any]]) -> None:
 
 def _show_part(schema: dict[str, Any]) -> None:
     shapes = [_needing(schema, "type", kind, kind) for kind in ("text", "refusal")]
-    for shape in shapes:  # images are shown where the model takes them: `show_images`
-        shape["properties"]["image_url"] = {"enum": [None]}
+    for shape in shapes:  # images and sounds are shown where a model takes them: `show_media`
+        shape["properties"] |= {name: {"enum": [None]} for name in MEDIA_PARTS}
     _show(schema, shapes)
 
 
-def show_images(part: dict[str, Any]) -> None:
-    """Add images to the schema of a part.
+def show_media(part: dict[str, Any], kind: str) -> None:
+    """Add images or sounds to the schema of a part.
 
     Args:
         part: as ``/openapi.json`` has it for models of text alone.
+        kind: ``image_url`` or ``input_audio``.
     """
     url = {"type": "string", "pattern": "^data:", "description": "data:image/png;base64,..."}
     detail = {"enum": [None, "auto", "low", "high", "original"], "description": "not used"}
-    image = {"type": "object", "additionalProperties": False, "required": ["url"],
-             "properties": {"url": url, "detail": detail}}  # fmt: skip
+    data = {"type": "string", "description": "base64"}
+    form = {"enum": [None, "wav", "mp3", "flac", "ogg"]}
+    shapes: dict[str, tuple[str, dict[str, Any]]] = {
+        "image_url": ("url", {"url": url, "detail": detail}),
+        "input_audio": ("data", {"data": data, "format": form}),
+    }
+    needed, properties = shapes[kind]
+    value = {"type": "object", "additionalProperties": False, "required": [needed],
+             "properties": properties}  # fmt: skip
     fields = dict(part["anyOf"][0]["properties"])
-    fields |= {"type": {"const": "image_url"}, "image_url": image}
+    fields |= {"type": {"const": kind}, kind: value}
     part["anyOf"].append({
         "type": "object", "additionalProperties": False, "properties": fields,
-        "required": ["type", "image_url"],
+        "required": ["type", kind],
     })  # fmt: skip
 
 
@@ -93,11 +101,12 @@ class Part(Strict):
 
     model_config = ConfigDict(json_schema_extra=_show_part)
 
-    type: Literal["text", "refusal", "image_url"]
+    type: Literal["text", "refusal", "image_url", "input_audio"]
     text: Text | None = None
     refusal: Text | None = None
     # Looked at where it is known whether the model takes any: `mor.server.images`.
     image_url: Any = Field(None, description="an image, for models that read them: a data URL")
+    input_audio: Any = Field(None, description="a sound, for models that hear them: base64")
     cache_control: dict[str, Any] | None = Field(None, description="not used")
     prompt_cache_breakpoint: dict[str, Any] | None = Field(None, description="not used")
 
@@ -111,10 +120,11 @@ class Part(Strict):
 
     @model_validator(mode="after")
     def _filled(self) -> Part:
-        if self.type != "image_url" and self.words is None:
+        if self.type not in MEDIA_PARTS and self.words is None:
             raise Refusal(MISSING, self.type, "a part has it")
-        if self.type != "image_url" and self.image_url is not None:
-            raise Refusal(WRONG, "image_url", f"a part of type {self.type!r} has none")
+        for name in MEDIA_PARTS:
+            if self.type != name and getattr(self, name) is not None:
+                raise Refusal(WRONG, name, f"a part of type {self.type!r} has none")
         return self
 
     @property
@@ -190,16 +200,16 @@ class Message(Strict):
             raise Refusal(MISSING, "name", "role 'function' needs it")
         return self
 
-    def plain(self, image: str = "") -> dict[str, Any]:
+    def plain(self, media: str = "") -> dict[str, Any]:
         """As chat templates know it.
 
         Args:
-            image: what stands for an image.
+            media: what stands for an image or a sound.
         """
         content = self.content
         if isinstance(content, list):
             content = "".join(
-                image if part.type == "image_url" else part.words or "" for part in content
+                media if part.type in MEDIA_PARTS else part.words or "" for part in content
             )
         names = {"developer": "system", "function": "tool"}
         plain: dict[str, Any] = {

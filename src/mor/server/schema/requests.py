@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, model_validator
 
@@ -10,6 +10,7 @@ from mor.engine.params import MAX_LOGPROBS
 from mor.server.schema.basics import (
     LARGE,
     UNSUPPORTED,
+    EmptyIsNull,
     Ids,
     Refusal,
     Strict,
@@ -24,6 +25,7 @@ from mor.server.schema.tools import Choices, ResponseFormat, StructuredOutputs
 MAX_N = 128
 MAX_PROMPTS = 1024
 MAX_BIAS = 1024
+MAX_STOPS = 16
 
 
 def _few(entries: Any) -> Any:
@@ -33,7 +35,12 @@ def _few(entries: Any) -> Any:
     return entries
 
 
-Stop = Annotated[str, Field(min_length=1, max_length=1000), AfterValidator(check_characters)]
+def _no_stop(stop: Any) -> Any:
+    """An empty text ends nothing."""
+    return [text for text in stop if text] if isinstance(stop, list) else stop or None
+
+
+Stop = Annotated[str, Field(max_length=1000), AfterValidator(check_characters)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 TokenName = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 BadWord = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(check_characters)]
@@ -49,6 +56,11 @@ class StreamOptions(Strict):
     )
     include_obfuscation: bool | None = Field(None, description="not used: nothing is added")
 
+    @property
+    def asks(self) -> bool:
+        """Whether any of them is for something."""
+        return bool(self.include_usage or self.continuous_usage_stats or self.include_obfuscation)
+
 
 class Sampling(Strict):
     """What completions and chats have in common. ``null`` stands for the default everywhere."""
@@ -62,9 +74,10 @@ class Sampling(Strict):
     n: int | None = Field(None, ge=1, le=MAX_N, description="completions of each prompt")
     stream: bool | None = Field(None, description="server-sent events, one per token")
     stream_options: StreamOptions | None = None
-    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=16)] | None = Field(
-        None, description="texts that end a completion; they are not part of it"
-    )
+    stop: Annotated[
+        Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None,
+        AfterValidator(_no_stop),
+    ] = Field(None, description="texts that end a completion; they are not part of it")
     seed: int | None = Field(None, ge=-(2**63), le=2**63 - 1, description="-1: drawn, as null")
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -93,7 +106,7 @@ class Sampling(Strict):
     guided_regex: Text | None = None
     guided_choice: Choices | None = None
     guided_grammar: Text | None = Field(None, description="GBNF or Lark")
-    response_format: ResponseFormat | None = None
+    response_format: Annotated[ResponseFormat | None, EmptyIsNull()] = None
     # Ours.
     depth_cap: int | None = Field(None, ge=1, le=LARGE, description="most recursions per token")
     capacity: float | None = Field(
@@ -102,7 +115,8 @@ class Sampling(Strict):
 
     @model_validator(mode="after")
     def _streams(self) -> Sampling:
-        if self.stream_options is not None and not self.stream:
+        options = self.stream_options
+        if options is not None and options.asks and not self.stream:
             raise ValueError("stream_options needs stream=true")
         if self.prompt_logprobs is not None and self.stream:
             raise ValueError("prompt_logprobs are not sent with stream=true")
@@ -134,12 +148,12 @@ class CompletionRequest(Sampling):
         None, ge=0, le=MAX_LOGPROBS, description="so many likeliest tokens beside each token"
     )
     best_of: int | None = Field(None, ge=1, le=MAX_N, description="only equal to n")
-    suffix: Literal[""] | None = Field(None, description="not supported")
+    suffix: neutral_only("leave it out") = None  # type: ignore[valid-type]
 
     @model_validator(mode="after")
     def _supported(self) -> CompletionRequest:
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise ValueError("best_of other than n is not supported")
+            raise Refusal(UNSUPPORTED, "best_of", "another one than n is not supported")
         return self
 
     @property

@@ -117,10 +117,20 @@ class AnswerMessage(BaseModel):
     tool_calls: list[ToolCall] | None = None
 
 
+class ImageDepths(BaseModel):
+    """How deep the patches of an image in the prompt went; ours."""
+
+    grid: list[int] = Field(description="rows and columns of patches")
+    depths: list[int] = Field(description="recursions of each patch, row by row")
+
+
 class ChatChoice(Choice):
     """One answer."""
 
     message: AnswerMessage
+    image_depths: list[ImageDepths] | None = Field(
+        None, description="of the images in the prompt, in order; in a stream with the first token"
+    )
     logprobs: ChatLogprobs | None
 
 

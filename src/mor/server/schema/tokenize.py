@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
@@ -23,6 +23,9 @@ class TokenizeChat(Turns):
     """``POST /tokenize`` with a chat."""
 
     model: Text | None = Field(None, description="a name of /v1/models")
+    add_special_tokens: Literal[False] | None = Field(
+        None, description="not used: the chat template writes them"
+    )
     return_token_strs: bool | None = Field(None, description="the tokens' texts too")
 
 

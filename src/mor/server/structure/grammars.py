@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -12,11 +13,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mor.errors import install_hint
-from mor.server.errors import ApiError
+from mor.server.errors import ApiError, explain_grammar
 from mor.server.structure.sources import MAX_SOURCE, Source
 
 CACHED = 64
+# Processor seconds of the engine's thread: what a grammar may cost all its completions together.
+BURST, PER_TOKEN = 0.5, 0.01  # a usual one costs a tenth of a millisecond per token
 NEEDED = f"needs the package llguidance on the server: {install_hint('grammar')}"
+
+
+class Work:
+    """What the completions of one grammar have cost the engine's thread.
+
+    The library bounds the memory of a step, but not its time where texts are very long.
+    """
+
+    def __init__(self) -> None:
+        self._left = BURST
+
+    def note(self, seconds: float) -> None:
+        """A token more, and what its mask cost."""
+        self._left += PER_TOKEN - seconds
+
+    @property
+    def too_much(self) -> bool:
+        """Whether others would wait for this."""
+        return self._left < 0
 
 
 class MatcherConstraint:
@@ -25,14 +47,17 @@ class MatcherConstraint:
     Args:
         matcher: of llguidance, at the beginning; from now on it belongs to this.
         never: a token id that only stands for the end where the model has none.
+        work: of all completions of this grammar.
     """
 
-    def __init__(self, matcher: Any, never: int | None) -> None:
-        self._matcher, self._never = matcher, never
+    def __init__(self, matcher: Any, never: int | None, work: Work) -> None:
+        self._matcher, self._never, self._work = matcher, never, work
 
     def allowed(self) -> NDArray[np.bool_]:
         """[tokens] which may come next; those past its end may not."""
+        begun = time.thread_time()
         mask = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
+        self._work.note(time.thread_time() - begun)
         bits = np.unpackbits(mask, bitorder="little").astype(bool)
         if self._never is not None:
             bits[self._never :] = False
@@ -50,18 +75,18 @@ class MatcherConstraint:
     @property
     def failed(self) -> bool:
         """Whether a token was refused, or the grammar is too much work."""
-        return bool(self._matcher.is_error())
+        return bool(self._matcher.is_error()) or self._work.too_much
 
 
 class TokenGrammar:
     """A compiled grammar; completions begin it again and again."""
 
     def __init__(self, matcher: Any, never: int | None) -> None:
-        self._matcher, self._never = matcher, never
+        self._matcher, self._never, self._work = matcher, never, Work()
 
     def begin(self) -> MatcherConstraint:
         """The beginning, for one completion."""
-        return MatcherConstraint(self._matcher.deep_copy(), self._never)
+        return MatcherConstraint(self._matcher.deep_copy(), self._never, self._work)
 
 
 class Grammars:
@@ -130,6 +155,10 @@ class Grammars:
                 if alone.is_error():
                     raise _refuse(name, _tidy(alone.get_error()))
             raise _refuse(source.name, _tidy(matcher.get_error()))
+        # The first token's work may be seconds; copies find it done.
+        matcher.compute_bitmask()
+        if matcher.is_error():
+            raise explain_grammar(source.name)
         return TokenGrammar(matcher, never)
 
     def _read_tokenizer(self, llguidance: Any, source: Source) -> tuple[Any, int | None]:

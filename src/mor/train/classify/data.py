@@ -20,6 +20,7 @@ from mor.config import MoRConfig
 from mor.data.media import MediaDataset, MediaIndex
 from mor.data.order import Shuffle
 from mor.errors import MorError
+from mor.train.captions import CaptionSamples, caption_config
 from mor.train.classify.augment import augment
 from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.recipe import Recipe
@@ -102,7 +103,7 @@ def open_index(recipe: Recipe) -> MediaIndex:
     section = recipe.data
     assert section.path is not None
     index = MediaIndex.load(section.path)
-    if index.kind != section.kind:
+    if index.kind != ("images" if section.kind == "captions" else section.kind):
         raise MorError(
             f"data.kind={section.kind!r}, but {index.directory} holds {index.kind!r}; "
             f"set data.kind={index.kind}"
@@ -123,7 +124,11 @@ def resolve_media(recipe: Recipe) -> Recipe:
             f"train.parallel='fsdp' does not go with data.kind={recipe.data.kind!r}; use ddp"
         )
     index = open_index(recipe)
-    tokens = tokens_of_example(media_config(recipe, index), index, recipe.data.train_split)
+    if recipe.data.kind == "captions":
+        images = MediaDataset(index.directory, recipe.data.train_split)
+        tokens = CaptionSamples(images, caption_config(recipe, index)).mean_length()
+    else:
+        tokens = tokens_of_example(media_config(recipe, index), index, recipe.data.train_split)
     data = recipe.data.model_copy(update={"seq_len": tokens})
     return recipe.model_copy(update={"data": data})
 

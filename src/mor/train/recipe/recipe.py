@@ -67,11 +67,14 @@ class Recipe(Section):
         """
         fields = {name: value for name, value in self.model.items() if value is not None}
         patch = fields.get("patch_size", 1)
-        image = self.data.kind == "images"
+        image, captions = self.data.kind == "images", self.data.kind == "captions"
         # Any size that the patches divide will do until the data is looked at.
         stand_in: dict[str, Any] = {"modality": "image", "image_size": patch, "patch_size": patch}
-        stand_in = stand_in if image else {"modality": "audio", "num_mel_bins": 1}
-        if image and "patch_size" not in fields:
+        if captions:
+            stand_in |= {"modality": "text", "image_token_id": 0}
+        elif not image:
+            stand_in = {"modality": "audio", "num_mel_bins": 1}
+        if (image or captions) and "patch_size" not in fields:
             raise RecipeError("model.patch_size is missing: pixels of a patch, one side or both")
         for name in ("preset", "family"):
             if name in fields:

@@ -58,8 +58,11 @@ _TEXTS_ALONE = {
 class DataSection(Section):
     """Where the prepared tokens, images or sounds are, and how they become sequences."""
 
-    kind: Literal["text", "images", "audio"] = decides(
-        "weights and speed", "text", description="what the folder holds"
+    kind: Literal["text", "images", "audio", "captions"] = decides(
+        "weights and speed",
+        "text",
+        description="what the folder holds; captions: images, two of which make a picture that "
+        "the model says or answers something about",
     )
     augment: AugmentSection | None = decides(
         "weights", None, description="small changes of training images or sounds"
@@ -111,6 +114,10 @@ class DataSection(Section):
                     f"{name}={getattr(self, name)!r} is for texts; for kind={self.kind!r} leave it "
                     "out"
                 )
+        if self.kind == "captions" and self.augment is not None and self.augment.flip:
+            raise ValueError(
+                "augment.flip=True exchanges left and right, which captions tell; leave it out"
+            )
 
     @property
     def folders(self) -> list[tuple[Path, float]]:

@@ -65,7 +65,7 @@ class Uptraining:
             MorError: the cache cannot be written.
         """
         train, distill = self.recipe.train, self.section.distill
-        text = self.recipe.data.kind == "text"
+        text = self.recipe.data.kind in ("text", "captions")
         if self.section.gain is not None:
             return (DepthGain if text else ExampleGain)(self.section.gain), samples
         if self.teacher is None or distill is None:
