@@ -3,6 +3,10 @@
     python benchmarks/replicas.py MODEL --replicas 2 --kill            # 2,000 requests, one kill -9
     python benchmarks/replicas.py MODEL --replicas 2 --throughput      # against single servers
 
+The second counts processor time per token as well, of front, replicas and Ray's other processes:
+that says something on a busy machine too, where a rate does not. To compare two versions, run it in
+turns with PYTHONPATH=OLD/src and PYTHONPATH=NEW/src.
+
 Each prints JSON lines: conditions first, then what was counted. Answers are compared with those of
 one engine in this process, greedy token for greedy token, before any figure is printed.
 """
@@ -62,9 +66,29 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
+def cpu_seconds(session: int) -> dict[str, float]:
+    """Processor time so far of a server's processes: itself, its replicas, and Ray's others."""
+    found = {"front": 0.0, "replicas": 0.0, "ray": 0.0}
+    tick = os.sysconf("SC_CLK_TCK")
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            stat = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+            line = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if int(stat[3]) != session:
+            continue
+        other = "replicas" if b"ServeReplica" in line else "ray"
+        name = "front" if int(folder.name) == session else other
+        found[name] += (int(stat[11]) + int(stat[12])) / tick
+    return found
+
+
 @contextmanager
-def serving(model: Path, *options: str, cores: Sequence[int] = ()) -> Iterator[str]:
-    """``mor serve`` in a process of its own, on these cores where any are given; its address."""
+def serving(
+    model: Path, *options: str, cores: Sequence[int] = (), pids: list[int] | None = None
+) -> Iterator[str]:
+    """``mor serve`` in a session of its own, on these cores where any are given; its address."""
     port = free_port()
     line = [sys.executable, "-m", "mor.cli", "serve", str(model), "--port", str(port)]
     pinned = ["taskset", "-c", ",".join(map(str, cores))] if cores else []
@@ -75,6 +99,8 @@ def serving(model: Path, *options: str, cores: Sequence[int] = ()) -> Iterator[s
         [*pinned, *line, "--log-level", "error", *options], env=environment, start_new_session=True
     )
     url = f"http://127.0.0.1:{port}"
+    if pids is not None:
+        pids.append(process.pid)
     try:
         end = time.monotonic() + 240
         while True:
@@ -214,7 +240,7 @@ def throughput(args: argparse.Namespace, prompts: list[list[int]], right: list[A
     share = len(cores) // args.replicas
     order = [kind % len(prompts) for kind in range(args.requests)]
 
-    def rate(urls: list[str]) -> float:
+    def rate(urls: list[str], pids: list[int]) -> tuple[float, dict[str, float]]:
         name = httpx.get(f"{urls[0]}/v1/models", timeout=60).json()["data"][0]["id"]
         clients = args.clients // len(urls)
 
@@ -227,25 +253,42 @@ def throughput(args: argparse.Namespace, prompts: list[list[int]], right: list[A
             return [one for done in await asyncio.gather(*loads) for one in done]
 
         asyncio.run(all_of_them())  # to warm up
+        before = [cpu_seconds(pid) for pid in pids]
         began = time.monotonic()
         done = asyncio.run(all_of_them())
         seconds = time.monotonic() - began
+        after = [cpu_seconds(pid) for pid in pids]
         judge(done, right)
-        return sum(len(got) for _, _, got in done) / seconds
+        tokens = sum(len(got) for _, _, got in done)
+        used = {
+            part: sum(b[part] - a[part] for a, b in zip(before, after, strict=True)) / tokens * 1e6
+            for part in before[0]
+        }
+        return tokens / seconds, {part: round(value) for part, value in used.items()}
 
     for number in range(args.rounds):
-        with serving(args.model, "--replicas", str(args.replicas)) as url:
-            ours = rate([url])
+        pids: list[int] = []
+        with serving(args.model, "--replicas", str(args.replicas), pids=pids) as url:
+            ours, used = rate([url], pids)
+        print(json.dumps({
+            "what": "replicas", "round": number, "tokens_per_s": round(ours, 1),
+            "cpu_us_per_token": used, "load": os.getloadavg()[0],
+        }), flush=True)  # fmt: skip
+        if args.alone:
+            continue
         pins = [cores[share * n : share * (n + 1)] for n in range(args.replicas)]
-        lives = [serving(args.model, cores=pin) for pin in pins]
+        pids = []
+        lives = [serving(args.model, cores=pin, pids=pids) for pin in pins]
         urls = [life.__enter__() for life in lives]
-        singles = rate(urls)
+        singles, alone = rate(urls, pids)
         for life in lives:
             life.__exit__(None, None, None)
         print(json.dumps({
             "what": "throughput", "round": number, "replicas": args.replicas,
             "tokens_per_s": round(ours, 1), "single_servers_tokens_per_s": round(singles, 1),
             "ratio": round(ours / singles, 3), "load": os.getloadavg()[0],
+            "cpu_us_per_token": used, "single_servers_cpu_us_per_token": alone["front"],
+            "ratio_by_cpu": round(alone["front"] / sum(used.values()), 3),
         }), flush=True)  # fmt: skip
 
 
@@ -261,6 +304,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--kill", action="store_true")
     parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--alone", action="store_true", help="without the single servers")
     args = parser.parse_args()
     prompts = make_prompts(load_tokenizer(args.model), args.kinds, random.Random(1))
     right = right_answers(args.model, prompts, args.tokens)

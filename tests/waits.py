@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mor.engine.mirror import Answers
+from mor.ops import planned
 
 # A number for the host, or a result whose size hangs on numbers.
 REFUSED = {
@@ -65,17 +66,19 @@ class NoWaits(TorchDispatchMode):
 
 @contextmanager
 def no_waits() -> Iterator[NoWaits]:
-    """Refuse waits, but for :meth:`Answers.lists`, the planned read."""
+    """Refuse waits, but for :meth:`Answers.lists` and :func:`planned.read`, the planned reads."""
     lint = NoWaits()
-    planned = Answers.lists
 
-    def lifted(answers: Answers) -> Any:
-        lint.reads += 1
-        lint.lifted = True
-        try:
-            return planned(answers)
-        finally:
-            lint.lifted = False
+    def lift(read: Any) -> Any:
+        def lifted(asked: Any) -> Any:
+            lint.reads += 1
+            lint.lifted = True
+            try:
+                return read(asked)
+            finally:
+                lint.lifted = False
+
+        return lifted
 
     def refusing(name: str) -> Any:
         original = getattr(Tensor, name)
@@ -88,5 +91,9 @@ def no_waits() -> Iterator[NoWaits]:
         return mock.patch.object(Tensor, name, call)
 
     # These reach the numbers of a CPU tensor without an operator.
-    with refusing("tolist"), refusing("numpy"), mock.patch.object(Answers, "lists", lifted), lint:
+    reads = (
+        mock.patch.object(Answers, "lists", lift(Answers.lists)),
+        mock.patch.object(planned, "read", lift(planned.read)),
+    )
+    with refusing("tolist"), refusing("numpy"), reads[0], reads[1], lint:
         yield lint

@@ -5,8 +5,8 @@
 
 A few steps of each are timed, and both get the same training FLOPs: as many as fit into the minutes
 together. Each is then trained to the end of its cool-down and evaluated (causal NLL, the leaky one,
-time, peak memory). Called again the same command goes on; with `--call-minutes 9` it stops by then,
-a checkpoint saved, for machines that are lent a little at a time. Results are appended to
+time, peak memory). A call stops after `--call-minutes` (8), with a checkpoint, and the same command
+goes on: machines are often lent a little at a time. Results are appended to
 `OUT/side_by_side.jsonl`. `--data` is a prepared folder; its vocabulary is the models'. Without it
 the text that ships with the model `prose` is used, which shows that the steps work, no more.
 """
@@ -23,15 +23,17 @@ import time
 from pathlib import Path
 from typing import Any
 
+from mor.bench.device import parse_device
 from mor.data import DataIndex, PackedDataset
 from mor.disk import append_jsonl
+from mor.errors import MorError
 from mor.eval import evaluate
 from mor.hf.load import load_model
 from mor.provenance import provenance
 from mor.run_files import EVAL, RECIPE, SHIPPED, SUMMARY
 from mor.train import Recipe, dump_recipe, load_recipe
 from mor.train.plan.budget import training_flops
-from mor.train.probe import probe_speed
+from mor.train.plan.probe import probe_speed
 
 ROWS = "paper/135m-vanilla", "paper/135m-expert-2"
 RESERVE = 0.12
@@ -129,12 +131,16 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=SHIPPED / "prose/held-out")
     parser.add_argument("--out", type=Path, default=Path("runs/bench/side_by_side"))
     parser.add_argument("--minutes", type=float, default=25.0, help="for both, over all calls")
-    parser.add_argument("--call-minutes", type=float, default=1e9, help="stop after these")
+    parser.add_argument("--call-minutes", type=float, default=8.0, help="stop after these")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--eval-sequences", type=int, default=256)
     args = parser.parse_args()
     deadline = time.monotonic() + args.call_minutes * 60
+    try:
+        parse_device(args.device)
+    except MorError as error:
+        parser.error(f"{error}, to try the steps out")
     if args.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     args.out.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,9 @@ from typing import Any, get_args
 
 from mor.errors import MorError
 
+MAX_SEED = 2**32 - 1
+"""The largest seed that NumPy takes; the other generators that we use take it too."""
+
 
 def check_whole(
     name: str,

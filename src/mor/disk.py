@@ -154,6 +154,19 @@ def check_new(out: Path) -> None:
         raise MorError(f"{out}: is a {kind}; give a new folder, nothing is overwritten")
 
 
+def check_folder(out: Path) -> None:
+    """Refuse, before any work, a folder to fill that cannot be one.
+
+    Raises:
+        MorError: ``out`` is a file, or lies below one.
+    """
+    if out.exists() and not out.is_dir():
+        raise MorError(f"out={out} is a file; a folder, new or old, would be right")
+    place = next(parent for parent in [out.absolute(), *out.absolute().parents] if parent.exists())
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise MorError(f"out={out} cannot be written: {place} is no folder that you may write to")
+
+
 @contextmanager
 def replace_folder(out: Path, *, overwrite: bool = False, contended: bool = True) -> Iterator[Path]:
     """An empty folder beside ``out`` to write into; it becomes ``out`` if no exception passes.

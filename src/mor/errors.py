@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class MorError(Exception):
@@ -34,6 +35,13 @@ def install_hint(extra: str) -> str:
 def missing_package(what: str, package: str, extra: str) -> MorError:
     """The error to raise where a package of an extra is not installed."""
     return MorError(f"{what} the package {package}, which is not installed: {install_hint(extra)}")
+
+
+def describe_missing(path: Path, wanted: str = "folder") -> str:
+    """Why there is no such folder (or file) at ``path``: to be put behind its name in a message."""
+    if not path.exists():
+        return "does not exist"
+    return f"is a {'folder' if path.is_dir() else 'file'}, not a {wanted}"
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6) -> str | None:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 
 RECIPE, LOG, SUMMARY, EVAL = "recipe.yaml", "log.jsonl", "summary.json", "eval.json"
 MODEL, CHECKPOINTS, TENSORBOARD = "model", "checkpoints", "tensorboard"
@@ -53,7 +53,7 @@ def model_folder(path: Path) -> Path:
     """
     path = find_folder(path)
     if not path.is_dir():
-        raise MorError(f"model folder {str(path)!r} does not exist")
+        raise MorError(f"model folder {str(path)!r} {describe_missing(path)}")
     config = beside_model(path, CONFIG)
     if config is None:
         adapter = beside_model(path, ADAPTER)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import re
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ from transformers.utils import logging
 
 import mor
 from mor.cli import main
+from mor.cli.app import describe
 from mor.cli.card import card_after_training
 from mor.cli.plan import duration
 from mor.data import DataIndex, PackedDataset, ShardWriter, prepare
@@ -656,12 +657,43 @@ def test_debugging_keeps_the_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-def test_the_module_is_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mor.cli", "eval", "nowhere", "--data", "x"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert done.stderr == "error: model folder 'nowhere' does not exist\n"
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mor", "eval", "nowhere", "--data", "x"])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_module("mor.cli", run_name="__main__")
+    assert done.value.code == 2
+    assert capsys.readouterr().err == "error: model folder 'nowhere' does not exist\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (FileNotFoundError(2, "No such file", "a/b"), "No such file: 'a/b'"),
+        (RecursionError("maximum depth"), "something is nested too deeply to be read"),
+        (MemoryError(), "not enough memory for these sizes: MemoryError"),
+        (RuntimeError("[enforce] can't allocate memory: 9"), "not enough memory for these sizes"),
+        (RuntimeError("a fault of ours"), None),
+    ],
+)
+def test_what_is_said_about_an_error(error: Exception, said: str | None) -> None:
+    found = describe(error)
+    assert found is None if said is None else found is not None and found.startswith(said)
+
+
+def test_a_file_where_a_folder_belongs_is_named_so(mor_: Mor, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    data = ["--data", file]
+    for words in (
+        ["generate", file],
+        ["merge", file, "--out", tmp_path / "m"],
+        ["data", "info", file],
+    ):
+        assert "is a file, not a folder" in mor_(*words).error
+    done = mor_("convert", "gguf", tmp_path, "--out", tmp_path / "g")
+    assert "is a folder, not a file" in done.error
+    assert "is a file" in mor_("curves", "nothing", *data, "--out", file).error
+    (tmp_path / "deep.yaml").write_text("a: " + "[" * 3000 + "]" * 3000)
+    assert "is not YAML: it is nested too deeply" in mor_("train", tmp_path / "deep.yaml").error

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
+
+from mor.cli.app import app
 
 TWINS = ("vanilla", "recursive", "expert_choice", "threshold")
 
@@ -19,12 +20,12 @@ def play(number: int) -> str:
 
 
 def run_demo(out: Path, source: Path) -> str:
-    """Run the command as a user does; returns what it printed."""
-    command = [sys.executable, "-m", "mor.cli", "demo", "--out", str(out), "--source", str(source)]
+    """Run the command as a user does, but for its own process; returns what it printed."""
+    command = ["demo", "--out", str(out), "--source", str(source)]
     command += ["--vocab-size", "300", "--set", "train.budget.steps=3"]
     command += ["--set", "train.report_to=[]", "--set", "data.seq_len=32"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output[-2000:]
     return done.stdout
 
 

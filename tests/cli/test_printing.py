@@ -62,7 +62,7 @@ def test_no_table_shows_a_negative_zero() -> None:
     assert not re.search(r"-0\.?0*(?![\d.]*[1-9])\b", text), text
 
 
-@pytest.mark.parametrize("room", ["cli", "eval", "report", "train/log.py"])
+@pytest.mark.parametrize("room", ["cli", "eval", "report", "train/logs/log.py"])
 def test_every_figure_is_printed_without_negative_zeros(room: str) -> None:
     """Format specifications of figures have Python's z."""
     root = SOURCE / room

@@ -208,7 +208,7 @@ def test_no_room_left(preparing: Prepare, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_with_workers(corpus: Path, tokenizer: Path, tmp_path: Path) -> None:
     """The real command; no worker outlives it, and the number of workers changes no shard."""
-    command = [sys.executable, "-m", "mor.cli", "data", "prepare", str(corpus)]
+    command = [sys.executable, "-m", "mor_command", "data", "prepare", str(corpus)]
     command += ["--tokenizer", str(tokenizer), "--stream", "--shard-tokens", "100"]
     command += ["--validation-fraction", "0.3", "--workers", "2", "--out"]
     prepare(

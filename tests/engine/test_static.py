@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from mor.engine import Engine, SamplingParams
+from mor.engine.device import FlashInferAttention
 from mor.engine.stages import Stage
 from mor.errors import MorError
 from tests.engine.oracle import Oracle, greedy, idle, run
+from tests.ops.paged_contracts import WrapperContract
 from tests.strategies import make_model, random_ids, small_config
 from tests.waits import WaitError, no_waits
 
@@ -77,6 +79,32 @@ def test_the_sampler_waits_for_nothing() -> None:
             assert list(a.top) == list(b.top)
 
 
+def test_draws_go_through_a_stage_and_are_those_of_the_plain_sampler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = make_model(small_config("threshold"), 1, torch.float64)
+    asked = [
+        SamplingParams(max_tokens=6, seed=1),
+        SamplingParams(max_tokens=6, seed=2, temperature=0.5, top_k=5, min_p=0.1),
+        SamplingParams(max_tokens=6, temperature=0.0),
+        SamplingParams(max_tokens=6, seed=4, temperature=1.7, top_p=0.6),
+        SamplingParams(max_tokens=3, seed=5, temperature=1e-6),
+    ]
+    plain = Engine(model, **SIZES).generate(prompts(5), asked)
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("the plain sampler was asked")
+
+    monkeypatch.setattr("mor.engine.runner.choose", refuse)
+    late = Engine(model, static_stages=True, **SIZES)
+    for number, (prompt, params) in enumerate(zip(prompts(5), asked, strict=True)):
+        late.add_request(prompt, params, str(number))
+    with no_waits():
+        outputs = run(late)
+    for number, other in enumerate(plain):
+        assert outputs[str(number)].completions[0].token_ids == other.completions[0].token_ids
+
+
 def test_requests_give_way_and_are_given_up_while_answers_are_on_their_way() -> None:
     model = make_model(small_config("threshold"), 1, torch.float64)
     oracle = Oracle(model)
@@ -140,6 +168,44 @@ def test_padded_places_touch_no_page_and_no_lane_but_the_spare_ones() -> None:
     assert free
     assert pool.keys.unflatten(0, (-1, size))[free].isnan().all()
     assert int((~engine.lanes.hidden[:-1].isnan()).any(1).sum()) == 3
+
+
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update"])
+def test_flashinfer_is_told_lengths_before_each_replay_and_by_the_host(kv_sharing: str) -> None:
+    """Its wrapper asks for what it was given; it may, as it runs on the host."""
+    model = make_model(small_config("threshold", kv_sharing), 1, torch.float64)
+    lints: list[Any] = []
+
+    class Wrapper(WrapperContract):
+        def plan(self, **given: Any) -> None:
+            self._lifted(super().plan, **given)
+
+        def run(self, *given: Any) -> Tensor:
+            return self._lifted(super().run, *given)
+
+        def _lifted(self, method: Any, *given: Any, **named: Any) -> Any:
+            for lint in lints:
+                lint.lifted = True
+            try:
+                return method(*given, **named)
+            finally:
+                for lint in lints:
+                    lint.lifted = False
+
+    form = FlashInferAttention(
+        model.config, torch.float64, torch.device("cpu"), make=Wrapper, workspace=1
+    )
+    oracle, engine = Oracle(model), Engine(model, static_stages=True, attention=form, **SIZES)
+    assert engine.attention == "flashinfer"
+    for prompt in prompts(4):
+        engine.add_request(prompt, greedy(6))
+    with no_waits() as lint:
+        lints.append(lint)
+        outputs = run(engine)
+    assert len(outputs) == 4
+    for output in outputs.values():
+        oracle.check(output, 6)
+    idle(engine)
 
 
 @pytest.mark.parametrize(

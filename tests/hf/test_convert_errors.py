@@ -197,13 +197,13 @@ def test_a_configuration_that_cannot_be_read(
 
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     weights, run = write(tmp_path / "in", *golden(VANILLA))
-    with pytest.raises(MorError, match=r"nowhere\.safetensors: no such file"):
+    with pytest.raises(MorError, match=r"nowhere\.safetensors does not exist"):
         convert_authors(tmp_path / "nowhere.safetensors", run, tmp_path / "out")
     with pytest.raises(MorError, match=r"nowhere\.json: cannot read"):
         convert_authors(weights, tmp_path / "nowhere.json", tmp_path / "out")
     with pytest.raises(MorError, match="no weights here; expected one of"):
         convert_authors(tmp_path, run, tmp_path / "out")
-    with pytest.raises(MorError, match="no such folder"):
+    with pytest.raises(MorError, match="does not exist"):
         convert_llama(tmp_path / "nowhere", tmp_path / "out")
 
 

@@ -237,7 +237,7 @@ def test_one_part_of_several(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_missing_or_something_else(tmp_path: Path) -> None:
-    with pytest.raises(MorError, match=r"none\.gguf: no such file"):
+    with pytest.raises(MorError, match=r"none\.gguf does not exist"):
         convert_gguf(tmp_path / "none.gguf", tmp_path / "out")
     (tmp_path / "text.gguf").write_text("It was a dark and stormy night. " * 9)
     with pytest.raises(MorError, match="not a GGUF file"):

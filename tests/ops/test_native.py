@@ -200,7 +200,9 @@ def test_gradients_and_other_dtypes_are_not_for_the_kernels() -> None:
 
 def _loaded(cache: Path, **environment: str) -> tuple[str, str]:
     """What a fresh process says about the kernels, and its warnings."""
-    script = "from mor.ops import native; print(native.library() is not None, native.missing())"
+    # `import mor` loads no model after the command's own module; the kernels need none.
+    script = "import mor_command; from mor.ops import native; "
+    script += "print(native.library() is not None, native.missing())"
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True,
         env=os.environ | {"XDG_CACHE_HOME": str(cache)} | environment,

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message
 from mor.server import create_app
 from mor.server.middleware import Guard
 from mor.server.ray.backend import NoReplica, ReplicaLost, TooMany
-from mor.server.ray.calls import Call, call_app
+from mor.server.ray.calls import Call, run_app
 from mor.server.ray.front import Front
 from mor.server.ray.totals import Totals
 from tests.server.live import NAME, TEMPLATE, make_engine
@@ -54,12 +54,18 @@ class Fakes:
                 yield [start, {"type": "http.response.body", "body": body}]
                 return
             seen = 0
-            async for messages in call_app(self.apps[name], call):
-                for message in messages:
+            # Not joined, so that it is known after which message it dies.
+            out: asyncio.Queue[Message | None] = asyncio.Queue()
+            working = asyncio.create_task(run_app(self.apps[name], call, out.put_nowait))
+            working.add_done_callback(lambda _: out.put_nowait(None))
+            try:
+                while (message := await out.get()) is not None:
                     if seen == self.dies.get(name):
                         raise ReplicaLost("kill -9")
                     seen += 1
                     yield [message]
+            finally:
+                working.cancel()
         finally:
             self.closed += 1
 

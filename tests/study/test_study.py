@@ -220,8 +220,11 @@ def test_a_job_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> Non
                 ended(task, "error: no luck" if failed or main(list(task.command[3:])) else None)
 
     message = r"1 of 4 jobs failed \(expert-learning_rate-0\.001-seed-0\), .* error: no luck; "
-    with pytest.raises(MorError, match=message):
+    with pytest.raises(runs.StudyFailed, match=message) as failure:
         run_study(study, tmp_path, launcher=Unlucky())
+    page = write_report(study, failure.value.records, tmp_path / "report").read_text()
+    assert "vanilla" in page
+    assert "0.001" not in page  # the point that failed
     trained = {path.parent.name for path in (tmp_path / "runs").glob("*/eval.json")}
     assert "expert-learning_rate-0.01-seed-1" in trained  # the best point of those that ran
     assert len(trained) == 4  # the branch too

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 from mor.data import PackedDataset, TrainingSamples
+from mor.model.network import find_network
 from mor.train.data import load_batches
 from mor.train.distributed import Parallel
-from mor.train.log import RunLog
+from mor.train.logs.log import RunLog
+from mor.train.logs.meter import Meter
 from mor.train.loop import Loop
-from mor.train.meter import Meter
-from mor.train.network import find_network
 from mor.train.objective import NextToken
 from mor.train.plan.budget import PlannedFlops
 from mor.train.recipe.sections import TrainSection

@@ -25,9 +25,9 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from mor.model import recursion
+from mor.model.network import find_router
 from mor.train import train
 from mor.train.loop import Loop
-from mor.train.network import find_router
 from tests.tiny import prepare_tiny, tiny_recipe
 
 STEPS, SAVED = 4, 2

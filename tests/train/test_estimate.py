@@ -16,7 +16,7 @@ from mor.data import DataIndex
 from mor.model.flops import count_parameters
 from mor.train import train
 from mor.train.plan.memory import estimate_memory, layer_bytes, loss_bytes
-from mor.train.probe import logged_speed, probe_speed
+from mor.train.plan.probe import logged_speed, probe_speed
 from tests.tiny import tiny_recipe
 
 WIDTHS: dict[str, Any] = {
@@ -153,7 +153,7 @@ def test_a_probe(router: str, data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     recipe = tiny_recipe(data, tmp_path, router, model={"num_recursions": 2}, threads=1)
     index = DataIndex.load(data)
     config = recipe.model_config_for(index.vocab_size, index.eos_token_id)
-    monkeypatch.setattr("mor.train.probe._seconds", lambda work: (work(), 0.25)[1])
+    monkeypatch.setattr("mor.train.plan.probe._seconds", lambda work: (work(), 0.25)[1])
     found = probe_speed(recipe, config, rounds=2)
     # Two micro-batches of 2 x 16 tokens and one optimiser step, a quarter of a second each.
     assert found.tokens_per_s == pytest.approx(64 / 0.75)

@@ -139,7 +139,7 @@ def test_a_disk_that_fills_while_a_save_is_sealed(
 
 @pytest.mark.parametrize(
     ("name", "last"),
-    [("mor.train.log.append_jsonl", 4), ("mor.train.state.run_folder.write_whole", 8)],
+    [("mor.train.logs.log.append_jsonl", 4), ("mor.train.state.run_folder.write_whole", 8)],
 )
 def test_a_disk_that_fills_elsewhere(
     name: str, last: int, recipe: Recipe, whole: bytes, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from mor.eval.passes import run_pass
 from mor.hf.load import load_model, load_tokenizer
 from mor.model.flops import count_parameters
 from mor.train import Recipe, load_recipe, train
-from mor.train.log import ProgressBar
+from mor.train.logs.log import ProgressBar
 from mor.train.optimiser import trapezoid
 from mor.train.plan.budget import training_flops
 from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe, write_corpus

@@ -12,7 +12,7 @@ from mor.hf.load import load_model
 from mor.model.flops import count_parameters, flops_per_token
 from mor.train import parse_recipe, train
 from mor.train.plan.memory import estimate_memory
-from mor.train.probe import logged_speed
+from mor.train.plan.probe import logged_speed
 from mor.train.uptrain.costs import uptrain_costs
 from mor.train.uptrain.start import resolve_model
 from tests.tiny import SEQ_LEN

@@ -13,7 +13,7 @@ import yaml
 from torch.testing import assert_close
 
 from mor.train import parse_recipe, train
-from tests.processes import run_group
+from tests.processes import run_ranks
 from tests.train.uptraining import cached, fields, steps_of, weights
 
 pytestmark = [
@@ -26,13 +26,7 @@ def on_two_ranks(raw: dict[str, Any], folder: Path) -> Path:
     """The run folder of the recipe ``raw``, trained by two processes."""
     file = folder / "two.yaml"
     file.write_text(yaml.safe_dump(raw | {"name": "two"}))
-    run_group(
-        [
-            *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-            *("-m", "mor.cli", "uptrain", str(file)),
-        ],
-        timeout=300,
-    )
+    run_ranks(["uptrain", str(file)], 2, folder / "said.txt")
     return folder / "two"
 
 

@@ -1,40 +1,84 @@
-"""A training step asks the device for nothing, where routers keep equally many tokens per row."""
+"""A training step asks the device for nothing, whatever the router, but for one planned read."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch import Tensor
 
+from mor import MoRForCausalLM
+from mor.config import MoRConfig
+from mor.ops import planned
 from tests.strategies import make_model, random_ids, small_config
 from tests.waits import WaitError, no_waits
 
+SHARING = ["none", "recursive", "recursive_update"]
+UNEQUAL = [(router, kv) for router in ("threshold", "token_choice") for kv in SHARING]
+EQUAL = [("fixed", "none"), ("expert_choice", "none"), ("random", "none")]
 
-@pytest.mark.parametrize("router", ["fixed", "expert_choice", "random"])
-def test_forward_backward_and_the_routers_step(
-    router: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if questions cost something here."""
+    monkeypatch.setattr(planned, "may_ask", lambda device: False)
     # It looks at ids on the CPU alone, where that costs nothing.
     monkeypatch.setattr("mor.hf.network.check_ids", lambda *_: None)
-    model = make_model(small_config(router), 1, torch.float32).train()
-    ids = random_ids(0, 2, 24)
+
+
+def learn(model: MoRForCausalLM, ids: Tensor) -> Tensor:
+    """One step; the loss."""
+    model.model.router.begin_step(0)
+    loss = model(ids, labels=ids).loss
+    loss.backward()
+    model.model.router.finish_step()
+    return loss.detach()
+
+
+@pytest.mark.parametrize(("router", "kv_sharing"), EQUAL + UNEQUAL)
+def test_forward_backward_and_the_routers_step(
+    router: str, kv_sharing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    as_on_a_gpu(monkeypatch)
+    model = make_model(small_config(router, kv_sharing), 1, torch.float32).train()
     with no_waits() as lint:
-        model.model.router.begin_step(0)
-        model(ids, labels=ids).loss.backward()
-        model.model.router.finish_step()
-    assert lint.reads == 0
+        learn(model, random_ids(0, 2, 24))
+    assert lint.reads == (router == "token_choice")
     assert model.model.block[0].self_attn.q_proj.weight.grad is not None
 
 
-@pytest.mark.parametrize("router", ["threshold", "token_choice"])
-def test_routers_that_keep_unequal_numbers_ask_for_them(
-    router: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("even", [False, True])
+@pytest.mark.parametrize(("router", "kv_sharing"), UNEQUAL)
+def test_numbers_are_those_of_asking(
+    router: str, kv_sharing: str, even: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """How many tokens run a depth, once per depth. Their own step asks for nothing."""
+    """``even``: all scores are equal, so that fewer tokens go on than places are kept."""
+    more = {"router_capacities": [0.75, 0.5, 0.25]} if router == "threshold" else {}
+    config = small_config(router, kv_sharing, router_z_loss_coef=1e-2, **more)
+    found = []
+    for asking in (True, False):
+        model = make_model(config, 1, torch.float64).train()
+        if even:
+            model.model.router.net.weight.data.zero_()
+        if not asking:
+            as_on_a_gpu(monkeypatch)
+        loss = learn(model, random_ids(0, 3, 17))
+        grads = {n: p.grad for n, p in model.named_parameters()}
+        found.append((loss, grads, dict(model.named_buffers())))
+    (loss, grads, kept), (own_loss, own_grads, own_kept) = found
+    torch.testing.assert_close(own_loss, loss, rtol=1e-12, atol=1e-12)
+    for name, grad in grads.items():
+        own = own_grads[name]
+        if grad is None or own is None:  # no token ran: nothing, or zeros
+            assert grad is None or not grad.any(), name
+            assert own is None or not own.any(), name
+        else:
+            torch.testing.assert_close(own, grad, rtol=1e-9, atol=1e-11, msg=name)
+    for name, value in kept.items():
+        torch.testing.assert_close(own_kept[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_on_the_cpu_sizes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mor.hf.network.check_ids", lambda *_: None)
-    model = make_model(small_config(router), 1, torch.float32).train()
-    ids = random_ids(0, 2, 24)
+    config: MoRConfig = small_config("threshold")
+    model = make_model(config, 1, torch.float32).train()
     with pytest.raises(WaitError), no_waits():
-        model(ids, labels=ids)
-    model(ids, labels=ids).loss.backward()
-    with no_waits():
-        model.model.router.finish_step()
+        learn(model, random_ids(0, 2, 24))

@@ -15,8 +15,8 @@ from mor.bench.forced import bench_config
 from mor.config import MoRConfig
 from mor.engine.scheduler import Policy
 from mor.errors import MorError
+from mor.hf.load import load_config
 from mor.model.packed import Quantization
-from mor.run_files import model_folder
 
 PEERS = ("transformers", "openvino", "vllm", "fake")
 FAMILY = re.compile(r"(vanilla|recursive|mor)(\d+)?(?:@(\d+))?")
@@ -79,7 +79,7 @@ def config_of(spec: Spec, shape: str) -> MoRConfig:
     """The configuration of one of our systems."""
     if spec.folder is None:
         return bench_config(shape, spec.recursions, spec.layers, spec.family)
-    config: MoRConfig = MoRConfig.from_pretrained(model_folder(spec.folder))
+    config: MoRConfig = load_config(spec.folder)
     return config
 
 

@@ -12,6 +12,7 @@ from mor.cli.common import open_model, show_progress, tokenizer_for
 from mor.cli.curves import distinct_name, show
 from mor.cli.evaluate import BatchSize, SeqLen, find_held_out, sequence_length
 from mor.data import DataIndex, PackedDataset
+from mor.disk import check_folder
 from mor.errors import install_hint
 from mor.eval.evaluate import check_data
 from mor.eval.routes import collect_routes
@@ -54,6 +55,7 @@ def analyse(
     """
     if out is not None:
         require_matplotlib()
+        check_folder(out)
     folder = find_held_out(models[0]) if data is None else data
     found: dict[str, Analysed] = {}
     for path in models:

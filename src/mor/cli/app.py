@@ -58,6 +58,22 @@ def fail(message: str) -> None:
     console.print(Text(whose, style="red") + Text(" ".join(message.split()), style="default"))
 
 
+# What torch says where a size cannot be had: each has words of its own, and no class.
+_NO_ROOM = ("allocate memory", "out of memory", "overflow", "Storage size calculation")
+
+
+def describe(error: Exception) -> str | None:
+    """One sentence about a mistake of the user's; None for what can only be a fault of ours."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, RecursionError):
+        return "something is nested too deeply to be read"
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_ROOM):
+        return f"not enough memory for these sizes: {text.splitlines()[0]}"
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.strerror}: {error.filename!r}"
+    return None if isinstance(error, RuntimeError) else text
+
+
 def main() -> None:
     """Run a command: exit 0 when it worked, 2 on a mistake of the user's, 130 when interrupted.
 
@@ -70,11 +86,12 @@ def main() -> None:
         warnings.simplefilter("ignore")  # the first rank shows them
     try:
         app()
-    except (MorError, ValueError, OSError) as error:
-        if debug:
+    except (MorError, ValueError, OSError, MemoryError, RuntimeError) as error:
+        message = describe(error)
+        if debug or message is None:
             raise
         if first_rank() or not isinstance(error, Interrupted):  # all ranks stop when asked to
-            fail(str(error) or type(error).__name__)
+            fail(message)
         sys.exit(130 if isinstance(error, Interrupted) else 2)
     except KeyboardInterrupt:
         if debug:

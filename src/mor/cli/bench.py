@@ -17,6 +17,7 @@ from mor.bench.serve import Settings, run_serve
 from mor.bench.specs import Spec, config_of, default_systems, parse_spec
 from mor.bench.tables import curve_table, kernel_table, limit_lines, markdown, notes, rich_tables
 from mor.bench.workload import Kind, Lengths, Workload, make_workload
+from mor.checks import MAX_SEED, check_real
 from mor.cli.common import check_file
 from mor.data import VALIDATION, DataIndex
 from mor.disk import append_jsonl
@@ -28,7 +29,7 @@ RELATIVE = ((2, 42), (3, 48), (4, 51))
 # Passes of the paper's own protocol.
 PROTOCOL = 32
 
-app = typer.Typer(help="Measure speed.", no_args_is_help=True)
+app = typer.Typer(help="Measure speed.", no_args_is_help=True, add_completion=False)
 
 
 @app.callback()
@@ -79,7 +80,7 @@ def serve(
         float | None, typer.Option(help="ms: also the best throughput within this limit")
     ] = None,
     threads: Annotated[int, typer.Option(min=0, help="0: all cores this process may use")] = 0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     cache: Annotated[
         Path | None, typer.Option(help="keep what is converted for peers in this folder")
     ] = None,
@@ -97,6 +98,9 @@ def serve(
     Tokens are compared before anything is timed. What cannot run is named with the reason.
     """
     check_file(markdown_file)
+    check_file(out, folder_exists=False)
+    if p95 is not None:
+        check_real("p95", p95, 0, open_low=True)
     place, kind_of_number = parse_device(device), parse_dtype(dtype)
     if int8:
         refuse_int8(place, kind_of_number)
@@ -184,6 +188,7 @@ def kernels(
     ),
 ) -> None:
     """Rate of each kernel of the CPU beside the machine's best, which is measured too."""
+    check_file(out, folder_exists=False)
     torch.set_num_threads(threads)
     config = config_of(parse_spec("vanilla"), preset)
     found = measure_kernels(config, _numbers("rows", rows), rounds)

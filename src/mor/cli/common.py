@@ -12,13 +12,12 @@ import torch
 from rich.console import Console
 from rich.progress import Progress
 
-from mor.config import MoRConfig
 from mor.data import DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
-from mor.disk import write_whole
+from mor.disk import check_folder, write_whole
 from mor.errors import MorError
-from mor.hf.load import is_media_model, load_media_model, tokenizer_beside
+from mor.hf.load import is_media_model, load_config, load_media_model, tokenizer_beside
 from mor.hf.load import open_model as open_model
 from mor.run_files import CONFIG, beside_model
 
@@ -41,7 +40,7 @@ def tokenizer_for(folder: Path, index: DataIndex) -> Any:
     ours = tokenizer_beside(folder, index)
     found = beside_model(folder, CONFIG)
     if found is not None:
-        bos = model_bos(MoRConfig.from_pretrained(found.parent), ours)
+        bos = model_bos(load_config(found.parent), ours)
         check_same_bos(bos, index.bos, f"the model in {folder}", index.directory)
     return load_data_tokenizer(index.tokenizer_dir) if ours is None else ours
 
@@ -84,11 +83,19 @@ def write_json(path: Path, content: Any) -> None:
         raise MorError(f"{path} cannot be written: {error.strerror or error}") from None
 
 
-def check_file(path: Path | None) -> None:
+def check_file(path: Path | None, *, folder_exists: bool = True) -> None:
     """Refuse, before any work, a file that could not be written in the end.
+
+    Args:
+        path: of the file; None for none.
+        folder_exists: whether its folder has to be there already.
 
     Raises:
         MorError: its folder does not exist, or it is a folder itself.
     """
-    if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
+    if path is None:
+        return
+    if not folder_exists:
+        check_folder(path.absolute().parent)
+    if path.is_dir() or (folder_exists and not path.absolute().parent.is_dir()):
         raise MorError(f"out={path} must be a file in a folder that exists")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from mor.checks import MAX_SEED
 from mor.compress import Compression, Goal, Settings
 from mor.data import console_progress
 
@@ -38,7 +39,7 @@ def compress(
     sample_tokens: Annotated[
         int, typer.Option(help="held-out tokens that models are scored on")
     ] = 8192,
-    seed: Annotated[int, typer.Option(help="of the training")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="of the training")] = 0,
 ) -> None:
     """Make SOURCE smaller or faster: choose layers, uptrain with SOURCE as teacher, report.
 

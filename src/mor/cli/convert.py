@@ -13,7 +13,7 @@ from mor.disk import check_new
 from mor.hf.convert.convert import convert_authors, convert_gguf, convert_llama
 from mor.hf.convert.hub import fetch_checkpoint, looks_like_name
 
-app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True)
+app = typer.Typer(help="Read checkpoints of others.", no_args_is_help=True, add_completion=False)
 
 
 Dtype = Literal["float32", "bfloat16", "float16"]

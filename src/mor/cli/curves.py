@@ -15,6 +15,7 @@ from mor.checks import check_real
 from mor.cli.common import open_model, show_progress, tokenizer_for
 from mor.cli.evaluate import BatchSize, SeqLen, find_held_out, sequence_length
 from mor.data import DataIndex, PackedDataset
+from mor.disk import check_folder
 from mor.errors import MorError
 from mor.eval.elastic import CAPACITIES, Point, has_capacity, measure_elastic
 from mor.eval.evaluate import check_data
@@ -59,6 +60,7 @@ def curves(
     factors = parse_factors(capacities)
     if out is not None:
         require_matplotlib()
+        check_folder(out)
     folder = find_held_out(models[0]) if data is None else data
     found: dict[str, list[Point]] = {}
     for path in models:

@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mor.checks import MAX_SEED
 from mor.data import SHARD_TOKENS, DataIndex, Limits, StreamOptions, console_progress
 from mor.data import prepare as prepare_data
 from mor.data.documents import describe_skipped
@@ -18,7 +19,11 @@ from mor.data.media.index import SKIPPED_FILE, is_media
 from mor.data.prepare import program_name
 from mor.errors import Interrupted, MorError
 
-app = typer.Typer(help="Prepare text for training, look at it, verify it.", no_args_is_help=True)
+app = typer.Typer(
+    help="Prepare text for training, look at it, verify it.",
+    no_args_is_help=True,
+    add_completion=False,
+)
 
 
 @app.command()
@@ -49,7 +54,9 @@ def prepare(
     skip_bad_rows: Annotated[
         bool, typer.Option(help="leave out rows without text, or broken files, and count them")
     ] = False,
-    seed: Annotated[int, typer.Option(help="which documents are held out")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED, help="which documents are held out")
+    ] = 0,
     overwrite: Annotated[bool, typer.Option(help="replace another preparation")] = False,
     workers: Annotated[int, typer.Option(help="processes that tokenise; same result")] = 1,
     shard_tokens: Annotated[int, typer.Option(help="tokens of a full shard")] = SHARD_TOKENS,

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mor.checks import MAX_SEED
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.config import MoRConfig
 from mor.config.choices import KVSharing, Relaxation, RouterType, Sharing
@@ -66,7 +67,7 @@ def fold(
     start_gain: Annotated[
         float, typer.Option(help="of gains, for uses away from the shared layer's own place")
     ] = 1.0,
-    seed: Annotated[int, typer.Option(help="for what is random")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="for what is random")] = 0,
 ) -> None:
     """Make a vanilla model recursive (or routed): shared layers from its own, nothing trained."""
     folding = Folding(
@@ -113,7 +114,7 @@ def table(
     seq_len: Annotated[int, typer.Option(min=2, help="tokens per sequence")] = 512,
     max_tokens: Annotated[int, typer.Option(min=2, help="tokens to look at")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences at a time")] = 4,
-    seed: Annotated[int, typer.Option(help="for init random")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="for init random")] = 0,
     out: Annotated[Path | None, typer.Option(help="also write the rows as JSON")] = None,
 ) -> None:
     """NLL before any training of every way of folding, the source first."""

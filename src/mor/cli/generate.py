@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from transformers import set_seed
 
+from mor.checks import MAX_SEED
 from mor.cli.common import open_model
 from mor.data import prompt_tokens
 from mor.errors import MorError
@@ -38,7 +39,7 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0.0, max=1.0)] = 1.0,
     min_p: Annotated[float, typer.Option(min=0.0, max=1.0, help="0: off")] = 0.0,
     repetition_penalty: Annotated[float, typer.Option(min=0.01, help="1: none")] = 1.0,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED)] = 0,
     max_depth: Annotated[int | None, typer.Option(help="cap on recursions per token")] = None,
     ignore_eos: Annotated[bool, typer.Option(help="go on past the end-of-text token")] = False,
     color: Annotated[bool, typer.Option(help="colour each token by its depth")] = True,

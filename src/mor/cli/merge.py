@@ -12,10 +12,10 @@ from mor.config import MoRConfig
 from mor.data import Bos, DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.disk import replace_folder
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 from mor.hf.bos import save_tokenizer
 from mor.hf.load import load_tokenizer
-from mor.run_files import CHECKPOINTS, RECIPE
+from mor.run_files import CHECKPOINTS, CONFIG, RECIPE
 from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded
 
@@ -39,7 +39,9 @@ def merge(
             )
         checkpoint = newest
     if not checkpoint.is_dir():
-        raise MorError(f"checkpoint {str(checkpoint)!r} does not exist")
+        raise MorError(f"checkpoint {str(checkpoint)!r} {describe_missing(checkpoint)}")
+    if not (checkpoint / CONFIG).is_file():
+        raise MorError(f"{checkpoint} is no checkpoint: {CONFIG} is missing")
     sealed = (checkpoint / checkpoints.MANIFEST).is_file()
     wrong = checkpoints.damage(checkpoint) if sealed else None
     if wrong is not None:

@@ -16,7 +16,7 @@ from mor.train.plan.data import plan_data
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.plan.memory import Memory, estimate_memory
 from mor.train.plan.mfu import peak_flops
-from mor.train.probe import logged_speed, probe_speed
+from mor.train.plan.probe import logged_speed, probe_speed
 from mor.train.run import with_branches
 from mor.train.uptrain.costs import UptrainCosts, uptrain_costs
 from mor.train.uptrain.start import resolve_model

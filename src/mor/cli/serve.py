@@ -38,6 +38,12 @@ def serve(
     autoscale: Annotated[
         str | None, typer.Option(help="MIN:MAX replicas, as many as the load asks for")
     ] = None,
+    upscale_seconds: Annotated[
+        float, typer.Option(min=0.0, help="of more load before another replica starts")
+    ] = 10.0,
+    downscale_seconds: Annotated[
+        float, typer.Option(min=0.0, help="of less load before a replica goes")
+    ] = 120.0,
     api_key: Annotated[
         list[str] | None,
         typer.Option(
@@ -122,6 +128,8 @@ def _serve(
     port: int,
     replicas: int | None,
     autoscale: str | None,
+    upscale_seconds: float,
+    downscale_seconds: float,
     api_key: list[str] | None,
     served_model_name: str | None,
     chat_template: Path | None,
@@ -137,7 +145,7 @@ def _serve(
 ) -> None:
     """All that can be wrong is looked at before the model is loaded, which may take minutes."""
     try:
-        from mor.server.build import Served
+        from mor.server.build import Served, read_template
         from mor.server.keys import choose_keys
         from mor.server.ray.counts import parse_count
     except ModuleNotFoundError as error:
@@ -160,14 +168,14 @@ def _serve(
         max_waiting=max_waiting,
         max_body=max_body_bytes,
         max_restarts=max_restarts,
-        chat_template=None if chat_template is None else _read(chat_template),
+        chat_template=None if chat_template is None else read_template(chat_template),
         template_from=None if chat_template is None else str(chat_template),
         playground=playground,
         cors_origins=tuple(cors_origin or ()),
         options=options,
         dtype=dtype,
     )
-    count = parse_count(replicas, autoscale)
+    count = parse_count(replicas, autoscale, upscale_seconds, downscale_seconds)
     if count is not None:
         _serve_replicas(served, count, host, port, drain_seconds, log_level)
         return
@@ -264,10 +272,3 @@ def choose_model_name(model: Path) -> str:
     """What a model is called: its folder, or the run's where the folder is its ``model``."""
     folder = model.resolve()
     return folder.parent.name if folder.name == MODEL else folder.name
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise MorError(f"chat_template={path} cannot be read: {error}") from None

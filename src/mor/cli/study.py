@@ -17,7 +17,7 @@ from mor.study.cost import Cost, missing_data, plan_study
 from mor.study.file import builtin_studies, load_study
 from mor.study.launchers import make_launcher
 from mor.study.report import write_report
-from mor.study.runs import run_study
+from mor.study.runs import StudyFailed, run_study
 
 console = Console(highlight=False)
 
@@ -71,10 +71,16 @@ def study(
             typer.echo(note)
         return
     require_matplotlib()
-    records = run_study(
-        loaded, folder, scale=scale, tell=lambda line: console.print(line, markup=False),
-        launcher=make_launcher(launcher, folder, workers, launcher_option or []),
-    )  # fmt: skip
+    try:
+        records = run_study(
+            loaded, folder, scale=scale, tell=lambda line: console.print(line, markup=False),
+            launcher=make_launcher(launcher, folder, workers, launcher_option or []),
+        )  # fmt: skip
+    except StudyFailed as failure:
+        if failure.records:
+            page = write_report(loaded, failure.records, folder / "report")
+            console.print(f"report of what is done: {page}")
+        raise
     page = write_report(loaded, records, folder / "report")
     console.print((folder / "report" / "report.md").read_text(encoding="utf-8"), markup=False)
     console.print(f"report: {page}")

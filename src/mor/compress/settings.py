@@ -99,6 +99,9 @@ class State:
         changed = [name for name in now if now[name] != before.get(name)]
         if changed:
             name = changed[0]
+            if not state.done:  # nothing of it would be lost
+                state.save()
+                return state
             raise MorError(
                 f"{settings.out} was begun with {name}={before.get(name)!r}, not {now[name]!r}; "
                 "repeat the same command to go on, or give another --out"

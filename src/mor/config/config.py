@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 from mor.config.choices import default_capacities
 from mor.config.fields import Fields, field_names
 from mor.config.names import refuse_near_misses, rope_of, take_extra
-from mor.config.rules import check_config
+from mor.config.rules import check_config, check_types
 from mor.errors import ConfigError
 
 __all__ = ["MoRConfig"]
@@ -141,6 +141,7 @@ class MoRConfig(Fields, PretrainedConfig):
         self.hidden_act = "silu"
         # Libraries read it off every configuration of a class that is not Transformers' own.
         self.auto_map: dict[str, str] = {}
+        check_types(self, unrolled)
         self._fill_in(unrolled)
         # Before Transformers looks: our messages say what would be right.
         self.check()

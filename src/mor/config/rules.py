@@ -51,6 +51,15 @@ _AT_LEAST_ZERO = (
     "router_capacity_warmup_steps",
     "router_balance_warmup_steps",
 )
+# What follows from other fields where it is None.
+_DERIVED = (
+    "num_key_value_heads",
+    "head_dim",
+    "num_recursion_layers",
+    "num_prelude_layers",
+    "num_coda_layers",
+)
+_MOST_RECURSIONS = 10_000
 _ABOVE_ZERO = ("rms_norm_eps", "initializer_range", "router_temperature")
 _COEFFICIENTS = (
     "router_aux_loss_coef",
@@ -74,6 +83,25 @@ _CHOICES = {
     "router_balancing": Balancing,
     "router_decision_rule": DecisionRule,
 }
+
+
+def check_types(config: Fields, unrolled: int | None) -> None:
+    """Refuse what is no whole number where the other fields are worked out from it.
+
+    Args:
+        config: with fields that are None still.
+        unrolled: ``num_hidden_layers``, where it was given.
+
+    Raises:
+        ConfigError: naming the first wrong field.
+    """
+    given = {name: getattr(config, name) for name in (*_AT_LEAST_ONE, *_AT_LEAST_ZERO)}
+    for name, value in (given | {"num_hidden_layers": unrolled}).items():
+        derived = value is None and name in (*_DERIVED, "num_hidden_layers")
+        if not derived and (not isinstance(value, int) or isinstance(value, bool)):
+            _whole(name, value, 0 if name in _AT_LEAST_ZERO else 1)
+    if config.num_recursions > _MOST_RECURSIONS:  # each of them has a capacity
+        _whole("num_recursions", config.num_recursions, 1, _MOST_RECURSIONS)
 
 
 def check_config(config: Fields) -> None:
@@ -106,7 +134,7 @@ def check_config(config: Fields) -> None:
 
 def _check_tokens(config: Fields) -> None:
     pad, added, bos = config.pad_token_id, config.add_bos_token, config.bos_token_id
-    if pad is not None and not 0 <= pad < config.vocab_size:
+    if pad is not None and not (isinstance(pad, int) and 0 <= pad < config.vocab_size):
         raise ConfigError(f"pad_token_id={pad} must lie in 0..vocab_size - 1 or be left out")
     if added is not None:
         _flag("add_bos_token", added)
@@ -231,7 +259,7 @@ def _check_router(config: Fields) -> None:
             "come back: give a non-increasing list"
         )
     fixed = config.router_fixed_depth
-    if fixed is not None and not 1 <= fixed <= depths:
+    if fixed is not None and (not isinstance(fixed, int) or not 1 <= fixed <= depths):
         raise ConfigError(f"router_fixed_depth={fixed} must lie in 1..num_recursions={depths}")
     token_choice, softmax = config.router == "token_choice", config.router_activation == "softmax"
     if softmax and config.is_routed and not token_choice:
@@ -252,7 +280,6 @@ def _check_router(config: Fields) -> None:
             f"router_gate_bias={config.router_gate_bias} does nothing under "
             "router_activation='softmax'; use 'sigmoid' or leave it at 0"
         )
-    if not 0 <= config.router_boundary_momentum < 1:
-        raise ConfigError(
-            f"router_boundary_momentum={config.router_boundary_momentum} must lie in [0, 1)"
-        )
+    momentum = config.router_boundary_momentum
+    if not isinstance(momentum, int | float) or not 0 <= momentum < 1:
+        raise ConfigError(f"router_boundary_momentum={momentum!r} must lie in [0, 1)")

@@ -22,7 +22,7 @@ from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.data.task_marks import TaskMarks
 from mor.data.tokenizer import load_tokenizer
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 
 INDEX_FILE = "index.json"
 TOKENIZER_FOLDER = "tokenizer"
@@ -271,7 +271,9 @@ class DataIndex:
         """
         folder = Path(directory).expanduser()
         if not folder.is_dir():
-            raise MorError(f"data folder {folder} does not exist; make it with mor data prepare")
+            raise MorError(
+                f"data folder {folder} {describe_missing(folder)}; make it with mor data prepare"
+            )
         path = folder / INDEX_FILE
         if not path.is_file():
             raise MorError(

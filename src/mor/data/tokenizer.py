@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 
 if TYPE_CHECKING:  # transformers takes seconds to import: only where a tokenizer is made or loaded
     from transformers import PreTrainedTokenizerFast
@@ -82,7 +82,7 @@ def load_tokenizer(folder: str | Path) -> PreTrainedTokenizerFast:
 
     path = Path(folder).expanduser()
     if not path.is_dir():
-        raise MorError(f"tokenizer folder {path} does not exist")
+        raise MorError(f"tokenizer folder {path} {describe_missing(path)}")
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
     except Exception as error:  # the library raises whatever a broken file happens to cause

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain
 from typing import NamedTuple
 
 import torch
@@ -88,6 +88,7 @@ class KVView:
         origins: [rows, tokens] where rows are read with the entries of their own row in place of
             some: which places these take; else None.
         width: places of a row that are looked at, whatever the lengths, so that none is asked for.
+        slots: of the N tokens, as the host has them; None where it would have to ask.
     """
 
     table: PageTables
@@ -97,6 +98,7 @@ class KVView:
     writes: int
     origins: Tensor | None = None
     width: int | None = None
+    slots: Sequence[int] | None = None
 
     @cached_property
     def segments(self) -> Segments:
@@ -106,13 +108,13 @@ class KVView:
     @cached_property
     def reach(self) -> list[int]:
         """How many tokens of its row each piece sees: queries ascend, so its last one decides."""
-        ends = self.pieces.size.cumsum(0) - 1
-        return (self.tokens.slot[ends] + 1).tolist()
+        return [self.seen[end - 1] for end in accumulate(self.counts)]
 
     @cached_property
     def seen(self) -> list[int]:
         """How many tokens of its row each query sees."""
-        return (self.tokens.slot + 1).tolist()
+        slots = self.tokens.slot.tolist() if self.slots is None else self.slots
+        return [slot + 1 for slot in slots]
 
     @cached_property
     def longest(self) -> int:
@@ -289,5 +291,5 @@ def _batch(
     total, parts = len(names[0]), len(names)
     tokens = TokenColumns(*flat[: parts * total].view(parts, total).unbind())
     columns = PieceColumns(*flat[parts * total :].view(-1, len(pieces)).unbind())
-    view = KVView(table, tokens, columns, counts, writes, origins)
+    view = KVView(table, tokens, columns, counts, writes, origins, slots=names[3])
     return ForwardBatch(tuple(pieces), view)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -59,6 +59,14 @@ class DeviceAttention:
     def plan(self, view: KVView) -> None:
         """Called before each run over a batch, and before each replay of a captured one."""
 
+    def plan_single(self, seen: Sequence[int], page_size: int, columns: int) -> None:
+        """Called before each run of a static stage, whose rows have one query each.
+
+        Args:
+            seen: places of its row that each query sees, padding included.
+            page_size, columns: of the page table.
+        """
+
     def __call__(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
     ) -> Tensor:
@@ -68,12 +76,12 @@ class DeviceAttention:
         return self.attend(query, pages_of(view.table.pool, size), rows, None)
 
 
-class FlashInferAttention:
+class FlashInferAttention(DeviceAttention):
     """FlashInfer's form: the host tells it the lengths of each batch.
 
     Rows and queries are padded to powers of two, so that few wrappers are made. A batch that it was
     not told of is planned when its first layer comes; within a capture nothing can be planned, so
-    whoever replays one calls :meth:`plan` before.
+    whoever replays one calls :meth:`plan_single` before. Lengths are those that the host has.
 
     Args:
         config: the model's.
@@ -81,8 +89,6 @@ class FlashInferAttention:
         make: makes FlashInfer's wrapper.
         workspace: bytes that all wrappers share.
     """
-
-    name = "flashinfer"
 
     def __init__(
         self,
@@ -92,11 +98,13 @@ class FlashInferAttention:
         make: Callable[..., Any] = make_wrapper,
         workspace: int = WORKSPACE,
     ) -> None:
+        self.name = "flashinfer"
         self.config, self.dtype, self.device, self.make = config, dtype, device, make
         self._workspace = torch.zeros(workspace, dtype=torch.uint8, device=device)
         self._made: dict[tuple[int, int, int, int], FlashInfer] = {}
         self._view: KVView | None = None
         self._own: FlashInfer | None = None
+        self._single: dict[tuple[int, int, int], FlashInfer] = {}
 
     def plan(self, view: KVView) -> None:
         """Tell FlashInfer the lengths of ``view``; not within a capture."""
@@ -104,10 +112,21 @@ class FlashInferAttention:
         lengths, counts = list(view.reach), list(view.counts)
         if not rows.tail:
             rows, lengths, counts = rows.one_by_one(), list(view.seen), [1] * len(view.seen)
+        page_size = view.table.pool.page_size if size is None else size
+        self._own, self._view = self._tell(lengths, counts, page_size, rows.table.shape[1]), view
+
+    def plan_single(self, seen: Sequence[int], page_size: int, columns: int) -> None:
+        """See :meth:`DeviceAttention.plan_single`."""
+        found = self._tell(list(seen), [1] * len(seen), page_size, columns)
+        self._single[len(seen), page_size, columns] = found
+
+    def _tell(
+        self, lengths: list[int], counts: list[int], page_size: int, columns: int
+    ) -> FlashInfer:
+        """The wrapper for so many rows and queries, which knows these lengths now."""
         count, queries = len(lengths), sum(counts)
         room, asked = _power(count + 1), _power(queries)
-        page_size = view.table.pool.page_size if size is None else size
-        key = (room, asked, rows.table.shape[1], page_size)
+        key = (room, asked, columns, page_size)
         if key not in self._made:
             config = self.config
             self._made[key] = FlashInfer(
@@ -116,19 +135,22 @@ class FlashInferAttention:
                 page_size=page_size, dtype=self.dtype, device=self.device,
                 workspace=self._workspace, make=self.make,
             )  # fmt: skip
-        self._own, self._view = self._made[key], view
         padding = [0] * (room - count)
-        self._own.plan(lengths + padding, [*counts, *padding[1:], asked - queries])
+        self._made[key].plan(lengths + padding, [*counts, *padding[1:], asked - queries])
+        return self._made[key]
 
     def __call__(
         self, query: Tensor, key: Tensor | None, value: Tensor | None, view: KVView, layer: int
     ) -> Tensor:
         """Write, then attend: query [N, H, d] -> [N, H, d]."""
         write(key, value, view, layer)
-        if self._view is not view:
+        rows, size = rows_of(view, layer)
+        if view.width is not None:  # of a static stage, which may be a capture
+            page_size = view.table.pool.page_size if size is None else size
+            self._own = self._single[len(query), page_size, rows.table.shape[1]]
+        elif self._view is not view:
             self.plan(view)
         assert self._own is not None
-        rows, size = rows_of(view, layer)
         rows = rows if rows.tail else rows.one_by_one()
         count, more = len(query), _power(len(query)) - len(query)
         table = _more(rows.table, self._own.rows - len(rows.table))

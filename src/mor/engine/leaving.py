@@ -15,7 +15,7 @@ from mor.engine.outputs import TokenLogprobs
 from mor.engine.prompts import score_prompts
 from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
-from mor.engine.sampler import Choice, choose
+from mor.engine.sampler import Choice
 from mor.engine.scheduler import Scheduler
 from mor.engine.stats import EngineStats
 from mor.engine.verify import Check, guess
@@ -51,7 +51,7 @@ class Leaving:
             self.end(request, "length")
             self._touched[request.group] = None
         if logits is not None and len(logits):
-            choice = choose(logits, [request for request in ending if request.max_new])
+            choice = self.runner.choose(logits, [request for request in ending if request.max_new])
             self.reads.ask(choice.answers, partial(self._take, choice))
 
     def _settle_drafts(self, waves: list[Wave], logits: Tensor) -> tuple[list[Wave], Tensor]:

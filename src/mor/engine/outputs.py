@@ -26,7 +26,7 @@ class Timings:
 class TokenLogprobs:
     """Log-probabilities (nats) at one token: its own, and the likeliest tokens'.
 
-    ``rank`` is told for tokens of a prompt: 1 where no token is likelier.
+    ``rank`` is given for tokens of a prompt: 1 where no token is likelier.
     """
 
     token: int

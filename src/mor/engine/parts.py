@@ -98,7 +98,7 @@ def make_plan(
     if static and not waitless:
         raise MorError(
             f"static_stages=True needs a form of attention that asks for no length; attention="
-            f"{name_of(chosen)!r} does, use 'plain', 'triton' or 'varlen'"
+            f"{name_of(chosen)!r} does, use 'plain', 'triton', 'varlen' or 'flashinfer'"
         )
     if static and speculate.tokens:
         raise MorError(

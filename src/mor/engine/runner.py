@@ -13,7 +13,8 @@ from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.mirror import to_int64
-from mor.engine.request import Wave
+from mor.engine.request import Request, Wave
+from mor.engine.sampler import Choice, choose
 from mor.engine.store import KVStore
 from mor.model.model import MoRModel
 from mor.model.routers import as_mask
@@ -82,6 +83,10 @@ class Runner:
             return None, hidden[0]
         asked = hidden[0].index_select(0, to_int64(last, hidden.device))
         return self.model.head(asked), hidden[0]
+
+    def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
+        """The sampler; see :func:`mor.engine.sampler.choose`."""
+        return choose(logits, requests)
 
     def _start(self, batch: ForwardBatch, hidden: Tensor) -> Tensor:
         attend = PagedAttend(self.config, batch.view, self.attention)

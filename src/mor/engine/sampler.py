@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -74,7 +74,7 @@ def choose(logits: Tensor, requests: Sequence[Request]) -> Choice:
         drawn = [
             row
             for row, request in enumerate(requests)
-            if not request.params.greedy and _filters(request) is filtered
+            if not request.params.greedy and filters(request) is filtered
         ]
         if drawn:
             index = to_int64(drawn, logits.device)
@@ -96,7 +96,8 @@ def is_plainly_greedy(request: Request) -> bool:
     return params.greedy and not looked_at and not restricts(request)
 
 
-def _filters(request: Request) -> bool:
+def filters(request: Request) -> bool:
+    """Whether some tokens may not be drawn, however they score."""
     params = request.params
     return params.top_k > 0 or params.top_p < 1 or params.min_p > 0
 
@@ -132,8 +133,7 @@ def _draw(scores: Tensor, requests: Sequence[Request], filtered: bool) -> Tensor
     """Inverse of the cumulative distribution at one uniform number per row."""
     found, order = _chances(scores, requests, filtered)
     uniform = _column([request.draw.random() for request in requests], scores)
-    place = _invert(found, uniform)
-    return (place if order is None else order.gather(1, place))[:, 0]
+    return invert(found, uniform, order)
 
 
 def chances(logits: Tensor, requests: Sequence[Request]) -> Tensor:
@@ -146,7 +146,7 @@ def chances(logits: Tensor, requests: Sequence[Request]) -> Tensor:
         [N, V] in float64; each row adds up to 1.
     """
     scores = restrict(_shifted(logits.double(), requests), requests)
-    found, order = _chances(scores, requests, any(map(_filters, requests)))
+    found, order = _chances(scores, requests, any(map(filters, requests)))
     if order is not None:
         found = torch.zeros_like(found).scatter(1, order, found)
     return found / found.sum(-1, keepdim=True)
@@ -170,23 +170,57 @@ def _chances(
 ) -> tuple[Tensor, Tensor | None]:
     """Chances [N, V] up to a factor, and the tokens that they belong to where they are sorted."""
     params = [request.params for request in requests]
-    temperature = _column([p.temperature for p in params], scores)
+    vocabulary = scores.shape[1]
+    return filter_chances(
+        scores,
+        _column([p.temperature for p in params], scores),
+        Filters(
+            _column([p.top_k or vocabulary for p in params], scores),
+            _column([p.top_p for p in params], scores),
+            _column([p.min_p for p in params], scores),
+        )
+        if filtered
+        else None,
+    )
+
+
+class Filters(NamedTuple):
+    """Which tokens may be drawn at all; each is [N, 1] in float64.
+
+    Attributes:
+        top_k: so many of the most likely; the vocabulary for all.
+        top_p, min_p: see :class:`mor.engine.SamplingParams`.
+    """
+
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
+
+
+def filter_chances(
+    scores: Tensor, temperature: Tensor, filters: Filters | None
+) -> tuple[Tensor, Tensor | None]:
+    """Chances [N, V] of scores [N, V], up to a factor; and whose they are where they are sorted."""
     found = ((scores - scores.amax(-1, keepdim=True)) / temperature).softmax(-1)
-    if not filtered:
+    if filters is None:
         return found, None
     found, order = found.sort(dim=-1, descending=True, stable=True)
-    vocabulary = found.shape[1]
-    top_k = _column([p.top_k or vocabulary for p in params], scores)
-    found = found.masked_fill(torch.arange(vocabulary, device=scores.device) >= top_k, 0.0)
+    places = torch.arange(found.shape[1], device=scores.device)
+    found = found.masked_fill(places >= filters.top_k, 0.0)
     # top-p counts among what top-k left; a token stays if those before it do not reach p.
     # (Threads share the plain sum of one long row, but not those of several: other bits.)
     found = found / found.cumsum(-1)[:, -1:]
     before = found.cumsum(-1) - found
-    top_p = _column([p.top_p for p in params], scores)
     # 1 means all: sums of probabilities may come to a little more.
-    found = found.masked_fill((before >= top_p) & (top_p < 1), 0.0)
-    floor = _column([p.min_p for p in params], scores) * found[:, :1]
+    found = found.masked_fill((before >= filters.top_p) & (filters.top_p < 1), 0.0)
+    floor = filters.min_p * found[:, :1]
     return found.masked_fill(found < floor, 0.0), order
+
+
+def invert(found: Tensor, uniform: Tensor, order: Tensor | None) -> Tensor:
+    """[N] the token where the cumulative sum of chances [N, V] passes ``uniform`` [N, 1]."""
+    place = _invert(found, uniform)
+    return (place if order is None else order.gather(1, place))[:, 0]
 
 
 def _invert(found: Tensor, uniform: Tensor) -> Tensor:

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenColumns, token_lists
-from mor.engine.mirror import to_int64
+from mor.engine.device import DeviceAttention
 from mor.engine.pages import PageTables
-from mor.engine.request import Wave
+from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner, last_rows
+from mor.engine.sampler import Choice
 from mor.engine.stages import Stage
+from mor.engine.static_sampler import StaticSampler
 
 
 class StaticRunner(Runner):
@@ -31,6 +33,10 @@ class StaticRunner(Runner):
         self._enter = Stage(self._entered, [*private, 0], most, device)
         self._tick = Stage(self._ticked, block, most, device)
         self._leave = Stage(self._left, private, most, device)
+        # What the coda left, for the head; the spare place is behind all others.
+        self._through = self.lanes.hidden.new_zeros((most + 1, self.config.hidden_size))
+        self._head = Stage(self._read_out, [most], most, device)
+        self._sampler = StaticSampler(self.store.private.spare, self.config.vocab_size, device)
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
         """See :meth:`Runner.enter`; prompts with embeddings go its way, not captured."""
@@ -39,6 +45,7 @@ class StaticRunner(Runner):
         self.boundaries.enter(waves, self.lanes.hidden.device)
         columns = self._private(waves)
         ids = [i for w in waves for i in w.ids]
+        self._plan(self._enter, self.store.private, columns)
         return self._enter([*columns, ids])
 
     def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
@@ -50,16 +57,35 @@ class StaticRunner(Runner):
         for place, depth in enumerate(columns[1]):
             if not store.writes(depth):
                 columns[4][place], columns[6][place] = 0, spare
+        self._plan(self._tick, store.block, columns, mixed=store.origins is not None)
         return tuple(pieces), self._tick(columns)
 
     def leave(self, waves: Sequence[Wave]) -> tuple[Tensor | None, Tensor]:
         """See :meth:`Runner.leave`."""
-        hidden = self._leave(self._private(waves))
+        columns = self._private(waves)
+        self._plan(self._leave, self.store.private, columns)
+        hidden = self._leave(columns)
         last = last_rows(waves)
         if not last:
             return None, hidden
-        asked = hidden.index_select(0, to_int64(last, hidden.device))
-        return self.model.head(asked), hidden
+        return self._head([last]), hidden
+
+    def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
+        """See :meth:`Runner.choose`."""
+        return self._sampler(logits, requests) or super().choose(logits, requests)
+
+    def _plan(
+        self, stage: Stage, table: PageTables, columns: Sequence[Sequence[int]], mixed: bool = False
+    ) -> None:
+        """Tell a form that wants to know how many places each query sees; padding sees its own."""
+        if not isinstance(self.attention, DeviceAttention):
+            return
+        count = len(columns[0])
+        seen = [slot + 1 for slot in columns[3]] + [1] * (stage.size(count) - count)
+        pages = table.pages_of.host.shape[2]
+        self.attention.plan_single(
+            seen, *((1, table.max_tokens) if mixed else (table.pool.page_size, pages))
+        )
 
     # What is captured ----------------------------------------------------------------------------
 
@@ -71,7 +97,11 @@ class StaticRunner(Runner):
         return self._run(self._batch(self.store.block, columns, self.store.origins))
 
     def _left(self, columns: Tensor) -> Tensor:
-        return self._finish(self._batch(self.store.private, columns))[0]
+        hidden = self._finish(self._batch(self.store.private, columns))[0]
+        return self._through[: len(hidden)].copy_(hidden)
+
+    def _read_out(self, columns: Tensor) -> Tensor:
+        return self.model.head(self._through.index_select(0, columns[0]))
 
     # Columns -------------------------------------------------------------------------------------
 

@@ -31,6 +31,11 @@ from mor.train import Recipe, load_recipe
 CARD = "README.md"
 # The evaluation of a card: at most so many sequences, and about so many tokens.
 SEQUENCES, TOKENS = 64, 32_768
+# What a card takes from a run's summary, come what may.
+NEEDED = (
+    *("name", "family", "router", "num_recursions", "parameters", "non_embedding_parameters"),
+    "versions",
+)
 
 
 def write_card(
@@ -58,8 +63,11 @@ def write_card(
     run = run_of(run) or run
     try:
         summary = json.loads((run / SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        missing = [name for name in NEEDED if name not in summary]
+    except (OSError, ValueError, TypeError):
         raise MorError(f"{run} is no finished run: {SUMMARY} is missing or damaged") from None
+    if missing:
+        raise MorError(f"{run / SUMMARY} is damaged: {missing[0]} is missing")
     recipe = load_recipe(run / RECIPE)
     section = recipe.data
     if section.kind == "captions":

@@ -6,7 +6,6 @@ import copy
 from typing import Any, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.errors import MorError
@@ -15,6 +14,7 @@ from mor.model.layers import MLP, DecoderLayer, Heads
 from mor.model.relaxation import LowRank, Relaxable
 from mor.ops import pointwise
 from mor.ops.native import HEAD_DIMS, PackedLayer, PackedLinear, PackedStack, Workspace, fits
+from mor.ops.planned import one_hot
 from mor.ops.rope import Rotation
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -116,7 +116,7 @@ class PackedLowRank(nn.Module):
         if not fits(hidden):
             return self.low_rank(hidden, use)
         each = torch.as_tensor(use, device=hidden.device).expand(hidden.shape[:-1])
-        own = F.one_hot(each.flatten(), self.shape[0]).to(hidden.dtype)[..., None]
+        own = one_hot(each.flatten(), self.shape[0], hidden.dtype)[..., None]
         thin = self.down(hidden.flatten(0, -2), self.work).unflatten(-1, self.shape) * own
         out = self.up(thin.flatten(1), self.work).unflatten(0, hidden.shape[:-1])
         return self.low_rank.finish(out, use)

@@ -17,7 +17,8 @@ from mor.model.reached import Reached
 from mor.model.recorder import Recorder
 from mor.model.routers.base import Router, Scores
 from mor.model.routers.selection import as_mask
-from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices
+from mor.ops import planned
+from mor.ops.compaction import Packing, nobody, pack, pack_flat, pack_indices, pack_within
 from mor.ops.rope import Rotation
 from mor.ops.segments import Segments
 
@@ -78,6 +79,7 @@ def run_recursions(
     depths = torch.zeros_like(positions)
     reached = everyone = Reached.everyone(layout.rows, hidden)
     started = router.start(block.narrow(hidden), max_depth)
+    bounds = bound_sizes(router, started, layout, routing, max_depth)
     for depth in range(max_depth):
         tokens = reached.gather(hidden)
         seen, places = block.narrow(tokens), reached.gather(positions)
@@ -85,7 +87,7 @@ def run_recursions(
         active = choose(router, scores, depth, reached, routing)
         recorder.add_choice(router, scores, active, depth, reached)
         if active is not None:
-            inner = compact(active, reached, kv.flat)
+            inner = compact(active, reached, kv.flat, None if bounds is None else bounds[depth])
             if inner is None and router.in_step:
                 # The other ranks wait for this one at every depth.
                 inner = nobody(hidden.device, flat=kv.flat)
@@ -127,7 +129,7 @@ def select(router: Router, scores: Scores, depth: int, reached: Reached) -> Tens
     Returns:
         As :meth:`Router.select <mor.model.routers.base.Router.select>`.
     """
-    if reached.row_of is None:
+    if reached.row_of is None or router.ignores_rows:
         return router.select(scores, depth, reached.candidates())
     segments = Segments.of(reached.row_of)
     candidates = reached.candidates_in_rows(segments)
@@ -140,15 +142,37 @@ def select(router: Router, scores: Scores, depth: int, reached: Reached) -> Tens
     return segments.unpad(as_mask(active, real.float(), real))[None]
 
 
-def compact(active: Tensor, reached: Reached, flat: bool) -> Packing | None:
+def bound_sizes(
+    router: Router, started: Scores | None, layout: Layout, routing: Routing, max_depth: int
+) -> list[int] | None:
+    """How many tokens can run each depth, where the host would wait if it asked; else None.
+
+    With them training lays tokens end to end in so many places, and nobody asks how many there are.
+    Padding and documents have been asked about at the door, so they may be again; so may ranks that
+    share a quantile, since how much of it falls to one of them nobody can know.
+    """
+    rows = layout.rows
+    plain = rows.lengths is None and rows.row_of is None and layout.kv.flat
+    if routing != "topk" or not plain or planned.may_ask(layout.positions.device):
+        return None
+    total = layout.positions.numel()
+    return router.bounds(started, total, max_depth) if router.config.is_causal else None
+
+
+def compact(
+    active: Tensor, reached: Reached, flat: bool, most: int | None = None
+) -> Packing | None:
     """Packing of the active candidates within all candidates; None where there are none.
 
     Args:
         active: bool mask [A, M], or ascending indices [A, k].
         reached: the candidates [A, M].
         flat: lay them end to end, rather than in padded rows.
+        most: so many are active at most, and nobody asks how many; None to ask.
     """
     if active.dtype == torch.long:
         return pack_indices(active, reached.shape[1])
     active = active if reached.valid is None else active & reached.valid
+    if most is not None:
+        return pack_within(active, min(most, active.numel())) if most else None
     return pack_flat(active) if flat else pack(active)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.ops.planned import one_hot
 
 LINEAR_MAPS = {
     "self_attn": ("q_proj", "k_proj", "v_proj", "o_proj"),
@@ -75,7 +76,7 @@ class LowRank(Relaxation):
             # All uses side by side and each token's own let through: two plain products, whatever
             # the mixture, at (uses - 1) times more of the thin work.
             uses, rank, _ = self.down.shape
-            own = F.one_hot(use, uses).to(hidden.dtype)[..., None]
+            own = one_hot(use, uses, hidden.dtype)[..., None]
             thin = F.linear(hidden, self.down.flatten(0, 1)).unflatten(-1, (uses, rank)) * own
             out = F.linear(thin.flatten(-2), self.up.transpose(0, 1).flatten(1))
         else:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mor.ops import native
 from mor.ops.prefix import PrefixAttention, Walk
-from mor.ops.segments import Group, Segments
+from mor.ops.segments import Group, Runs, Segments, attend_by_groups
 
 _HALF = (torch.float16, torch.bfloat16)
 # From this many queries on, a walk over chunks beats the kernel's own causal walk on the CPU.
@@ -117,7 +117,9 @@ def prefix_attention(query: Tensor, key: Tensor, value: Tensor, walk: Walk) -> T
     return scattered_attention(query, key, value, walk.slots)
 
 
-def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+def segment_attention(
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments | Runs
+) -> Tensor:
     """Causal attention within each segment.
 
     Args:
@@ -126,17 +128,34 @@ def segment_attention(query: Tensor, key: Tensor, value: Tensor, segments: Segme
     Returns:
         [N, H, d].
     """
+    if isinstance(segments, Runs):
+        query, key, value = _cast(query, key, value)
+        return _run_attention(query, key, value, segments)
     if _trains(query, key, value):
         return native.FlashAttention.apply(query, key, value, segments.pieces)
     if query.device.type == "cpu":
         return segments.merged([_one_group(query, key, value, g) for g in segments.groups])
     query, key, value = _cast(query, key, value)
-    if query.device.type == "cuda" and query.dtype in _HALF and query.shape[-1] % 8 == 0:
+    if _takes_lengths(query):
         return _varlen(query, key, value, segments)
     return padded_segment_attention(query, key, value, segments)
 
 
-def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Tensor:
+def _run_attention(query: Tensor, key: Tensor, value: Tensor, runs: Runs) -> Tensor:
+    """:func:`segment_attention` where the host does not know lengths."""
+    if not _takes_lengths(query):
+        return padded_segment_attention(query, key, value, runs)
+    # The kernel neither reads nor writes behind the last run, not even gradients.
+    query, key, value = map(runs.clear, (query, key, value))
+    return runs.clear(_varlen(query, key, value, runs))
+
+
+def _takes_lengths(query: Tensor) -> bool:
+    """Whether PyTorch has a kernel for sequences of unequal length."""
+    return query.device.type == "cuda" and query.dtype in _HALF and query.shape[-1] % 8 == 0
+
+
+def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments | Runs) -> Tensor:
     """PyTorch's FlashAttention for sequences of unequal length; half precision on CUDA."""
     # Here, not above: torch registers its kernels with this module, and the CPU needs none.
     from torch.nn.attention.varlen import varlen_attn
@@ -154,7 +173,7 @@ def _varlen(query: Tensor, key: Tensor, value: Tensor, segments: Segments) -> Te
 
 
 def padded_segment_attention(
-    query: Tensor, key: Tensor, value: Tensor, segments: Segments
+    query: Tensor, key: Tensor, value: Tensor, segments: Segments | Runs
 ) -> Tensor:
     """The plain form of :func:`segment_attention`: a padded row for every segment."""
     rows = (segments.pad(tokens).transpose(1, 2) for tokens in (query, key, value))
@@ -202,6 +221,27 @@ class SharedSegments:
         return tuple(found)
 
 
+@dataclass(frozen=True)
+class SharedRuns:
+    """The same where the host does not know how many queries there are.
+
+    Attributes:
+        places: [N] where each query's own key stands among the S keys; S for those not real.
+        keys: how the S keys are laid end to end.
+    """
+
+    places: Tensor
+    keys: Segments | Runs
+
+
+def shared_run_attention(query: Tensor, key: Tensor, value: Tensor, shared: SharedRuns) -> Tensor:
+    """Attention of query [N, H, d] over key, value [S, Hkv, d]: [N, H, d]; zeros if not real."""
+    row = query.new_zeros(len(key) + 1, *query.shape[1:]).index_copy(0, shared.places, query)
+    found = segment_attention(row[:-1], key, value, shared.keys)
+    found = torch.cat((found, found.new_zeros(1, *found.shape[1:])))
+    return found.index_select(0, shared.places)
+
+
 def shared_segment_attention(
     query: Tensor, key: Tensor, value: Tensor, shared: SharedSegments
 ) -> Tensor:
@@ -210,12 +250,7 @@ def shared_segment_attention(
         return native.FlashAttention.apply(query, key, value, shared.pieces)
     if query.device.type != "cpu":
         return scattered_segment_attention(query, key, value, shared)
-    parts = []
-    for group, keys, walk in shared.groups:
-        rows = (group.rows(query), keys.rows(key), keys.rows(value))
-        one, two, three = (tokens.transpose(1, 2) for tokens in rows)
-        parts.append(group.flat(prefix_attention(one, two, three, walk).transpose(1, 2)))
-    return shared.queries.merged(parts)
+    return attend_by_groups(query, key, value, shared.queries, shared.groups, prefix_attention)
 
 
 def scattered_segment_attention(

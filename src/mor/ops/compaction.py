@@ -95,6 +95,20 @@ def pack_flat(active: Tensor) -> Packing | None:
     return Packing(flat[None], row_of=flat // active.shape[1])
 
 
+def pack_within(active: Tensor, most: int) -> Packing:
+    """:func:`pack_flat` that does not ask how many tokens are active: at most so many.
+
+    Spare places behind them hold other tokens, each once, which nothing real sees.
+
+    Args:
+        active: [B, N] bool.
+        most: at least as many as are active, and at most B * N.
+    """
+    every = active.flatten()
+    flat = (~every).to(torch.uint8).argsort(stable=True)[:most]
+    return Packing(flat[None], lengths=every.sum()[None], row_of=flat // active.shape[1])
+
+
 def pack_indices(index: Tensor, width: int) -> Packing:
     """Packing from ascending token indices [B, k] into rows of ``width`` tokens, all active."""
     base = torch.arange(index.shape[0], device=index.device) * width

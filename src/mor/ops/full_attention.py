@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mor.ops.segments import Group, Segments
+from mor.ops.segments import Group, Segments, attend_by_groups
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -79,12 +79,7 @@ def meeting_attention(query: Tensor, key: Tensor, value: Tensor, meeting: Meetin
     same = meeting.queries.names == meeting.keys.names
     if kind == "cuda" and same and query.dtype in _HALF and query.shape[-1] % 8 == 0:
         return _varlen(query, key, value, meeting)
-    parts = []
-    for group, keys, seen in meeting.groups:
-        rows = (group.rows(query), keys.rows(key), keys.rows(value))
-        one, two, three = (tokens.transpose(1, 2) for tokens in rows)
-        parts.append(group.flat(masked_attention(one, two, three, seen).transpose(1, 2)))
-    return meeting.queries.merged(parts)
+    return attend_by_groups(query, key, value, meeting.queries, meeting.groups, masked_attention)
 
 
 def _varlen(query: Tensor, key: Tensor, value: Tensor, meeting: Meeting) -> Tensor:

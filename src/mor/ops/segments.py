@@ -7,8 +7,10 @@ segments is causal within each and blind to the others, so it also keeps packed 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from mor.ops.native import Pieces
 
 # Attention over a group of rows may cost this much more than over its runs alone.
 _WASTE = 1.2
+
+How = TypeVar("How")
 
 
 @dataclass(frozen=True)
@@ -161,3 +165,77 @@ class Segments:
         """[N] place of each token in the padded rows. Found once: it asks the device, and layers
         that each index with a mask would each wait for it."""
         return self.table[1].flatten().nonzero()[:, 0]
+
+
+def attend_by_groups(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    queries: Segments,
+    groups: Iterable[tuple[Group, Group, How]],
+    attend: Callable[[Tensor, Tensor, Tensor, How], Tensor],
+) -> Tensor:
+    """Attention of segments, those of similar length as rows of one call.
+
+    Args:
+        query: [N, H, d]; key, value: [S, Hkv, d].
+        queries: how the N are laid.
+        groups: the queries of each call, the keys that they meet, and how.
+        attend: takes query [n, H, N', d], key and value [n, Hkv, S', d], and how they meet.
+
+    Returns:
+        [N, H, d].
+    """
+    parts = []
+    for group, keys, how in groups:
+        rows = (group.rows(query), keys.rows(key), keys.rows(value))
+        one, two, three = (tokens.transpose(1, 2) for tokens in rows)
+        parts.append(group.flat(attend(one, two, three, how).transpose(1, 2)))
+    return queries.merged(parts)
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Runs within N tokens laid end to end, whose lengths only the device knows.
+
+    Attributes:
+        row_of: [N] the run of each token, ascending among the real ones.
+        real: [N] bool which tokens are real; those stand first.
+        rows: runs; some may be empty.
+        longest: no run has more tokens.
+    """
+
+    row_of: Tensor
+    real: Tensor
+    rows: int
+    longest: int
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """int32 [rows + 1], as kernels for sequences of unequal length want them."""
+        counts = torch.zeros(self.rows + 1, dtype=torch.long, device=self.row_of.device)
+        counts = counts.scatter_add(0, self.row_of + 1, self.real.long())
+        return counts.cumsum(0).int()
+
+    @cached_property
+    def places(self) -> Tensor:
+        """[N] the place of each token in padded rows laid end to end; one behind them if unreal."""
+        rank = torch.arange(len(self.row_of), device=self.row_of.device)
+        rank = rank - self.offsets[self.row_of]
+        spare = self.rows * self.longest
+        return torch.where(self.real, self.row_of * self.longest + rank, spare)
+
+    def pad(self, tokens: Tensor) -> Tensor:
+        """[N, ...] -> [rows, longest, ...], zeros behind each run."""
+        room = tokens.new_zeros(self.rows * self.longest + 1, *tokens.shape[1:])
+        laid = room.index_copy(0, self.places, tokens)[:-1]
+        return laid.unflatten(0, (self.rows, self.longest))
+
+    def unpad(self, rows: Tensor) -> Tensor:
+        """[rows, longest, ...] -> [N, ...], the inverse of :meth:`pad`; zeros if unreal."""
+        flat = rows.flatten(0, 1)
+        return torch.cat((flat, flat.new_zeros(1, *flat.shape[1:]))).index_select(0, self.places)
+
+    def clear(self, tokens: Tensor) -> Tensor:
+        """[N, H, d] with zeros in the place of what is not real, and no gradient there."""
+        return tokens.masked_fill(~self.real[:, None, None], 0.0)

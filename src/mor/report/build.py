@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mor.disk import append_jsonl
+from mor.disk import append_jsonl, check_folder
 from mor.errors import MorError
 from mor.report import tables
 from mor.report.html import render_page
@@ -43,8 +43,7 @@ def build_report(
             there, or ``out`` cannot be written.
     """
     out = Path(out)
-    if out.exists() and not out.is_dir():
-        raise MorError(f"out={out} is a file; a folder, new or old, would be right")
+    check_folder(out)
     runs = load_runs(run_dirs)
     _check_passages(runs, passages or {})
     plots = draw_plots(runs)

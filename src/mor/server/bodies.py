@@ -1,4 +1,4 @@
-"""Bodies of requests: JSON is read, what is none is told, and no shape costs much."""
+"""Bodies of requests: JSON is read, what is none is refused, and no shape costs much."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,18 @@ from mor.server.app import LEAST_TOKENS, MAX_BODY, create_app
 from mor.server.crossing import check_origins
 from mor.server.images import open_reader
 from mor.server.templates import check_template
+
+
+def read_template(path: Path) -> str:
+    """The text of a Jinja file.
+
+    Raises:
+        MorError: it cannot be read.
+    """
+    try:
+        return path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise MorError(f"chat_template={path} cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,10 @@ class Served:
         whose = self.template_from or f"the tokenizer of {self.model}"
         template = check_template(tokenizer, self.chat_template, f"the chat template of {whose}")
         return Checked(tokenizer, template, levels)
+
+    def of_a_replica(self) -> Served:
+        """The same behind a front: keys and other origins are looked at there, once."""
+        return replace(self, api_keys=(), cors_origins=())
 
     def application(self, model: MoRForCausalLM, checked: Checked) -> FastAPI:
         """The application around an engine of its own for ``model``, which then belongs to it.

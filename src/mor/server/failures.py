@@ -1,4 +1,4 @@
-"""What becomes of a failed engine, and what clients are told when nothing can be done for them."""
+"""What becomes of a failed engine, and what clients get when nothing can be done for them."""
 
 from __future__ import annotations
 

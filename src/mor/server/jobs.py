@@ -92,7 +92,7 @@ class Job:
         return replace(self.params, max_tokens=min(self.params.max_tokens or room, room))
 
     def take(self, first: int, output: RequestOutput) -> list[tuple[Update, Completion]]:
-        """What is new in an output of the engine, which the client has not been told.
+        """What is new in an output of the engine, which the client has not been sent.
 
         Args:
             first: the job's index of the output's first completion.

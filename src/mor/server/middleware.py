@@ -17,7 +17,7 @@ SLACK = 4  # times the largest body are read of one that is too large
 
 
 class Counts(Protocol):
-    """What is told of every answer."""
+    """Counts answers."""
 
     def answered(self, status: int) -> None:
         """An answer of any path was sent."""

@@ -19,7 +19,7 @@ log = logging.getLogger("uvicorn.error")
 
 
 class Drains(Protocol):
-    """What works on requests, and can be told to take no more: an engine's loop, a front."""
+    """What works on requests, and can be asked to take no more: an engine's loop, a front."""
 
     @property
     def under_way(self) -> int:

@@ -1,4 +1,4 @@
-"""The address of a server, taken before the model loads: a port in use is told at once."""
+"""The address of a server, taken before the model loads: a port in use is reported at once."""
 
 from __future__ import annotations
 

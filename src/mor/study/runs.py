@@ -31,6 +31,18 @@ Tell = Callable[[str], None]
 Record = dict[str, Any]
 
 
+class StudyFailed(MorError):
+    """Some jobs of a study failed, all others are done.
+
+    Attributes:
+        records: of what is done, as `run_study` returns them.
+    """
+
+    def __init__(self, message: str, records: list[Record]) -> None:
+        super().__init__(message)
+        self.records = records
+
+
 def run_study(
     study: Study,
     out: Path,
@@ -55,8 +67,8 @@ def run_study(
         launcher: where jobs run (:mod:`mor.study.launchers`), in place of processes here.
 
     Raises:
-        MorError: another process works on `out`; or jobs failed: those that did are named, and all
-            others are done.
+        MorError: another process works on `out`.
+        StudyFailed: jobs failed: those that did are named, and all others are done.
         Interrupted: Ctrl-C; the jobs at hand have saved what they had.
     """
     launcher = launcher or ProcessLauncher(workers)
@@ -77,9 +89,10 @@ def run_study(
     if failed:
         names = ", ".join(failed)
         reason = next(iter(failed.values()))
-        raise MorError(
+        raise StudyFailed(
             f"{len(failed)} of {len(jobs)} jobs failed ({names}), the first with: {reason}; the "
-            f"others are done, and the same command tries again (logs are in {out / 'logs'})"
+            f"others are done, and the same command tries again (logs are in {out / 'logs'})",
+            collect(study, [job for job in jobs if job.name not in failed]),
         )
     return collect(study, jobs)
 

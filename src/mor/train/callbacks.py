@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_pt_utils import LabelSmoother
 
 from mor.errors import MorError
-from mor.train.network import find_router
+from mor.model.network import find_router
 
 __all__ = ["RouterCallback", "find_router"]
 

@@ -18,12 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mor.model.network import find_router
 from mor.ops.ranks import any_rank
 from mor.train.distributed import Parallel, all_finite
 from mor.train.guards import FiniteGuard, StopSignals
-from mor.train.log import RunLog
-from mor.train.meter import Meter
-from mor.train.network import find_router
+from mor.train.logs.log import RunLog
+from mor.train.logs.meter import Meter
 from mor.train.objective import Objective, count_targets
 from mor.train.optimiser import Optimiser
 from mor.train.recipe.sections import TrainSection

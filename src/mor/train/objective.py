@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from mor.config.choices import Routing
 from mor.hf.outputs import MoRCausalLMOutput, MoRMediaOutput
 from mor.model.loss import combine_losses, next_token_targets
+from mor.model.network import find_network, find_router
 from mor.model.recorder import DepthTrace
 from mor.ops.cross_entropy import IGNORE
 from mor.ops.distillation import linear_distillation
-from mor.train.network import find_network, find_router
 from mor.train.recipe.uptrain import DistillSection
 from mor.train.uptrain.cache import TeacherCache
 from mor.train.uptrain.layer_states import find_runners, record_layer_states, stream_error

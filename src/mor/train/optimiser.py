@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from mor.train.network import find_router
+from mor.model.network import find_router
 from mor.train.recipe.sections import TrainSection
 from mor.train.uptrain.groups import rate_factors, split_groups
 

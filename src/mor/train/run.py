@@ -34,14 +34,14 @@ from mor.train.distributed import (
     shard,
 )
 from mor.train.guards import FiniteGuard, explain_stops
-from mor.train.log import RunLog
+from mor.train.logs.log import RunLog
+from mor.train.logs.meter import Meter, peak_memory_bytes
+from mor.train.logs.reporters import open_reporters
 from mor.train.loop import Loop
-from mor.train.meter import Meter, peak_memory_bytes
 from mor.train.objective import NextToken, Objective
 from mor.train.plan.budget import Plan, PlannedFlops, plan_budget
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.recipe.recipe import Recipe
-from mor.train.reporters import open_reporters
 from mor.train.state import sharded
 from mor.train.state.branches import expand_branches
 from mor.train.state.run_folder import RunFolder

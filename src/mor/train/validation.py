@@ -31,14 +31,10 @@ def validate(
     """
     began = time.time()
     count = len(dataset)
-    starts = range(0, count, batch_size)
-    rounds = math.ceil(len(starts) / parallel.ranks)
-    found = torch.zeros(rounds, 2, dtype=torch.float64, device=parallel.device)
-    for number in range(rounds):
-        # Ranks have to run as many passes; one that is left over repeats the first batch.
-        place = number * parallel.ranks + rank()
-        start = starts[place] if place < len(starts) else 0
-        rows = dataset.__getitems__(range(start, min(start + batch_size, count)))
+    shares = deal_batches(parallel.ranks, count, batch_size)
+    found = torch.zeros(len(shares), 2, dtype=torch.float64, device=parallel.device)
+    for number, (places, _) in enumerate(shares):
+        rows = dataset.__getitems__(places)
         batch = {n: t.to(parallel.device) for n, t in default_data_collator(rows).items()}
         targets = count_targets([batch]).float()
         output = run_model(
@@ -47,10 +43,36 @@ def validate(
         assert output.loss is not None
         found[number, 0], found[number, 1] = output.loss, targets
     # Batches hold unequal numbers of targets where only answers count, or rows are padded.
-    losses, targets = _gather(found, parallel)[: len(starts)].unbind(1)
+    losses, targets = _gather(found, parallel)[: math.ceil(count / batch_size)].unbind(1)
+    loss = float((losses * targets).sum() / targets.sum().clamp(min=1))
+    return {"eval_loss": loss} | rates(began, count, len(shares))
+
+
+def deal_batches(ranks: int, count: int, batch_size: int) -> list[tuple[range, bool]]:
+    """The batches of this rank, as many as every other has.
+
+    Args:
+        ranks: how many take turns.
+        count: examples in all.
+        batch_size: examples at a time.
+
+    Returns:
+        Of each batch the examples, and whether it counts. Ranks have to run as many passes: one
+        that would be left without a batch repeats the first one, which then does not count.
+    """
+    starts = range(0, count, batch_size)
+    shares = []
+    for first in range(0, len(starts), ranks):
+        place = first + rank()
+        start = starts[place] if place < len(starts) else 0
+        shares.append((range(start, min(start + batch_size, count)), place < len(starts)))
+    return shares
+
+
+def rates(began: float, count: int, rounds: int) -> dict[str, float]:
+    """What ``count`` examples in ``rounds`` passes took since ``began``, in seconds, and rates."""
     seconds = time.time() - began
     return {
-        "eval_loss": float((losses * targets).sum() / targets.sum().clamp(min=1)),
         "eval_runtime": round(seconds, 4),
         "eval_samples_per_second": round(count / seconds, 3),
         "eval_steps_per_second": round(rounds / seconds, 3),

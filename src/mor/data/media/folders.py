@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from mor.data.media.index import TEST, TRAIN, VALIDATION
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 
 SUFFIXES = {
     "images": {
@@ -78,7 +78,7 @@ def list_folder(folder: Path, kind: str, label_field: str = LABEL_FIELD) -> List
             train on, or its metadata are wrong; files without a class are listed as skipped.
     """
     if not folder.is_dir():
-        raise MorError(f"folder {folder} of {kind} does not exist")
+        raise MorError(f"folder {folder} of {kind} {describe_missing(folder)}")
     names = _names_below(folder)
     split_folders = _split_folders(folder, names)
     tables = _read_tables(folder, names, label_field)

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from mor.disk import digest, write_whole
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 
 FORMAT, VERSION = "mor-media", 1
 INDEX_FILE, SKIPPED_FILE = "index.json", "skipped.jsonl"
@@ -123,7 +123,9 @@ class MediaIndex:
         folder = Path(directory).expanduser()
         path = folder / INDEX_FILE
         if not folder.is_dir():
-            raise MorError(f"data folder {folder} does not exist; make it with mor data prepare")
+            raise MorError(
+                f"data folder {folder} {describe_missing(folder)}; make it with mor data prepare"
+            )
         if not is_media(folder):
             raise MorError(
                 f"{folder} is not a prepared folder of images or sounds; make one with "

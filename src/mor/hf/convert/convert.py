@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from mor.disk import check_new
+from mor.errors import describe_missing
 from mor.hf.bos import save_tokenizer, set_bos
 from mor.hf.convert.assemble import assemble, stack_plan
 from mor.hf.convert.authors import authors_config, authors_plan, drop_unused
@@ -82,7 +83,7 @@ def convert_llama(source: str | Path, out: str | Path) -> Path:
     source, out = Path(source), Path(out)
     check_new(out)
     if not source.is_dir():
-        raise ConversionError(f"{source}: no such folder")
+        raise ConversionError(f"{source} {describe_missing(source)}")
     where = source / "config.json"
     config = llama_config(read_mapping(where), str(where))
     tensors = read_weights(source)

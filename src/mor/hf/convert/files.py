@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mor.disk import check_new, replace_folder
-from mor.errors import MorError
+from mor.errors import MorError, describe_missing
 from mor.ops.alignment import aligned
 
 WEIGHT_NAMES = (
@@ -84,7 +84,7 @@ def find_weights(path: Path) -> Path:
                 return path / name
         raise ConversionError(f"{path}: no weights here; expected one of {', '.join(WEIGHT_NAMES)}")
     if not path.is_file():
-        raise ConversionError(f"{path}: no such file")
+        raise ConversionError(f"{path} {describe_missing(path, 'file')}")
     return path
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mor.config import MoRConfig
-from mor.errors import install_hint
+from mor.errors import describe_missing, install_hint
 from mor.hf.convert.files import ConversionError, one_line
 from mor.hf.convert.llama import llama_fields, plain_depth
 from mor.ops.alignment import aligned
@@ -61,7 +61,7 @@ class GGUFFile:
                 + install_hint("gguf")
             ) from None
         if not path.is_file():
-            raise ConversionError(f"{path}: no such file")
+            raise ConversionError(f"{path} {describe_missing(path, 'file')}")
         self.path, self._library = path, gguf
         try:
             reader = gguf.GGUFReader(path)

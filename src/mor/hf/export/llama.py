@@ -18,7 +18,7 @@ from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.convert.assemble import layer_tensors
 from mor.hf.convert.files import copy_companions, new_folder
-from mor.hf.load import load_model
+from mor.hf.load import load_config, load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, short
@@ -194,5 +194,5 @@ def export_llama(
 
 def stored_dtype(source: Path) -> torch.dtype:
     """The dtype of a folder's weights, as its configuration says; float32 where it does not."""
-    found: Any = MoRConfig.from_pretrained(source).dtype
+    found: Any = load_config(source).dtype
     return found if isinstance(found, torch.dtype) else torch.float32

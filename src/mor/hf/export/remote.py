@@ -15,6 +15,7 @@ from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.convert.files import COMPANIONS, new_folder
 from mor.hf.export.bundle import bundle, flat_name
+from mor.hf.load import load_config
 from mor.hf.register import CLASSES
 from mor.run_files import CONFIG, PROCESSOR, model_folder
 
@@ -52,7 +53,7 @@ def export_hf(folder: Path, out: Path) -> Path:
         MorError: no model there, weights missing or damaged, ``out`` is not empty.
     """
     source = model_folder(folder)
-    config = MoRConfig.from_pretrained(source)
+    config = load_config(source)
     kind = _class_of(config, source)
     weights = sorted(source.glob("*.safetensors"))
     _check_weights(kind, config, weights, source)

@@ -15,17 +15,20 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.model.attend.protocol import KV, Attend
+from mor.ops import planned
 from mor.ops.attention import (
+    SharedRuns,
     SharedSegments,
     causal_attention,
     prefix_attention,
     segment_attention,
+    shared_run_attention,
     shared_segment_attention,
 )
 from mor.ops.compaction import Packing
 from mor.ops.full_attention import Meeting, masked_attention, meeting_attention
 from mor.ops.prefix import Walk
-from mor.ops.segments import Segments
+from mor.ops.segments import Runs, Segments
 
 
 def _end_to_end(heads: Tensor) -> Tensor:
@@ -45,7 +48,7 @@ class CausalAttend(Attend):
         segments: what sees what among the tokens laid end to end; None for rows of their own.
     """
 
-    def __init__(self, segments: Segments | None = None) -> None:
+    def __init__(self, segments: Segments | Runs | None = None) -> None:
         self.segments = segments
 
     def needs_kv(self, layer: int) -> bool:
@@ -67,8 +70,9 @@ class CausalAttend(Attend):
 class FullAttend(CausalAttend):
     """The same in both directions, for encoders: every token of the row or segment is seen."""
 
-    def __init__(self, segments: Segments | None = None) -> None:
+    def __init__(self, segments: Segments | Runs | None = None) -> None:
         super().__init__(segments)
+        assert not isinstance(segments, Runs)  # encoders ask for lengths
         self.meeting = None if segments is None else Meeting(segments, segments)
 
     def __call__(
@@ -119,12 +123,12 @@ class Shared:
 
     Attributes:
         places: [A M] where each token stands among the stored ones laid end to end.
-        how: over segments, or over rows of equal length; the last two see all keys of a segment
-            or, None, of a row.
+        how: over segments, over runs of unknown lengths, or over rows of equal length; the last
+            two see all keys of a segment or, None, of a row.
     """
 
     places: Tensor
-    how: SharedSegments | Walk | Meeting | None
+    how: SharedSegments | SharedRuns | Walk | Meeting | None
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """[A, H, M, d] over stored [A0, Hkv, M0, d]; causal, each query up to its own place."""
@@ -135,12 +139,17 @@ class Shared:
         one, two, three = _end_to_end(query), _end_to_end(key), _end_to_end(value)
         if isinstance(self.how, Meeting):
             return _as_rows(meeting_attention(one, two, three, self.how), query)
+        if isinstance(self.how, SharedRuns):
+            return _as_rows(shared_run_attention(one, two, three, self.how), query)
         return _as_rows(shared_segment_attention(one, two, three, self.how), query)
 
     def refresh(self, stored: Tensor, fresh: Tensor) -> Tensor:
         """Stored heads with those of this depth's tokens replaced, for this depth only."""
-        written = _end_to_end(stored).index_copy(0, self.places, _end_to_end(fresh))
-        return _as_rows(written, stored)
+        room = _end_to_end(stored)
+        if isinstance(self.how, SharedRuns):  # a place for what is not real
+            room = torch.cat((room, room.new_zeros(1, *room.shape[1:])))
+        written = room.index_copy(0, self.places, _end_to_end(fresh))
+        return _as_rows(written[: len(written) - isinstance(self.how, SharedRuns)], stored)
 
 
 class SharedAttend(Attend):
@@ -214,7 +223,7 @@ class RowKV(KV):
         self.config, self.shape, self.runs = config, shape, runs
         self.store: dict[int, tuple[Tensor, Tensor]] = {}
         self.first: Packing | None = None
-        self.first_segments: Segments | None = None
+        self.first_segments: Segments | Runs | None = None
         self.kind = CausalAttend if config.is_causal else FullAttend
         self.everybody = padded or self.kind(None if runs is None else Segments.of(runs))
 
@@ -233,6 +242,10 @@ class RowKV(KV):
         """Attention of the tokens of ``packing`` among themselves."""
         if packing is None:
             return self.everybody
+        if knows_no_lengths(packing):
+            assert packing.row_of is not None
+            assert packing.valid is not None
+            return self.kind(Runs(packing.row_of, packing.valid[0], *self.shape))
         runs = packing.row_of if self.runs is None else self.runs[packing.flat.flatten()]
         return self.kind(None if runs is None else Segments.of(runs))
 
@@ -246,7 +259,7 @@ class RowKV(KV):
         shared = None if packing is self.first else self._reach(packing, own.segments)
         return SharedAttend(self.config, self.store, own, shared)
 
-    def _reach(self, packing: Packing | None, queries: Segments | None) -> Shared:
+    def _reach(self, packing: Packing | None, queries: Segments | Runs | None) -> Shared:
         """Where the tokens of ``packing`` stand among those of depth 0."""
         assert packing is not None
         flat, keys = packing.flat.flatten(), self.first_segments
@@ -263,6 +276,16 @@ class RowKV(KV):
         if queries is None:
             return Shared(places, Walk(places.view(packing.flat.shape) % width))
         keys = Segments.of_rows(rows, width, flat.device) if keys is None else keys
+        if isinstance(queries, Runs):
+            places = torch.where(queries.real, places, rows * width)
+            return Shared(places, SharedRuns(places, keys))
+        assert not isinstance(keys, Runs)
         if not causal:
             return Shared(places, Meeting(queries, keys))
         return Shared(places, SharedSegments(places, queries, keys))
+
+
+def knows_no_lengths(packing: Packing) -> bool:
+    """Whether tokens are laid end to end, in more places than there may be tokens."""
+    known = packing.row_of is None or packing.lengths is None
+    return not known and not planned.may_ask(packing.flat.device)

@@ -9,16 +9,15 @@ evaluation, ``generate`` and the engine. What ``decide`` needs (``start``, ``sco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.model.routers.tables import constant, warm_capacity
 from mor.model.routers.updates import update_stream
 from mor.ops.compaction import Packing
 from mor.ops.ranks import is_distributed
@@ -77,6 +76,7 @@ class Router(nn.Module):
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
             so that resuming needs no counter of our own.
         selects_in_rows: whether ``select`` compares tokens of a row alone, as an encoder may too.
+        ignores_rows: whether ``select`` says the same however the tokens are laid.
         returns_to_origin: whether ``update`` needs the stream before depth 0.
         chooses_once: whether ``start`` says all, before depth 0.
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
@@ -93,6 +93,7 @@ class Router(nn.Module):
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
     selects_in_rows = False
+    ignores_rows = False
     returns_to_origin = False
 
     def __init__(self, config: MoRConfig) -> None:
@@ -189,6 +190,18 @@ class Router(nn.Module):
         """
         raise NotImplementedError
 
+    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+        """How many tokens ``select`` lets run each depth, at most; None where nobody can know.
+
+        Only a router that answers with masks is asked.
+
+        Args:
+            started: what :meth:`start` said.
+            total: tokens of the batch.
+            max_depth: depth cap.
+        """
+        return None
+
     def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """The causal rule: bool [...] which tokens run recursion ``depth``; None for all.
 
@@ -253,14 +266,14 @@ class Router(nn.Module):
         """``values[depth]``; for a depth per token in float32, as a number meets float32 scores."""
         if isinstance(depth, int):
             return values[depth]
-        return _table(tuple(values), torch.float32, depth.device)[depth]
+        return constant(tuple(values), torch.float32, depth.device)[depth]
 
     def lets_all_through(self, depth: int | Tensor) -> bool | Tensor:
         """Whether ``depth`` has a full capacity, so that ``decide`` need not look."""
         full = [capacity >= 1 for capacity in self.config.router_capacities]
         if isinstance(depth, int):
             return full[depth]
-        return _table(tuple(full), torch.bool, depth.device)[depth]
+        return constant(tuple(full), torch.bool, depth.device)[depth]
 
     def capacity(self, depth: int) -> float:
         """Fraction of all tokens that training lets run ``depth``, warm-up included."""
@@ -268,13 +281,6 @@ class Router(nn.Module):
         if not self.training:
             return final
         return warm_capacity(final, self.step, self.config.router_capacity_warmup_steps)
-
-
-@lru_cache(maxsize=64)
-def _table(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A constant that decoding looks up at every tick."""
-    with torch.inference_mode(False):  # whoever asks first, it is an ordinary tensor
-        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def active_router(module: nn.Module) -> Router:
@@ -291,10 +297,3 @@ def active_router(module: nn.Module) -> Router:
     chosen = wrapper.modules_to_save[trained[0]] if trained else wrapper.original_module
     assert isinstance(chosen, Router)
     return chosen
-
-
-def warm_capacity(final: float, step: int, warmup: int) -> float:
-    """Capacity at optimiser step ``step``: c + (1 - c) (1 + cos(pi min(1, step / warm-up))) / 2."""
-    if step >= warmup:
-        return final
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * step / warmup))

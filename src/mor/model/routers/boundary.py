@@ -13,6 +13,7 @@ from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
 from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
+from mor.model.routers.tables import constant
 from mor.ops import native, pointwise
 from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
 
@@ -93,13 +94,14 @@ class BoundaryRouter(Router):
         if not quick or not native.fits(hidden, net.weight, self.boundary):
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
-        every = torch.arange(self.num_recursions, device=hidden.device)
-        config, full = self.config, self.lets_all_through(every)
+        config, device = self.config, hidden.device
+        full = constant(tuple(c >= 1 for c in config.router_capacities), torch.bool, device)
         half, kind = config.router_decision_rule == "half", config.router_activation
-        boundary = torch.full_like(self.boundary, self.half_rule) if half else self.boundary
+        halves = (self.half_rule,) * self.num_recursions
+        boundary = constant(halves, self.boundary.dtype, device) if half else self.boundary
         found = native.route(
             hidden.flatten(0, -2), net.weight, net.bias, depth.flatten(), boundary,
-            torch.as_tensor(full), at_it=half, squash=None if kind == "none" else kind,
+            full, at_it=half, squash=None if kind == "none" else kind,
             shift=config.router_gate_bias, alpha=config.router_alpha,
         )  # fmt: skip
         logits, gates, goes = (part.view(depth.shape) for part in found)
@@ -189,6 +191,14 @@ class ThresholdRouter(BoundaryRouter):
     """
 
     looks_ahead = True
+    ignores_rows = True
+
+    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+        """The share of each depth: equal scores at the boundary make it less, never more."""
+        if self.over_ranks:
+            return None
+        shares = [max(1, round(self.capacity(depth) * total)) for depth in range(max_depth)]
+        return [min(total, *shares[: depth + 1]) for depth in range(max_depth)]
 
     def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """The ``capacity x tokens of the batch`` largest scores, wherever they stand.

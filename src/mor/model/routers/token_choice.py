@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.selection import masked_mean
-from mor.ops import pointwise
+from mor.ops import planned, pointwise
 from mor.ops.ranks import is_distributed
 
 
@@ -25,6 +24,7 @@ class TokenChoiceRouter(Router):
     chooses_once = True
     carried = ("gate", "choice")
     returns_to_origin = True
+    ignores_rows = True
     bias: Tensor
 
     def __init__(self, config: MoRConfig) -> None:
@@ -58,6 +58,13 @@ class TokenChoiceRouter(Router):
         assert started is not None
         return started
 
+    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+        """Exactly how many there are: the one planned read, for all depths."""
+        assert started is not None
+        assert started.choice is not None
+        depths = torch.arange(max_depth, device=started.choice.device)[:, None]
+        return planned.read((started.choice.flatten() >= depths).sum(1))
+
     def select(self, scores: Scores, depth: int, candidates: Candidates) -> Tensor | None:
         """The same as :meth:`decide`: nothing looks ahead."""
         return self.decide(scores, depth)
@@ -77,7 +84,7 @@ class TokenChoiceRouter(Router):
 
     def _shares(self, choice: Tensor, valid: Tensor | None) -> Tensor:
         """Tokens that chose each depth, [R]."""
-        chosen = F.one_hot(choice, self.num_recursions).float()
+        chosen = planned.one_hot(choice, self.num_recursions, torch.float32)
         if valid is not None:
             chosen = chosen * valid[..., None]
         return chosen.flatten(0, -2).sum(0)

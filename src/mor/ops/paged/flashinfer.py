@@ -47,7 +47,7 @@ def make_wrapper(**arguments: Any) -> Any:
 
 @dataclass(frozen=True)
 class HostPlan:
-    """What ``plan`` is told of S rows, worked out on the host.
+    """The arguments of ``plan`` for S rows, worked out on the host.
 
     Attributes:
         starts: [S + 1] int32, first query of each row.
@@ -148,7 +148,10 @@ class FlashInfer:
         told = plan_rows(lengths, counts, self.page_size, self.columns)
         # The sources keep their size, so that a captured copy reads all of them.
         self._sources.zero_()
-        self._sources[: len(told.sources)] = told.sources.to(self._sources.device)
+        sources = told.sources
+        if self._sources.device.type == "cuda":  # a copy that nobody waits for
+            sources = sources.pin_memory()
+        self._sources[: len(sources)].copy_(sources, non_blocking=True)
         heads, kv_heads, head_dim = self.shape
         self.wrapper.plan(
             qo_indptr=told.starts,

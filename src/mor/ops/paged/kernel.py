@@ -142,7 +142,7 @@ def _attend(
 def kernel_sizes(
     group: int, width: int, longest: int, wide: bool
 ) -> tuple[dict[str, int], dict[str, int]]:
-    """Sizes of a tile and of a step, and what the compiler is told; by shapes alone.
+    """Sizes of a tile and of a step, and what the compiler needs; by shapes alone.
 
     Tensor cores multiply at least 16 by 16 by 16, so a tile has 16 lanes or more.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from ray import serve
@@ -10,9 +9,10 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 
 from mor.server.build import Served
-from mor.server.ray.deploy import ServeBackend, engines, guard
+from mor.server.ray.deploy import ServeStreams, engines, guard
 from mor.server.ray.fingerprint import fingerprint
 from mor.server.ray.front import Front
+from mor.server.ray.linked import LinkedBackend
 from mor.server.ray.settings import read_settings
 from mor.server.ray.totals import Totals
 
@@ -27,7 +27,7 @@ class ServeFront:
     """
 
     def __init__(self, handle: DeploymentHandle, served: Served) -> None:
-        self.front = Front(ServeBackend(handle), Totals(served.name))
+        self.front = Front(LinkedBackend(ServeStreams(handle)), Totals(served.name))
         self.served = served
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -46,8 +46,9 @@ def build(args: dict[str, Any]) -> Any:
     if settings.fingerprint is None:
         served.check()
     expected = settings.fingerprint or fingerprint(served.model)
-    inner = replace(served, api_keys=())
-    engine = engines(inner, count, settings.share(), expected, settings.drain_seconds)
+    engine = engines(
+        served.of_a_replica(), count, settings.share(), expected, settings.drain_seconds
+    )
     most = count.most * (served.max_waiting + 2 * settings.max_num_seqs)
     front = serve.deployment(
         name="front",

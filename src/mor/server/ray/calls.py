@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from starlette.types import ASGIApp, Message, Scope
 
@@ -28,12 +28,28 @@ class Call:
         body: whole.
         blocks: hashes of the prompt's beginning; see :func:`mor.server.ray.prefixes.blocks_of`.
         avoid: replicas that have refused or lost it.
+        front: who asks; "" where no link may carry the answer.
+        ticket: of the answer in a link.
     """
 
     scope: dict[str, Any]
     body: bytes
     blocks: tuple[int, ...] = ()
     avoid: tuple[str, ...] = ()
+    front: str = ""
+    ticket: int = 0
+
+
+class Taken(NamedTuple):
+    """A replica's word that it works on a request.
+
+    Attributes:
+        replica: its name.
+        link: the number of the link that carries the answer; None where this stream does.
+    """
+
+    replica: str
+    link: int | None = None
 
 
 def plain_scope(scope: Scope) -> dict[str, Any]:
@@ -41,12 +57,22 @@ def plain_scope(scope: Scope) -> dict[str, Any]:
     return {name: scope[name] for name in _PLAIN if name in scope}
 
 
-async def call_app(app: ASGIApp, call: Call) -> AsyncIterator[list[Message]]:
-    """What ``app`` answers, as many messages at a time as there are.
+def add_message(messages: list[Message | None], message: Message) -> None:
+    """Put a message behind others: a piece of a body joins the piece before it."""
+    last = messages[-1] if messages else None
+    body = "http.response.body"
+    if last is not None and last["type"] == message["type"] == body and last.get("more_body"):
+        joined = last.get("body", b"") + message.get("body", b"")
+        messages[-1] = {**message, "body": joined}
+    else:
+        messages.append(message)
 
-    Where the iteration is closed or cancelled, the application sees the client go away.
+
+async def run_app(app: ASGIApp, call: Call, put: Callable[[Message], None]) -> None:
+    """Have ``app`` answer; each of its messages is ``put`` where it belongs, at once.
+
+    Where this is cancelled, the application sees the client go away.
     """
-    out: asyncio.Queue[Message | None] = asyncio.Queue()
     gone = asyncio.Event()
     body: list[Message] = [{"type": "http.request", "body": call.body, "more_body": False}]
 
@@ -57,28 +83,36 @@ async def call_app(app: ASGIApp, call: Call) -> AsyncIterator[list[Message]]:
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        out.put_nowait(message)
+        put(message)
 
-    async def work() -> None:
-        try:
-            await app(dict(call.scope), receive, send)
-        except Exception:  # the application has answered 500 by then, or has not answered at all
-            log.exception("a request failed")
-        finally:
-            out.put_nowait(None)
+    try:
+        await app(dict(call.scope), receive, send)
+    except Exception:  # the application has answered 500 by then, or has not answered at all
+        log.exception("a request failed")
 
-    working = asyncio.create_task(work())
+
+async def call_app(app: ASGIApp, call: Call) -> AsyncIterator[list[Message]]:
+    """What ``app`` answers, as many messages at a time as there are.
+
+    Where the iteration is closed or cancelled, the application is cancelled.
+    """
+    out: asyncio.Queue[Message | None] = asyncio.Queue()
+    working = asyncio.create_task(run_app(app, call, out.put_nowait))
+    working.add_done_callback(lambda _: out.put_nowait(None))
     over = False
     try:
         while not over:
-            ready = [await out.get()]
-            while not out.empty():
-                ready.append(out.get_nowait())
-            over = ready[-1] is None
+            ready: list[Message | None] = []
+            message = await out.get()
+            while message is not None:
+                add_message(ready, message)
+                if out.empty():
+                    break
+                message = out.get_nowait()
+            over = message is None
             messages = [message for message in ready if message is not None]
             if messages:
                 yield messages
     finally:
-        gone.set()
         if not over:
             working.cancel()

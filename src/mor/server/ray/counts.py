@@ -12,6 +12,8 @@ import torch
 
 from mor.errors import MorError
 
+UPSCALE, DOWNSCALE = 10.0, 120.0
+
 
 @dataclass(frozen=True)
 class Count:
@@ -20,11 +22,14 @@ class Count:
     Attributes:
         least, most: bounds; equal where the number is fixed.
         start: between them.
+        up, down: seconds of more, or less, load before one starts, or goes.
     """
 
     least: int
     start: int
     most: int
+    up: float = UPSCALE
+    down: float = DOWNSCALE
 
     @property
     def fixed(self) -> bool:
@@ -40,12 +45,15 @@ class Share:
     gpus: int = 0
 
 
-def parse_count(replicas: int | None, autoscale: str | None) -> Count | None:
+def parse_count(
+    replicas: int | None, autoscale: str | None, up: float = UPSCALE, down: float = DOWNSCALE
+) -> Count | None:
     """What ``--replicas`` and ``--autoscale`` say; None where neither was given.
 
     Args:
         replicas: a number; with ``autoscale``, how many there are at the start.
         autoscale: ``MIN:MAX``.
+        up, down: see :class:`Count`.
 
     Raises:
         MorError: no number above 0, no range, or a start outside the range.
@@ -63,7 +71,7 @@ def parse_count(replicas: int | None, autoscale: str | None) -> Count | None:
     start = least if replicas is None else replicas
     if not least <= start <= most:
         raise MorError(f"replicas={start} is outside of autoscale={autoscale!r}")
-    return Count(least, start, most)
+    return Count(least, start, most, up, down)
 
 
 def share_out(count: Count, cores: int, gpus: int) -> Share:

@@ -15,14 +15,15 @@ from starlette.types import ASGIApp, Message
 from mor.server.build import Served
 from mor.server.middleware import Guard
 from mor.server.ray.backend import NoReplica, ReplicaLost, TooMany
-from mor.server.ray.calls import Call
+from mor.server.ray.calls import Call, Taken
 from mor.server.ray.counts import Count, Share
 from mor.server.ray.front import Front
-from mor.server.ray.replica import Replica
-from mor.server.ray.totals import Totals
+from mor.server.ray.links import Batch, Open
+from mor.server.ray.replica import Replica, load_app
 
 ENGINE = "engine"
 TELL_SECONDS = 5.0
+LINKS = 16  # calls of fronts that are no requests
 
 
 class EngineReplica(Replica):
@@ -30,16 +31,21 @@ class EngineReplica(Replica):
 
     def __init__(self, served: Served, threads: int, expected: str) -> None:
         name = serve.get_replica_context().replica_tag
-        super().__init__(served, threads, expected, name)
+        super().__init__(load_app(served, threads, expected, name), name)
 
-    async def answer(self, call: Call) -> AsyncIterator[str | list[Message]]:
+    async def answer(self, call: Call) -> AsyncIterator[Taken | list[Message]]:
         """See :meth:`Replica.answer`; Ray Serve looks for a generator in the class itself."""
         async for item in super().answer(call):
             yield item
 
+    async def link(self, asked: Open) -> AsyncIterator[Batch]:
+        """See :meth:`Replica.link`."""
+        async for batch in super().link(asked):
+            yield batch
 
-class ServeBackend:
-    """Replicas behind a handle of Ray Serve.
+
+class ServeStreams:
+    """Replicas behind a handle of Ray Serve; see :class:`mor.server.ray.linked.Streams`.
 
     Args:
         handle: of the engines' deployment.
@@ -47,11 +53,20 @@ class ServeBackend:
 
     def __init__(self, handle: DeploymentHandle) -> None:
         self.handle = handle
-        self._stream = handle.options(method_name="answer", stream=True)
+        self._answer = handle.options(method_name="answer", stream=True)
+        self._link = handle.options(method_name="link", stream=True)
 
-    async def ask(self, call: Call) -> AsyncGenerator[str | list[Message], None]:
-        """See :class:`mor.server.ray.backend.Backend`."""
-        response = self._stream.remote(call)
+    def ask(self, call: Call) -> AsyncGenerator[Taken | list[Message], None]:
+        """See :class:`mor.server.ray.linked.Streams`."""
+        return self._run(self._answer, call)
+
+    def open(self, asked: Open) -> AsyncGenerator[Batch, None]:
+        """See :class:`mor.server.ray.linked.Streams`."""
+        return self._run(self._link, asked)
+
+    async def _run(self, method: DeploymentHandle, asked: Call | Open) -> AsyncGenerator[Any, None]:
+        """What a replica gives, with Ray's errors as ours."""
+        response = method.remote(asked)
         over = False
         try:
             async for item in response:
@@ -78,11 +93,6 @@ class ServeBackend:
         except (DeploymentUnavailableError, TimeoutError):
             return []
         return [one for one in told if isinstance(one, dict)]
-
-
-def make_front(backend: ServeBackend, served: Served, patience: float = 30.0) -> ASGIApp:
-    """The front with its guard: keys and the bound on bodies are looked at before a replica is."""
-    return guard(Front(backend, Totals(served.name), patience), served)
 
 
 def guard(front: Front, served: Served) -> ASGIApp:
@@ -112,7 +122,7 @@ def engines(served: Served, count: Count, share: Share, expected: str, drain: fl
     )
     options: dict[str, Any] = {
         "ray_actor_options": {"num_cpus": share.cores, "num_gpus": share.gpus},
-        "max_ongoing_requests": most,
+        "max_ongoing_requests": most + LINKS,
         "max_queued_requests": max(1, served.max_waiting),
         "health_check_period_s": 2.0,
         "health_check_timeout_s": 30.0,
@@ -129,9 +139,10 @@ def engines(served: Served, count: Count, share: Share, expected: str, drain: fl
             min_replicas=count.least,
             initial_replicas=count.start,
             max_replicas=count.most,
-            target_ongoing_requests=served.options.get("max_num_seqs", 32),
-            upscale_delay_s=10.0,
-            downscale_delay_s=120.0,
+            # Requests of one pass, and the front's link.
+            target_ongoing_requests=served.options.get("max_num_seqs", 32) + 1,
+            upscale_delay_s=count.up,
+            downscale_delay_s=count.down,
         )
     deployment = serve.deployment(name=ENGINE, **options)(EngineReplica)
     return deployment.bind(served, share.cores, expected)

@@ -53,7 +53,7 @@ class Front:
     """An ASGI application that has its answers from replicas.
 
     A request whose replica dies, or refuses it for the load, is given to another one as long as
-    nothing has been sent to the client; then the client is told by an error, in a stream as its
+    nothing has been sent to the client; then the client gets an error, in a stream as its
     last event.
 
     Args:

@@ -40,22 +40,25 @@ class Held:
                 kind = headers.get(b"content-type", b"")
                 self.streaming = kind.startswith(b"text/event-stream")
                 self.retryable = message["status"] in REFUSED
-            elif not message.get("more_body", False):
-                self.complete = True
-            elif self.streaming and not self.sent and not self.retryable:
+                continue
+            if self.streaming and not self.sent and not self.retryable:
                 self._look_at(message.get("body", b""))
+            self.complete = not message.get("more_body", False)
         if self.sent or (self.complete and not self.retryable):
             await self.release()
 
     def _look_at(self, body: bytes) -> None:
-        """What the first event says: an opening without a token may still be taken back."""
-        told = _event(body)
-        error = told.get("error")
-        if isinstance(error, dict):
-            self.retryable = error.get("code") in ELSEWHERE
-            self.sent = not self.retryable
-        elif not _is_opening(told):
-            self.sent = True
+        """What the first events say: an opening without a token may still be taken back."""
+        for part in body.split(b"\n\n"):
+            told = _event(part)
+            error = told.get("error")
+            if isinstance(error, dict):
+                self.retryable = error.get("code") in ELSEWHERE
+                self.sent = not self.retryable
+                return
+            if part and not _is_opening(told):
+                self.sent = True
+                return
 
     async def release(self) -> None:
         """Send all that was held back."""

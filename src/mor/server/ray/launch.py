@@ -15,16 +15,17 @@ from mor.errors import MorError
 from mor.run_files import find_folder
 from mor.server.build import Served
 from mor.server.ray.counts import Count, count_cores, count_gpus, share_memory, share_out
-from mor.server.ray.deploy import ServeBackend, engines, guard
+from mor.server.ray.deploy import ServeStreams, engines, guard
 from mor.server.ray.fingerprint import fingerprint
 from mor.server.ray.front import Front
+from mor.server.ray.linked import LinkedBackend
 from mor.server.ray.totals import Totals
 from mor.server.serve import make_server, serve_on
 from mor.server.sockets import open_sockets
 
 log = logging.getLogger("uvicorn.error")
 APP = "mor"
-STARTS = 2  # of Ray: its processes have 15 seconds to begin, which a busy machine may not give
+STARTS = 4  # of Ray: its processes have 15 seconds to begin, which a busy machine may not give
 
 
 def run_replicas(
@@ -55,16 +56,13 @@ def run_replicas(
     sockets = open_sockets(host, port)
     try:
         _start_ray(count, share.cores, share.gpus)
-        # Keys are looked at before a replica is chosen; other origins are the front's business.
-        inner = replace(
-            served, api_keys=(), cors_origins=(), options=share_memory(served.options, count)
-        )
+        inner = replace(served.of_a_replica(), options=share_memory(served.options, count))
         app = engines(inner, count, share, expected, drain_seconds)
         try:
             handle = serve.run(app, name=APP, route_prefix=None)
         except Exception as error:
             raise explain_start(error, _messages()) from None
-        front = Front(ServeBackend(handle), Totals(served.name))
+        front = Front(LinkedBackend(ServeStreams(handle)), Totals(served.name))
         server = make_server(
             guard(front, served), host, port, loop=front, drain_seconds=drain_seconds,
             log_level=log_level,

@@ -9,42 +9,70 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import torch
+from fastapi import FastAPI
 from starlette.types import Message
 
 from mor.hf.load import open_model
 from mor.server.build import Served
-from mor.server.ray.calls import Call, call_app
+from mor.server.ray.calls import Call, Taken, call_app, run_app
 from mor.server.ray.fingerprint import check_fingerprint
+from mor.server.ray.links import Batch, Links, Open
+
+
+def load_app(served: Served, threads: int, expected: str, name: str) -> FastAPI:
+    """The application of a replica, with its model.
+
+    Args:
+        served: the model, and how it is served; keys are the front's business.
+        threads: of the CPU.
+        expected: the fingerprint of the model that the server was started with.
+        name: of the replica.
+
+    Raises:
+        MorError: the model is missing here or is another one, or an option does not suit it.
+    """
+    check_fingerprint(served.model, expected, f"replica {name}")
+    torch.set_num_threads(threads)
+    return served.application(open_model(served.model, served.dtype), served.check())
 
 
 class Replica:
     """An engine and its application in a process of their own.
 
     Args:
-        served: the model, and how it is served; keys are the front's business.
-        threads: of the CPU.
-        expected: the fingerprint of the model that the server was started with.
+        app: of :meth:`mor.server.build.Served.application`.
         name: of this replica.
-
-    Raises:
-        MorError: the model is missing here or is another one, or an option does not suit it.
     """
 
-    def __init__(self, served: Served, threads: int, expected: str, name: str) -> None:
-        self.name = name
-        check_fingerprint(served.model, expected, f"replica {name}")
-        torch.set_num_threads(threads)
-        self.app = served.application(open_model(served.model, served.dtype), served.check())
+    def __init__(self, app: FastAPI, name: str) -> None:
+        self.app, self.name = app, name
         self.loop = self.app.state.mor.loop
+        self.links = Links()
         self._stack = AsyncExitStack()
         self._beginning, self._begun = asyncio.Lock(), False
 
-    async def answer(self, call: Call) -> AsyncIterator[str | list[Message]]:
-        """First this replica's name, then messages of ASGI, as many at a time as there are."""
+    async def answer(self, call: Call) -> AsyncIterator[Taken | list[Message]]:
+        """First this replica's word, then messages of ASGI, as many at a time as there are.
+
+        Where the front has a link open, the messages go there, and this ends when they do.
+        """
         await self.begin()
-        yield self.name
-        async for messages in call_app(self.app, call):
-            yield messages
+        link = self.links.of(call.front)
+        if link is None:
+            yield Taken(self.name)
+            async for messages in call_app(self.app, call):
+                yield messages
+            return
+        with link.carry(call.ticket) as put:
+            yield Taken(self.name, link.number)
+            await run_app(self.app, call, put)
+
+    async def link(self, asked: Open) -> AsyncIterator[Batch]:
+        """What all answers to a front say, a tick at a time; nothing where another is meant."""
+        await self.begin()
+        if asked.replica == self.name:
+            async for batch in self.links.batches(asked):
+                yield batch
 
     async def begin(self) -> None:
         """Start the engine's thread, once; in the event loop that answers."""

@@ -1,4 +1,4 @@
-"""Ray Serve's request router, told by us: a request goes to the replica that has its pages."""
+"""Ray Serve's request router, with our rule: a request goes to the replica that has its pages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from ray.serve.request_router import (
 )
 
 from mor.server.ray.calls import Call
+from mor.server.ray.links import Open
 from mor.server.ray.prefixes import PrefixTable
 
 
@@ -37,7 +38,10 @@ class PrefixRouter(RequestRouter):
         for gone in self.known - set(found):
             self.table.forget(gone)
         self.known = set(found)
-        call = _call(pending_request)
+        asked = _asked(pending_request)
+        if isinstance(asked, Open) and asked.replica in found:
+            return [[found[asked.replica]]]
+        call = asked if isinstance(asked, Call) else None
         avoid = set(call.avoid) if call else set()
         names = [name for name in found if name not in avoid] or list(found)
         own = list(self.under_way.values())
@@ -55,18 +59,16 @@ class PrefixRouter(RequestRouter):
         self, pending_request: PendingRequest, replica_id: ReplicaID, result: Any
     ) -> None:
         """A replica has taken a request: from now on it has its pages."""
-        name = replica_id.unique_id
-        self.under_way[pending_request.metadata.internal_request_id] = name
-        call = _call(pending_request)
-        if call is not None:
-            self.table.record(call.blocks, name)
+        asked, name = _asked(pending_request), replica_id.unique_id
+        if isinstance(asked, Call):
+            self.under_way[pending_request.metadata.internal_request_id] = name
+            self.table.record(asked.blocks, name)
 
     def on_request_completed(self, replica_id: ReplicaID, internal_request_id: str) -> None:
         """It has ended, however."""
         self.under_way.pop(internal_request_id, None)
 
 
-def _call(pending: PendingRequest | None) -> Call | None:
+def _asked(pending: PendingRequest | None) -> Any:
     """What a request of ours is about."""
-    first = pending.args[0] if pending is not None and pending.args else None
-    return first if isinstance(first, Call) else None
+    return pending.args[0] if pending is not None and pending.args else None

@@ -25,7 +25,7 @@ _Key = tuple[str, tuple[tuple[str, str], ...]]
 
 
 class Totals(Collector):
-    """What the front counts, and what replicas told last.
+    """What the front counts, and what replicas reported last.
 
     A sum never falls when a replica dies: what it had counted when it was asked last stays in the
     sum of counters and histograms. Its gauges go with it.

@@ -47,7 +47,7 @@ def check_characters(text: str) -> str:
 
 Text = Annotated[str, AfterValidator(check_characters)]
 TokenId = Annotated[int, Field(ge=0, le=LARGE)]
-# `fail_fast`: of a million wrong entries the first one is told, and the others are not looked at.
+# `fail_fast`: of a million wrong entries the first one is named, and the others are not looked at.
 Ids = Annotated[list[TokenId], Field(fail_fast=True, min_length=1)]
 
 
@@ -59,7 +59,7 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _one_unknown(cls, fields: Any) -> Any:
-        """Of many unknown fields the first is told."""
+        """Of many unknown fields the first is named."""
         if not isinstance(fields, dict) or len(fields) <= len(cls.model_fields):
             return fields
         names = [field.alias or name for name, field in cls.model_fields.items()]

@@ -35,9 +35,9 @@ class Piece:
 class CallReader:
     """Tells content and calls apart; a whole text and the same text in pieces give the same.
 
-    A call whose function is not known, or that is no JSON, stays content. A call is told as soon as
-    its name is known and its arguments begin; one that writes its arguments first is told at its
-    end.
+    A call whose function is not known, or that is no JSON, stays content. A call is reported as
+    soon as its name is known and its arguments begin; one that writes its arguments first is
+    reported at its end.
 
     Args:
         form: how calls are written.

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.model.model import MoRModel
-from mor.train.network import find_network, find_router
+from mor.model.network import find_network, find_router
 from mor.train.objective import LossParts
 from mor.train.recipe.uptrain import GainSection
 from mor.train.uptrain.gain import find_gain_targets, score_states

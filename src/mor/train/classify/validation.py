@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from typing import Any
 
@@ -10,8 +9,9 @@ import torch
 import torch.distributed as dist
 
 from mor.data.media import collate_media
-from mor.train.distributed import Parallel, rank
+from mor.train.distributed import Parallel
 from mor.train.objective import run_model
+from mor.train.validation import deal_batches, rates
 
 
 @torch.no_grad()
@@ -32,20 +32,16 @@ def validate_examples(
     """
     began = time.time()
     count, device = len(dataset), parallel.device
-    starts = range(0, count, batch_size)
-    rounds = math.ceil(len(starts) / parallel.ranks)
+    shares = deal_batches(parallel.ranks, count, batch_size)
     # Loss, right answers, recursions and tokens, added up over examples; the others' by all ranks.
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     model: Any = parallel.plain
     classes = model.config.head_type == "classes"
-    for number in range(rounds):
-        # Ranks have to run as many passes; one that is left over repeats the first batch.
-        place = number * parallel.ranks + rank()
-        start = starts[place] if place < len(starts) else 0
-        rows = [dataset[one] for one in range(start, min(start + batch_size, count))]
+    for places, counts in shares:
+        rows = [dataset[one] for one in places]
         batch = {name: tensor.to(device) for name, tensor in collate_media(rows).items()}
         output = run_model(model, dtype, **batch)
-        if place >= len(starts):
+        if not counts:
             continue
         labels = batch["labels"]
         right = (output.logits.argmax(-1) == labels).sum() if classes else labels.new_zeros(())
@@ -56,13 +52,10 @@ def validate_examples(
         sums += torch.stack([one.double() for one in found])
     if parallel.ranks > 1:
         dist.all_reduce(sums)
-    seconds = time.time() - began
     loss, right, passes, tokens = sums.tolist()
     return {
         "eval_loss": loss / count,
         **({"eval_accuracy": right / count} if classes else {}),
         "eval_mean_depth": passes / max(1.0, tokens),
-        "eval_runtime": round(seconds, 4),
-        "eval_samples_per_second": round(count / seconds, 3),
-        "eval_steps_per_second": round(rounds / seconds, 3),
+        **rates(began, count, len(shares)),
     }

@@ -1,1 +1,1 @@
-"""What a run will cost: steps and tokens, FLOPs, memory."""
+"""What a run will cost: steps and tokens, FLOPs, memory, time."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from mor.config import MoRConfig
 from mor.model.flops import active_fractions, flops_per_token
-from mor.model.routers.base import warm_capacity
+from mor.model.routers.tables import warm_capacity
 from mor.train.plan.depth import DepthSchedule
 from mor.train.recipe.sections import Budget, RecipeError
 

@@ -34,7 +34,10 @@ for _tag, _form in _TAGS.items():
 
 
 def _read_yaml(text: str) -> Any:
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)
+    except RecursionError:
+        raise yaml.YAMLError("it is nested too deeply") from None
 
 
 def dump_recipe(recipe: Recipe) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 
 from mor.config import MoRConfig
+from mor.hf.load import load_config
 from mor.hf.register import class_for
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.cross_entropy import chunk_rows
-from mor.run_files import model_folder
 from mor.train.plan.memory import FLOAT
 from mor.train.recipe.recipe import Recipe
 from mor.train.uptrain.groups import freeze
@@ -57,7 +57,7 @@ def uptrain_costs(recipe: Recipe, config: MoRConfig, device_type: str = "cpu") -
     distill = section.distill
     if distill is None:
         return UptrainCosts(trained)
-    teacher = MoRConfig.from_pretrained(model_folder(distill.teacher))
+    teacher = load_config(distill.teacher)
     parameters = count_parameters(teacher)[0]
     flops = flops_per_token(teacher, recipe.data.seq_len)
     tokens = recipe.train.batch_size * recipe.data.seq_len

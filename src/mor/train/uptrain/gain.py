@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from mor.errors import MorError
 from mor.model.loss import next_token_targets
 from mor.model.model import MoRModel
+from mor.model.network import find_network, find_router
 from mor.model.routers.base import Router
 from mor.model.routers.boundary import BoundaryRouter
 from mor.model.routers.forced import forced_depths
 from mor.ops.cross_entropy import IGNORE
 from mor.ops.ranks import world_size
-from mor.train.network import find_network, find_router
 from mor.train.objective import LossParts
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.uptrain import GainSection

@@ -58,7 +58,7 @@ def resolve_model(recipe: Recipe) -> Recipe:
             "train.branches and train.branch_from do not go with uptrain; start another run from "
             "this one's folder (uptrain.start)"
         )
-    start = MoRConfig.from_pretrained(model_folder(section.start))
+    start = load_config(section.start)
     fields = {name: getattr(start, name) for name in field_types()}
     fields = {name: value for name, value in fields.items() if value is not None}
     given = {name: value for name, value in recipe.model.items() if value is not None}

@@ -20,7 +20,7 @@ from mor.hf.modeling import MoRForCausalLM
 from mor.ops.ranks import world_size
 from mor.run_files import LOG, RECIPE, SUMMARY
 from mor.train.data import open_run_data
-from mor.train.meter import peak_memory_bytes
+from mor.train.logs.meter import peak_memory_bytes
 from mor.train.plan.budget import warmup_steps
 from mor.train.recipe.fields import Decides, fields_that_decide
 from mor.train.recipe.recipe import Recipe, parse_recipe

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mor.disk import append_jsonl, flush, write_whole
-from mor.train.reporters import Reporter
+from mor.train.logs.reporters import Reporter
 
 Entry = dict[str, Any]
 
