@@ -30,7 +30,7 @@ from mor.disk import append_jsonl
 from mor.provenance import provenance
 from mor.train import load_recipe
 from mor.train.data import find_config, load_batches, open_run_data
-from mor.train.optimiser import Optimiser
+from mor.train.optimiser import group_parameters, rate_factor, trapezoid
 from mor.train.plan.budget import plan_budget
 from mor.train.recipe.sections import TrainSection
 
@@ -140,13 +140,21 @@ def count_flops(model: nn.Module, pixels: Tensor) -> int:
 def fit(model: nn.Module, samples: Any, section: TrainSection, steps: int) -> None:
     """Train by the recipe's optimiser and schedule."""
     model.train()
-    optimiser = Optimiser(model, section, steps)
+    warmup, decay = trapezoid(section, steps)
+    adamw = torch.optim.AdamW(
+        group_parameters(model, section, []),
+        lr=section.learning_rate,
+        betas=(section.adam_beta1, section.adam_beta2),
+        fused=True,
+    )
     whole = samples.take(steps * section.batch_size)
     for step, batch in enumerate(load_batches(whole, section.batch_size, first=0)):
-        optimiser.begin_step(step)
+        for group in adamw.param_groups:
+            group["lr"] = section.learning_rate * rate_factor(step, steps, warmup, decay)
         F.cross_entropy(model(batch["pixel_values"]), batch["labels"]).backward()
-        optimiser.clip()
-        optimiser.step()
+        nn.utils.clip_grad_norm_(model.parameters(), section.max_grad_norm)
+        adamw.step()
+        adamw.zero_grad()
 
 
 @torch.no_grad()

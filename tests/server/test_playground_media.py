@@ -137,6 +137,13 @@ def test_a_picture_in_a_chat_streams_its_caption(page: Any) -> None:  # noqa: F8
             int(depth) for depth in cells.evaluate_all("all => all.map(t => t.dataset.depth)")
         ]
         assert patches == choice["image_depths"][0]["depths"]
+        # Each cell lies on the picture.
+        picture_box = page.locator("#out .seen img").bounding_box()
+        boxes = [cells.nth(place).bounding_box() for place in (0, cells.count() - 1)]
+        assert all(abs(boxes[0][side] - picture_box[side]) < 1 for side in "xy")
+        for side, size in (("x", "width"), ("y", "height")):
+            ends = [box[side] + box[size] for box in (boxes[1], picture_box)]
+            assert abs(ends[0] - ends[1]) < 1
         page.uncheck("#map")
         assert page.locator("#out .map").is_hidden()
         assert page.locator("#shown").is_hidden()
