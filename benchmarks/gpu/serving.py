@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import faulthandler
 import logging
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -166,7 +167,6 @@ def main() -> None:
     parser.add_argument("--checks-only", action="store_true")
     parser.add_argument("--log", action="store_true", help="the engine's choices")
     args = parser.parse_args()
-    faulthandler.dump_traceback_later(540, exit=True)
     logging.basicConfig(level=logging.INFO if args.log else logging.WARNING)
     try:
         device = parse_device(args.device)
@@ -204,4 +204,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Whatever hangs on a device is no longer waited for; whoever lends it stops at ten minutes.
+    faulthandler.dump_traceback_later(540, exit=True, file=sys.__stderr__)
+    try:
+        main()
+    finally:
+        faulthandler.cancel_dump_traceback_later()

@@ -180,7 +180,6 @@ def main() -> None:
     parser.add_argument("--checks-only", action="store_true")
     args = parser.parse_args()
     deadline = time.monotonic() + 60 * args.minutes
-    faulthandler.dump_traceback_later(540, exit=True)
     cuda = torch.device(args.device).type == "cuda"
     if cuda and not torch.cuda.is_available():
         parser.error("--device=cuda, but torch sees no GPU; use --device cpu to try the steps out")
@@ -208,4 +207,9 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    # Whatever hangs on a device is no longer waited for; whoever lends it stops at ten minutes.
+    faulthandler.dump_traceback_later(540, exit=True, file=sys.__stderr__)
+    try:
+        main()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
