@@ -128,7 +128,7 @@ def test_the_script_checks_every_router_and_kv_mode(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--checks-only"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert capsys.readouterr().out.count("ok engine") == 12
+    assert capsys.readouterr().out.count("ok engine") == 24  # stages once static, once plain
 
 
 def test_the_script_stops_at_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,4 +140,4 @@ def test_the_script_stops_at_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setitem(script["check_output"].__globals__, "reference_tokens", wrong)
     with pytest.raises(SystemExit, match="generate writes"):
-        script["check_engine"](torch.device("cpu"))
+        script["check_engine"](torch.device("cpu"), False)

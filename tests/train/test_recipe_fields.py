@@ -69,3 +69,14 @@ def test_what_a_field_decides_is_what_is_compared(name: str, data: Path, tmp_pat
     began, now = tiny_recipe(data, tmp_path), tiny_recipe(data, tmp_path, **{name: OTHER[name]})
     free = decided_by(TrainSection, name) in ("nothing", "speed")
     assert set(find_differences(began, now)) == (set() if free else {f"train.{name}"})
+
+
+def test_a_recipe_of_an_earlier_program_says_the_same(data: Path, tmp_path: Path) -> None:
+    now = tiny_recipe(data, tmp_path)
+    whole = now.model_config_for(300, 0)
+    every = now.model | {name: getattr(whole, name) for name in ("conv_kernel", "modality")}
+    later = now.model_copy(update={"model": every})
+    assert not find_differences(now, later)
+    assert not find_differences(later, now)
+    other = now.model_copy(update={"model": now.model | {"modality": "audio"}})
+    assert find_differences(now, other) == {"model.modality": ("text", "audio")}

@@ -32,8 +32,13 @@ def read_recipe(path: Path) -> Recipe:
 
 
 def find_differences(began: Recipe, now: Recipe) -> Changes:
-    """Fields that decide the weights and differ."""
+    """Fields that decide the weights and differ.
+
+    A field of the model that one recipe does not name counts as what it stands for there: recipes
+    of earlier programs do not know the fields of later ones.
+    """
     old, new = _decisive(began), _decisive(now)
+    old, new = old | _unnamed(began, old, new), new | _unnamed(now, new, old)
     names = sorted(old | new)
     return {n: (old.get(n), new.get(n)) for n in names if old.get(n) != new.get(n)}
 
@@ -62,6 +67,23 @@ def _decisive(recipe: Recipe) -> dict[str, Any]:
         for field in fields_that_decide(TrainSection, "batch split"):
             del flat[f"train.{field}"]
     return flat
+
+
+# What the data say where a recipe does not.
+_OF_DATA = ("vocab_size", "bos_token_id", "eos_token_id", "add_bos_token", "pad_token_id")
+
+
+def _unnamed(recipe: Recipe, own: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """What fields of the model stand for in ``recipe`` that ``other`` alone names."""
+    names = {name for name in other if name.startswith("model.")} - set(own)
+    fields = {name.removeprefix("model.") for name in names} - set(_OF_DATA)
+    if not fields:
+        return {}
+    try:
+        config = recipe.model_config_for(1, None)
+    except MorError:  # said where it is used
+        return {}
+    return {f"model.{name}": getattr(config, name) for name in fields if hasattr(config, name)}
 
 
 def _kept(section: Section) -> dict[str, Any]:
