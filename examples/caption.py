@@ -24,7 +24,7 @@ from mor.data.media import MediaDataset, MediaIndex
 from mor.eval.captions import evaluate_captions
 from mor.hf.captions import IMAGE, caption_processor, caption_tokenizer
 from mor.train import RouterCallback
-from mor.train.captions import CaptionSamples
+from mor.train.classify.captions import CaptionSamples
 
 
 def main(words: list[str] | None = None) -> None:

@@ -16,6 +16,8 @@ NAMES = [*RUNS, *(f"demo/{name}" for name in DEMO), *(f"uptrain/{name}" for name
 # On the machine that made the record every bit is the same. Another machine sums in another order,
 # and what a router selects then differs where two scores are nearly equal.
 NEAR = {"rel": 2e-3, "abs": 1e-4}
+# In bfloat16 a bit of one step is percents of a later step's gradient.
+NEAR_HALF = {"loss": {"rel": 1e-2}, "norm": {"rel": 0.2}}
 
 
 @pytest.fixture(scope="module")
@@ -33,4 +35,6 @@ def test_golden_losses(name: str, recipes: dict[str, Any]) -> None:
     assert found["log"].keys() == known["log"].keys()
     for key, values in known["log"].items():
         near = NEAR if key.endswith(("loss", "norm")) else {"rel": 0.05, "abs": 0.05}
+        if name.endswith("bfloat16"):
+            near = NEAR_HALF.get(key[-4:], near)
         assert found["log"][key] == pytest.approx(values, **near), key

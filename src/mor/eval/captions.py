@@ -22,7 +22,7 @@ from mor.hf.captions import PairEncoder
 from mor.hf.processing import MoRProcessor
 from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.model.flops import example_flops
-from mor.train.captions import VALIDATION_SEED
+from mor.train.classify.captions import VALIDATION_SEED
 
 SAMPLES = 500
 

@@ -40,7 +40,8 @@ _REASONS = {
     500: "the engine failed",
     503: "the server is shutting down, or its engine was started again: try again",
 }
-_STREAM = {"content": {"text/event-stream": {"schema": {"type": "string"}}}}
+# OpenAPI 3.1 has no words for events.
+_STREAM = {"content": {"text/event-stream": {}}}
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

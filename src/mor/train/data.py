@@ -18,7 +18,7 @@ from transformers import default_data_collator
 from mor.config import MoRConfig
 from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
 from mor.data.media import MediaDataset, MediaIndex, collate_media
-from mor.train.captions import VALIDATION_SEED, CaptionSamples, caption_config
+from mor.train.classify.captions import VALIDATION_SEED, CaptionSamples, caption_config
 from mor.train.classify.data import MediaSamples, media_config, open_index
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import DataSection

@@ -23,7 +23,7 @@ from mor.hf.load import load_model
 from mor.hf.load_media import load_processor
 from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.train import Recipe, parse_recipe, train
-from mor.train.captions import VALIDATION_SEED
+from mor.train.classify.captions import VALIDATION_SEED
 from tests.media import make_folder, media_recipe, read_log
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*lr_scheduler.*")

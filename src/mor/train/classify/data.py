@@ -20,8 +20,8 @@ from mor.config import MoRConfig
 from mor.data.media import MediaDataset, MediaIndex
 from mor.data.order import Shuffle
 from mor.errors import MorError
-from mor.train.captions import CaptionSamples, caption_config
 from mor.train.classify.augment import augment
+from mor.train.classify.captions import CaptionSamples, caption_config
 from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
