@@ -15,7 +15,7 @@ from mor.disk import replace_folder
 from mor.errors import MorError
 from mor.hf.bos import save_tokenizer
 from mor.hf.load import load_tokenizer
-from mor.run_files import CHECKPOINTS, RECIPE
+from mor.run_files import CHECKPOINTS, RECIPE, refuse_adapter
 from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded
 
@@ -40,6 +40,7 @@ def merge(
         checkpoint = newest
     if not checkpoint.is_dir():
         raise MorError(f"checkpoint {str(checkpoint)!r} does not exist")
+    refuse_adapter(checkpoint)
     sealed = (checkpoint / checkpoints.MANIFEST).is_file()
     wrong = checkpoints.damage(checkpoint) if sealed else None
     if wrong is not None:
