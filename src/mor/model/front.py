@@ -188,7 +188,8 @@ def modality_of(front: nn.Module) -> str:
     Asked by name and not by class: an adapter puts a module of its own around it, which passes
     names on.
     """
-    return getattr(front, "modality", "text")
+    found: str = getattr(front, "modality", "text")
+    return found
 
 
 def align_frames(frames: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
