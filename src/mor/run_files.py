@@ -56,9 +56,7 @@ def model_folder(path: Path) -> Path:
         raise MorError(f"model folder {str(path)!r} {describe_missing(path)}")
     config = beside_model(path, CONFIG)
     if config is None:
-        adapter = beside_model(path, ADAPTER)
-        if adapter is not None:
-            raise MorError(_adapter(adapter))
+        refuse_adapter(path)
         raise MorError(
             f"{path} is no model folder: {CONFIG} is missing; nor is it that of a finished run"
         )
@@ -74,6 +72,17 @@ def model_folder(path: Path) -> Path:
             f"mor convert llama {config.parent} --out DIR"
         )
     return config.parent
+
+
+def refuse_adapter(path: Path) -> None:
+    """Say so where ``path`` is a PEFT adapter alone and a whole model is wanted.
+
+    Raises:
+        MorError: it is one, with what makes a model folder of it.
+    """
+    adapter = beside_model(path, ADAPTER)
+    if adapter is not None and beside_model(path, CONFIG) is None:
+        raise MorError(_adapter(adapter))
 
 
 def _adapter(config: Path) -> str:

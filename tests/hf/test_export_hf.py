@@ -16,6 +16,8 @@ import transformers
 from torch.testing import assert_close
 
 from mor import MoRConfig, MorError, MoRForSequenceClassification
+from mor.cli.merge import merge
+from mor.hf.convert.convert import convert_llama
 from mor.hf.export import plain_native
 from mor.hf.export.bundle import bundle
 from mor.hf.export.remote import export_hf
@@ -170,5 +172,11 @@ def test_what_is_no_whole_model_is_refused(tmp_path: Path) -> None:
 def test_an_adapter_is_named_as_one(tmp_path: Path) -> None:
     told = {"base_model_name_or_path": "runs/mine/model", "peft_type": "LORA"}
     (tmp_path / "adapter_config.json").write_text(json.dumps(told))
-    with pytest.raises(MorError, match=r"is a PEFT adapter \(LORA\) of 'runs/mine/model'"):
-        load_model(tmp_path)
+    calls: tuple[Any, ...] = (
+        load_model,
+        lambda folder: convert_llama(folder, tmp_path / "out"),
+        lambda folder: merge(folder, tmp_path / "out"),
+    )
+    for call in calls:
+        with pytest.raises(MorError, match=r"is a PEFT adapter \(LORA\) of 'runs/mine/model'"):
+            call(tmp_path)

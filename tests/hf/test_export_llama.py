@@ -92,6 +92,8 @@ def test_the_same_logits(fields: dict[str, Any], data: st.DataObject) -> None:
         ({"kv_sharing": "recursive"}, "kv_sharing='recursive' cannot be said"),
         ({"kv_sharing": "recursive_update"}, "kv_sharing='recursive_update' cannot be said"),
         ({"mlp_bias": True, "use_qk_norm": True}, "mlp_bias=True cannot be said"),
+        ({"image_token_id": 9, "image_size": 8, "patch_size": 4}, "it is the place of images"),
+        ({"audio_token_id": 9, "num_mel_bins": 8}, "it is the place of sounds"),
         ({"router_fixed_depth": 2, "depth": 3}, r"depth=3 must lie in 1\.\.2"),
         ({"depth": 4}, r"depth=4 must lie in 1\.\.3"),
     ],

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from peft import (
+    LoraConfig,
+    PeftModel,
+    PrefixTuningConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from torch.testing import assert_close
 from transformers import Trainer, TrainingArguments
 
@@ -96,6 +104,37 @@ def test_merged_is_the_same_model(router: str, modules_to_save: list[str] | None
     assert type(merged) is MoRForCausalLM
     assert type(merged.model.router) is type(find_router(model))
     assert_close(logits_of(merged), adapted, rtol=1e-3, atol=1e-4)  # one sum, other rounding
+
+
+@pytest.mark.parametrize(
+    "tuning",
+    [
+        LoraConfig(target_modules=["q_proj"], modules_to_save=["embed_tokens", "lm_head"]),
+        LoraConfig(target_modules=["q_proj", "embed_tokens", "lm_head"]),
+        LoraConfig(target_modules=["q_proj"], trainable_token_indices=[5, 6]),
+        TrainableTokensConfig(token_indices=[5, 6]),
+    ],
+    ids=["saved", "lora", "lora_and_tokens", "tokens"],
+)
+def test_an_adapter_may_sit_on_the_embedding(tuning: Any) -> None:
+    """PEFT puts a module of another class in its place."""
+    start = make_model(small_config("threshold", tie_word_embeddings=False))
+    before = logits_of(start)
+    model = get_peft_model(start, copy.deepcopy(tuning))
+    model.train()(input_ids=IDS, labels=IDS).loss.backward()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None, name
+                parameter.add_(0.05 * torch.randn_like(parameter))
+    adapted = logits_of(model)
+    assert (adapted - before).abs().max() > 1e-3
+    with torch.no_grad():  # the head's loss in chunks is that of the adapted head
+        whole, alone = (
+            model(input_ids=IDS, labels=IDS, return_logits=logits).loss for logits in (True, False)
+        )
+    assert_close(whole, alone)
+    assert_close(logits_of(model.merge_and_unload()), adapted, rtol=1e-3, atol=1e-4)
 
 
 def test_without_its_adapter_it_is_the_model_from_before() -> None:

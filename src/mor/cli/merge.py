@@ -15,7 +15,7 @@ from mor.disk import replace_folder
 from mor.errors import MorError, describe_missing
 from mor.hf.bos import save_tokenizer
 from mor.hf.load import load_tokenizer
-from mor.run_files import CHECKPOINTS, CONFIG, RECIPE
+from mor.run_files import CHECKPOINTS, CONFIG, RECIPE, refuse_adapter
 from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded
 
@@ -40,6 +40,7 @@ def merge(
         checkpoint = newest
     if not checkpoint.is_dir():
         raise MorError(f"checkpoint {str(checkpoint)!r} {describe_missing(checkpoint)}")
+    refuse_adapter(checkpoint)
     if not (checkpoint / CONFIG).is_file():
         raise MorError(f"{checkpoint} is no checkpoint: {CONFIG} is missing")
     sealed = (checkpoint / checkpoints.MANIFEST).is_file()

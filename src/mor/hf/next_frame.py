@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mor.config.choices import Routing
 from mor.hf.media import MediaModel
 from mor.hf.outputs import MoRMediaOutput
-from mor.model.front import FrameEmbedding, PatchEmbedding, align_frames
+from mor.model.front import align_frames, modality_of
 
 
 class MoRForNextFrame(MediaModel):
@@ -76,15 +76,14 @@ class MoRForNextFrame(MediaModel):
 
 
 @torch.no_grad()
-def next_targets(front: nn.Module, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+def next_targets(front: Any, features: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
     """What a regression head has to predict: [B, T - 1, W], and which of it counts, [B, T - 1].
 
     Token t of a sound has seen the frames up to t x stride; what follows are the next ``stride``.
     """
-    if isinstance(front, PatchEmbedding):
+    if modality_of(front) == "image":
         patches = front.cut(features).float()[:, 1:]
         return patches, torch.ones(patches.shape[:2], device=patches.device)
-    assert isinstance(front, FrameEmbedding)
     frames, lengths = align_frames(front.check(features), mask)
     batch, total, bins = frames.shape
     count = -(-total // front.step) - 1

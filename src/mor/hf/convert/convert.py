@@ -23,6 +23,7 @@ from mor.hf.convert.gguf import GGUFFile, gguf_config, gguf_weights
 from mor.hf.convert.gguf_tokenizer import gguf_bos, gguf_tokenizer
 from mor.hf.convert.llama import has_own_head, llama_config
 from mor.hf.convert.write import write_model
+from mor.run_files import refuse_adapter
 
 
 def convert_authors(weights: str | Path, config: str | Path, out: str | Path) -> Path:
@@ -84,6 +85,7 @@ def convert_llama(source: str | Path, out: str | Path) -> Path:
     check_new(out)
     if not source.is_dir():
         raise ConversionError(f"{source} {describe_missing(source)}")
+    refuse_adapter(source)
     where = source / "config.json"
     config = llama_config(read_mapping(where), str(where))
     tensors = read_weights(source)

@@ -62,6 +62,8 @@ def check_expressible(config: MoRConfig, depth: int) -> None:
             "lets later layers read the keys and values of earlier ones",
         ),
         "mlp_bias": (config.mlp_bias and config.use_qk_norm, "goes with no use_qk_norm there"),
+        "image_token_id": (config.image_token_id is not None, "is the place of images"),
+        "audio_token_id": (config.audio_token_id is not None, "is the place of sounds"),
     }
     for name, (wrong, why) in reasons.items():
         if wrong:
