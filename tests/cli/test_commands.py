@@ -114,6 +114,7 @@ def test_the_module_is_the_command(
     [
         (FileNotFoundError(2, "No such file", "a/b"), "No such file: 'a/b'"),
         (RecursionError("maximum depth"), "something is nested too deeply to be read"),
+        (RuntimeError("Symlink loop from 'a'"), "a symbolic link leads back to itself"),
         (MemoryError(), "not enough memory for these sizes: MemoryError"),
         (RuntimeError("[enforce] can't allocate memory: 9"), "not enough memory for these sizes"),
         (RuntimeError("a fault of ours"), None),
