@@ -6,11 +6,8 @@ import ast
 import hashlib
 import os
 import re
-import shutil
-import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +19,9 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import mor
+from tests.walks import ROOT, project_files, text_of
 
-ROOT = Path(__file__).resolve().parents[1]
 SOURCE = ROOT / "src" / "mor"
-HIDDEN_FOLDERS_OF_OURS = {".ci", ".github"}
-WRITTEN_FOLDERS = {"build", "data", "dist", "runs"}
 
 # Put together from parts, so that this file does not find itself.
 REGISTRY_HOSTS = re.compile(
@@ -82,42 +77,6 @@ def pins(file: str = "constraints.txt") -> dict[str, Requirement]:
 
 def pin_of(name: str, file: str) -> Version:
     return Version(next(iter(pins(file)[name].specifier)).version)
-
-
-def project_files() -> list[Path]:
-    """The files under version control; in a copy without that, the files a walk finds."""
-    listed = ""
-    if git := shutil.which("git"):
-        command = [git, "-C", str(ROOT), "ls-files", "-z"]
-        listed = subprocess.run(command, capture_output=True, text=True, check=False).stdout
-    paths = [ROOT / name for name in listed.split("\0") if name]
-    return sorted(path for path in paths or walk() if path.is_file())
-
-
-def walk() -> Iterator[Path]:
-    """Every file outside caches, environments and the folders that mor writes."""
-    for folder, subfolders, names in os.walk(ROOT):
-        here = Path(folder)
-        subfolders[:] = [
-            name
-            for name in subfolders
-            if (not name.startswith(".") or name in HIDDEN_FOLDERS_OF_OURS)
-            and not name.endswith(("__pycache__", ".egg-info"))
-            and not (here / name / "pyvenv.cfg").exists()
-            and not (here == ROOT and name in WRITTEN_FOLDERS)
-        ]
-        yield from (here / name for name in names)
-
-
-def text_of(path: Path) -> str | None:
-    """The text of a file, or None for a binary one."""
-    content = path.read_bytes()
-    if b"\0" in content[:8192]:
-        return None
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        return None
 
 
 def test_no_file_names_a_registry_host_or_a_path_of_one_machine() -> None:

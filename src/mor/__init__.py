@@ -65,6 +65,16 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(_HOMES[name]), name)
 
 
+def _is_command() -> bool:
+    """Whether this is ``mor`` or ``python -m mor.cli``, which need not register at once."""
+    if "mor_command" in sys.modules:
+        return True
+    words = sys.orig_argv
+    # While Python looks for the module of -m, and imports its parents, the first word is -m.
+    by_module = sys.argv[:1] == ["-m"] and "-m" in words[:-1]
+    return by_module and words[words.index("-m") + 1] in ("mor.cli", "mor.cli.__main__")
+
+
 # Importing `mor.hf` registers. The command `mor` does without until a command needs the model.
-if "mor_command" not in sys.modules:
+if not _is_command():
     import_module("mor.hf")

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from mor.hf.load import load_model
-from tests.cli.test_commands import Mor, mor_  # noqa: F401
+from tests.cli.done import Mor
+from tests.hf.folding import save_vanilla
 from tests.hf.gguf_files import model_of, write_gguf
-from tests.hf.test_fold import save_vanilla
 
 
 @pytest.fixture
-def source(tmp_path: Path, mor_: Mor) -> Path:  # noqa: F811
+def source(tmp_path: Path, mor_: Mor) -> Path:
     """A GGUF file of 7 layers, converted: six pairs of depths to fold, and a tokenizer."""
     file = write_gguf(tmp_path / "tiny.gguf", model_of(num_hidden_layers=7))
     done = mor_("convert", "gguf", file, "--out", tmp_path / "source")
@@ -25,7 +25,7 @@ def source(tmp_path: Path, mor_: Mor) -> Path:  # noqa: F811
     return tmp_path / "source"
 
 
-def test_fold(source: Path, tmp_path: Path, mor_: Mor) -> None:  # noqa: F811
+def test_fold(source: Path, tmp_path: Path, mor_: Mor) -> None:
     out = tmp_path / "out"
     done = mor_(
         *("fold", source, "--out", out, "--num-recursions", 2, "--init", "average"),
@@ -50,7 +50,7 @@ def cells(text: str) -> list[list[str]]:
     return [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in text.splitlines() if "│" in line]
 
 
-def test_the_table_before_training(source: Path, tmp_path: Path, mor_: Mor) -> None:  # noqa: F811
+def test_the_table_before_training(source: Path, tmp_path: Path, mor_: Mor) -> None:
     text, kept = tmp_path / "text.txt", tmp_path / "rows.json"
     text.write_text("in the 12 thin things, the inn. " * 40)
     done = mor_(
@@ -91,7 +91,7 @@ def test_fold_says_what_does_not_fit(
     words: tuple[str, ...],
     message: str,
     tmp_path: Path,
-    mor_: Mor,  # noqa: F811
+    mor_: Mor,
 ) -> None:
     save_vanilla(tmp_path / "in")
     done = mor_("fold", tmp_path / "in", "--out", tmp_path / "out", *words)
@@ -104,7 +104,15 @@ def test_fold_says_what_does_not_fit(
     [
         ((), "give --text FILE or --data DIR"),
         (("--text", "{}/none.txt"), "none.txt cannot be read as UTF-8 text"),
-        (("--text", "{}/short.txt"), "short.txt has 1 tokens, fewer than one sequence"),
+        # The model takes 128 tokens, fewer than the 512 that a table has else.
+        (
+            ("--text", "{}/short.txt"),
+            "fewer than one sequence of seq_len=128",
+        ),
+        (
+            ("--text", "{}/short.txt", "--seq-len", "129"),
+            "seq_len=129 must be a whole number",
+        ),
         (("--text", "{}/short.txt", "--sharing", "spiral"), "sharing='spiral' is not known"),
         (("--text", "{}/short.txt", "--rank", "some"), "rank='some' is not known"),
     ],
@@ -114,7 +122,7 @@ def test_the_table_says_what_does_not_fit(
     message: str,
     tmp_path: Path,
     source: Path,
-    mor_: Mor,  # noqa: F811
+    mor_: Mor,
 ) -> None:
     (tmp_path / "short.txt").write_text("in")
     done = mor_("fold-table", source, *(word.format(tmp_path) for word in words))
@@ -124,7 +132,7 @@ def test_the_table_says_what_does_not_fit(
 def test_the_table_of_what_can_be_left_out(
     tmp_path: Path,
     source: Path,
-    mor_: Mor,  # noqa: F811
+    mor_: Mor,
 ) -> None:
     (tmp_path / "text.txt").write_text(" ".join(f"w{i % 50}" for i in range(80)))
     words = ("fold-table", source, "--text", tmp_path / "text.txt", "--seq-len", "16")

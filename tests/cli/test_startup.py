@@ -48,6 +48,20 @@ def test_light_commands_load_nothing_heavy(words: list[str]) -> None:
     assert done.returncode == (0 if words else 2)
 
 
+def test_the_module_is_as_light_as_the_command() -> None:
+    found = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "mor.cli", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    loaded = {line.rpartition("|")[2].strip() for line in found.stderr.splitlines()}
+    assert "mor.cli.app" in loaded
+    assert not loaded & set(HEAVY)
+    assert "calibrate" in found.stdout
+
+
 def test_help_lists_every_command_with_what_its_own_help_says() -> None:
     group = get_command(app)
     listed = {

@@ -78,7 +78,10 @@ def test_runs_are_found_once_and_mistakes_are_errors(runs: Path) -> None:
     found, _ = find_runs([runs / "demo", runs / "demo" / "twin", runs / "tiny", runs])
     assert found == [runs / "demo" / "twin", runs / "tiny"]
     with pytest.raises(MorError, match=r"nowhere is not a folder"):
-        find_runs([runs / "tiny", runs / "nowhere"])
+        find_runs([runs / "nowhere"])
+    found, said = find_runs([runs / "nowhere", runs / "tiny"])
+    assert (found, len(said)) == ([runs / "tiny"], 1)
+    assert said[0].endswith("nowhere is not a folder, and not there at all")
     with pytest.raises(MorError, match=r"no finished run: skipped: .*corpus is no run folder"):
         find_runs([runs / "corpus"])
 

@@ -14,11 +14,11 @@ import yaml
 from mor import MoRConfig, MoRForCausalLM
 from mor.hf.convert.llama import plain_depth
 from mor.hf.load import load_model
-from tests.cli.test_commands import Mor, mor_, rows_of  # noqa: F401
+from tests.cli.done import Mor, rows_of
 
 
 @pytest.fixture
-def place(tmp_path: Path, data: Path, mor_: Mor) -> Path:  # noqa: F811
+def place(tmp_path: Path, data: Path, mor_: Mor) -> Path:
     """A source, its folding, and a recipe for each of two stages."""
     torch.manual_seed(0)
     widths = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2}
@@ -46,7 +46,7 @@ def place(tmp_path: Path, data: Path, mor_: Mor) -> Path:  # noqa: F811
     return tmp_path
 
 
-def test_two_stages(place: Path, mor_: Mor) -> None:  # noqa: F811
+def test_two_stages(place: Path, mor_: Mor) -> None:
     stages = (place / "recursive.yaml", place / "mor.yaml")
     plan = mor_("uptrain", *stages, "--dry-run")
     assert plan.code == 0, plan.err
@@ -75,7 +75,7 @@ def test_two_stages(place: Path, mor_: Mor) -> None:  # noqa: F811
     assert (again.code, again.out) == (0, "")
 
 
-def test_what_is_refused(place: Path, mor_: Mor) -> None:  # noqa: F811
+def test_what_is_refused(place: Path, mor_: Mor) -> None:
     stage = place / "recursive.yaml"
     twice = mor_("uptrain", stage, stage)
     assert twice.code == 2

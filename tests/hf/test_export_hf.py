@@ -20,6 +20,7 @@ from mor.cli.merge import merge
 from mor.hf.convert.convert import convert_llama
 from mor.hf.export import plain_native
 from mor.hf.export.bundle import bundle
+from mor.hf.export.llama import export_llama
 from mor.hf.export.remote import export_hf
 from mor.hf.load import load_model
 from mor.ops import native
@@ -164,6 +165,14 @@ def test_what_is_no_whole_model_is_refused(tmp_path: Path) -> None:
         with pytest.raises(MorError, match=said):
             export_hf(source, tmp_path / "out")
     (source / "config.json").write_text(json.dumps(told))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_text('{"version": 1')
+        with pytest.raises(MorError, match=r"the tokenizer .*is damaged"):
+            export_hf(source, tmp_path / "out")
+        with pytest.raises(MorError, match=r"the tokenizer .*is damaged|is not JSON"):
+            export_llama(source, tmp_path / "llama")
+        (source / name).unlink()
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "source"]
     export_hf(source, tmp_path / "out")
     with pytest.raises(MorError, match="not empty"):
         export_hf(source, tmp_path / "out")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.testing import assert_close
 
-from mor import MoRConfig, MorError, MoRForCausalLM
+from mor import MoRConfig, MoRForCausalLM
 from mor.hf.convert.llama import plain_depth
-from mor.hf.fold.fold import factor_residual, fold, fold_folder
+from mor.hf.fold.fold import factor_residual, fold
 from mor.hf.fold.plan import Folding, layer_map, windows
-from mor.hf.load import load_model, load_tokenizer
 from mor.model.relaxation import LINEAR_MAPS, LowRank
-from tests.hf.test_convert_llama import word_tokenizer
-from tests.strategies import make_model, random_ids, small_config, train
+from tests.hf.folding import RICH, folded_quietly, only, stack_of, vanilla
+from tests.strategies import random_ids, small_config, train
 
 TABLE = Path(__file__).parents[1] / "golden" / "init_mapping.json"
 ENTRIES: list[dict[str, Any]] = [
@@ -30,40 +28,6 @@ ENTRIES: list[dict[str, Any]] = [
 ]
 # What the measurement reads off rounded means there: see tests/model/test_sharing.py.
 ROUNDED = {(32, 3, "middle_sequence"), (34, 4, "middle_cycle")}
-RICH = {"attention_bias": True, "mlp_bias": True, "use_qk_norm": True}
-
-
-def vanilla(layers: int = 8, **fields: Any) -> MoRForCausalLM:
-    """A random vanilla model in which biases and norms do something."""
-    config = small_config("fixed", **plain_depth(layers) | fields)
-    model = make_model(config, 1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("bias"):
-                parameter.normal_(0.0, 0.3)
-    return model
-
-
-def folded_quietly(model: MoRForCausalLM, folding: Folding) -> MoRForCausalLM:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return fold(model, folding)
-
-
-def stack_of(model: MoRForCausalLM) -> list[nn.Module]:
-    inner = model.model
-    return [*inner.prelude_layers, *inner.block, *inner.coda_layers]
-
-
-def only(model: MoRForCausalLM, kept: list[int]) -> MoRForCausalLM:
-    """The vanilla model of the layers ``kept``."""
-    fields = model.config.to_dict() | plain_depth(len(kept))
-    fields.pop("num_hidden_layers", None)
-    cut = MoRForCausalLM(MoRConfig(**fields)).eval()
-    cut.load_state_dict(model.state_dict(), strict=False)
-    for ours, layer in zip(stack_of(cut), kept, strict=True):
-        ours.load_state_dict(stack_of(model)[layer].state_dict())
-    return cut
 
 
 @pytest.mark.parametrize(
@@ -278,174 +242,3 @@ def test_norms(norms: Any) -> None:
             weight = weight if norms == "shared" else weight[use]
             assert_close(weight, (own if norms == "own" else ruled).get_submodule(name).weight)
     assert folded.config.share_norms == (norms == "shared")
-
-
-ROUTED = [
-    (router, kv_sharing)
-    for router in ("threshold", "expert_choice", "token_choice")
-    for kv_sharing in ("none", "recursive", "recursive_update")
-]
-
-
-@pytest.mark.parametrize(("router", "kv_sharing"), ROUTED)
-@pytest.mark.parametrize("training", [False, True])
-def test_a_router_starts_as_the_folded_model(router: Any, kv_sharing: Any, training: bool) -> None:
-    """At every spread of router weights, logits are as near as gates are to 1."""
-    source, ids = vanilla(8), random_ids(0, 3, 12)
-    plain = fold(source, Folding(3, kv_sharing=kv_sharing)).train(training)
-    with torch.no_grad():
-        expected = plain(ids, use_cache=False).logits
-    nearness = []
-    for std in (0.0, 1e-5, 1e-3):
-        folding = Folding(3, kv_sharing=kv_sharing, router=router, router_std=std)
-        routed = fold(source, folding).train(training)
-        assert routed.config.update_rule == "residual"
-        with torch.no_grad():
-            out = routed(ids, use_cache=False, output_router_traces=True)
-        assert (out.depths == 3).all()
-        gates = torch.cat([trace.scores.gate.flatten() for trace in out.traces])
-        nearness.append(float((gates - 1).abs().max()))
-        assert (out.logits - expected).abs().max() < 1e-4 + 20 * nearness[-1]
-    assert nearness[0] < 1e-6 < nearness[1] < 1e-3 < nearness[2] < 0.1
-
-
-@pytest.mark.parametrize("router", ["threshold", "expert_choice"])
-def test_capacity_falls_from_full_depth_as_training_goes_on(router: Any) -> None:
-    routed = fold(vanilla(8), Folding(3, router=router, capacity_warmup_steps=10)).train()
-    ids, means = random_ids(0, 4, 24), []
-    for step in (0, 3, 6, 10):
-        routed.model.router.begin_step(step)
-        with torch.no_grad():
-            means.append(float(routed(ids).depths.float().mean()))
-    assert means[0] == 3
-    assert means == sorted(means, reverse=True)
-    assert means[-1] == pytest.approx(2, abs=0.05)
-    # What training saw becomes the rule of decoding.
-    routed.model.router.finish_step()
-    assert (routed.model.router.boundary[1:] > -100).all()
-
-
-def test_gates_stay_bounded_whatever_a_router_learns() -> None:
-    routed = fold(vanilla(8), Folding(3, router="threshold"))
-    router: Any = routed.model.router
-    low, middle, high = router.gate(torch.tensor([-50.0, 0.0, 50.0]))
-    assert low < 1e-6
-    assert middle == pytest.approx(1, abs=1e-6)
-    assert high == pytest.approx(1.1353, abs=1e-3)
-
-
-def test_relaxations_without_rank_start_as_the_bare_fold() -> None:
-    source, ids = vanilla(8), random_ids(0, 2, 9)
-    with torch.no_grad():
-        bare = fold(source, Folding(3))(ids).logits
-        for relaxation in ("gains", "embeddings"):
-            folded = fold(source, Folding(3, relaxation=relaxation))  # type: ignore[arg-type]
-            assert_close(folded(ids).logits, bare, rtol=0, atol=0)
-
-
-def test_the_source_stays_as_it_was_and_the_seed_decides() -> None:
-    source = vanilla(8)
-    before = {name: t.clone() for name, t in source.state_dict().items()}
-    folding = Folding(3, init="random", router="threshold", relaxation="lora", rank=2, seed=5)
-    one, two = (fold(source, folding).state_dict() for _ in range(2))
-    for name, tensor in source.state_dict().items():
-        assert torch.equal(tensor, before[name])
-    for name, tensor in one.items():
-        assert torch.equal(tensor, two[name]), name
-
-
-def save_vanilla(folder: Path, layers: int = 8, words: int = 61, **fields: Any) -> Path:
-    model = vanilla(layers, **fields)
-    model.to(torch.bfloat16).save_pretrained(folder)  # type: ignore[arg-type]
-    word_tokenizer(words).save(str(folder / "tokenizer.json"))
-    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    return folder
-
-
-def test_a_folder_in_its_dtype_with_what_belongs_to_it(tmp_path: Path) -> None:
-    source = save_vanilla(tmp_path / "in")
-    folding = Folding(3, router="threshold", relaxation="lora", rank=4)
-    out = fold_folder(source, tmp_path / "out", folding)
-    weights = load_model(out, torch.bfloat16)
-    assert weights.dtype == torch.bfloat16
-    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
-    assert load_tokenizer(out).get_vocab() == load_tokenizer(source).get_vocab()
-    notes = json.loads((out / "fold.json").read_text())
-    assert (notes["num_recursions"], notes["rank"], notes["shared_layers"]) == (3, 4, [[1], [6]])
-    ids = random_ids(0, 1, 9)
-    with torch.no_grad():
-        assert_close(load_model(out)(ids).logits, load_model(out)(ids).logits)
-
-
-@pytest.mark.parametrize(
-    ("fields", "folding", "words"),
-    [
-        ({}, {"num_recursions": 1}, "num_recursions=1 folds nothing"),
-        ({}, {"num_recursions": 7}, "leaves 6 layers to share; num_recursions=7 needs at least 9"),
-        ({"layers": 2}, {"num_recursions": 2}, "needs at least 4 layers"),
-        (
-            {},
-            {"num_recursions": 2, "num_recursion_layers": 4},
-            "num_recursion_layers=4 does not fit",
-        ),
-        (
-            {},
-            {"num_recursions": 1, "num_recursion_layers": 4, "relaxation": "gains"},
-            "relaxation='gains' needs layers that are used twice",
-        ),
-        ({}, {"num_recursions": 2, "start_gain": 0.5}, "but relaxation='none'"),
-        (
-            {},
-            {"num_recursions": 2, "relaxation": "gains", "start_gain": -1.0},
-            r"start_gain=-1.0 must be 0 or more",
-        ),
-        (
-            {},
-            {"num_recursions": 3, "init": "average", "relaxation": "gains", "start_gain": 0.0},
-            "init='average' .* leaves them no place",
-        ),
-        (
-            {},
-            {
-                "num_recursions": 2,
-                "init": "upper",
-                "sharing": "middle_sequence",
-                "relaxation": "gains",
-                "start_gain": 0.0,
-            },
-            "sharing='middle_sequence' leaves them no place",
-        ),
-        ({}, {"num_recursions": 2, "router": "random"}, "router='random' weighs"),
-        ({}, {"num_recursions": 2, "sharing": "spiral"}, "sharing='spiral'"),
-        ({}, {"num_recursions": 2, "init": "best"}, "initialization='best'"),
-        (
-            {},
-            {"num_recursions": 2, "sharing": "sequence", "router": "threshold"},
-            "router='threshold' needs the block",
-        ),
-        ({}, {"num_recursions": 2, "router": "threshold", "capacities": (1.0,)}, "has 1 entries"),
-        ({}, {"num_recursions": 2, "relaxation": "lora", "rank": 0}, "relaxation_rank=0"),
-        ({"words": 62}, {"num_recursions": 2}, "token 'w61' has id 61, but vocab_size=61"),
-        (
-            {"num_recursions": 2, "num_recursion_layers": 3},
-            {"num_recursions": 2},
-            "num_recursions=2: the source is folded already",
-        ),
-    ],
-)
-def test_what_does_not_fit_is_named_and_nothing_is_written(
-    fields: dict[str, Any], folding: dict[str, Any], words: str, tmp_path: Path
-) -> None:
-    save_vanilla(tmp_path / "in", **fields)
-    with pytest.raises(MorError, match=words) as caught:
-        fold_folder(tmp_path / "in", tmp_path / "out", Folding(**folding))
-    assert "\n" not in str(caught.value)
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
-
-
-def test_a_folder_that_is_missing_or_there_already(tmp_path: Path) -> None:
-    with pytest.raises(MorError, match="does not exist"):
-        fold_folder(tmp_path / "in", tmp_path / "out", Folding(2))
-    save_vanilla(tmp_path / "in")
-    with pytest.raises(MorError, match="is a folder that is not empty"):
-        fold_folder(tmp_path / "in", tmp_path / "in", Folding(2))

@@ -154,6 +154,36 @@ def test_routers_keep_float32_when_the_model_is_narrowed(router: str) -> None:
     assert {v.dtype for v in model.double().model.router.state_dict().values()} <= {torch.float64}
 
 
+def test_parts_and_gradients_stay_wide_too() -> None:
+    model = make_model(small_config("threshold"))
+    router, net = model.model.router, model.model.router.net
+    train(model, random_ids(0, 2, 12)).loss.backward()
+    wanted = net.weight.detach().clone(), net.weight.grad.clone(), router.boundary.clone()
+    parameter = net.weight
+    for narrow in (lambda: model.type(torch.float16), model.model.half, router.bfloat16):
+        narrow()
+        assert net.weight is parameter  # or an optimizer would hold another
+        for mine, other in zip((net.weight, net.weight.grad, router.boundary), wanted, strict=True):
+            assert torch.equal(mine, other)
+            assert mine.dtype == torch.float32
+    assert model.model.block[0].mlp.up_proj.weight.grad.dtype == torch.float16
+
+
+def test_a_wrapper_that_narrows_leaves_scores_and_constants_in_float32() -> None:
+    """Its ``to`` asks no model below it: the router's numbers are rounded, no more than that."""
+    model = make_model(small_config("threshold"))
+    torch.nn.Sequential(model).to(torch.bfloat16)
+    with torch.no_grad():
+        out = model(random_ids(0, 2, 12), output_router_traces=True)
+    assert out.logits.isfinite().all()
+    assert out.traces[0].scores.gate.dtype == torch.float32
+    router = model.model.router
+    router.boundary_steps.fill_(256)
+    router.begin_step(0)
+    router.boundary_steps += 1  # 257 is no number of bfloat16
+    assert router.boundary_steps.tolist() == [257] * 3
+
+
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
 def test_mixed_precision_training_keeps_scores_in_float32(router: str, kv_sharing: str) -> None:

@@ -11,8 +11,9 @@ from mor import MoRConfig, MoRForCausalLM
 from mor.hf.convert.llama import plain_depth
 from mor.hf.fold.fold import fold_folder
 from mor.hf.fold.plan import Folding
-from mor.train import parse_recipe, train
-from tests.tiny import prepare_tiny
+from mor.train import Recipe, parse_recipe, train
+from tests.tiny import prepare_tiny, tiny_recipe
+from tests.train import stopping
 from tests.train.uptraining import WIDE, fields
 
 
@@ -53,3 +54,16 @@ def uptrain(data: Path, tmp_path: Path, source: Path, folded: Path) -> Any:
         return train(parse_recipe(raw | {"name": name}), resume=resume)
 
     return go
+
+
+@pytest.fixture(scope="session")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """Weights of the run that nothing disturbs."""
+    return stopping.weights(
+        train(tiny_recipe(data, tmp_path_factory.mktemp("whole"), **stopping.fields()))
+    )
+
+
+@pytest.fixture
+def recipe(data: Path, tmp_path: Path) -> Recipe:
+    return tiny_recipe(data, tmp_path, **stopping.fields())

@@ -17,14 +17,7 @@ from mor.train.loop import Loop
 from mor.train.state import checkpoints
 from mor.train.state import run_folder as folders
 from tests.tiny import tiny_recipe
-
-FILES = (
-    "model.safetensors",
-    "optimizer.pt",
-    "rng_state.pth",
-    "trainer_state.json",
-    "config.json",
-)
+from tests.train.damage import FILES, cut, flip, kept, read, spying
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +35,6 @@ def stopped(finished: Path, data: Path, tmp_path: Path) -> Recipe:
     shutil.rmtree(recipe.run_dir / "model")
     (recipe.run_dir / "summary.json").unlink()
     return recipe
-
-
-def kept(recipe: Recipe) -> Path:
-    return recipe.run_dir / "checkpoints"
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-40])
-
-
-def flip(path: Path) -> None:
-    """One bit, the size as it was: only a checksum sees it."""
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(bytes(content))
 
 
 # Damage ----------------------------------------------------------------------------------------
@@ -89,10 +67,6 @@ def test_the_offer_is_good(stopped: Recipe, finished: Path) -> None:
     assert checkpoints.damage(kept(stopped) / "checkpoint-8") is None
     assert (kept(stopped) / "aside" / "checkpoint-8" / "optimizer.pt").is_file()
     assert checkpoints.damage(kept(stopped) / "aside" / "checkpoint-8") is not None
-
-
-def read(run: Path) -> bytes:
-    return (run / "model" / "model.safetensors").read_bytes()
 
 
 def test_a_path_does_as_well(stopped: Recipe, finished: Path) -> None:
@@ -196,22 +170,6 @@ def test_rotation_comes_after_the_new_one(
     assert [p.name for p in checkpoints.list_checkpoints(folder / "checkpoints")] == [
         "checkpoint-8"
     ]
-
-
-def spying(do: Any, root: Path, seen: list[list[int]]) -> Any:
-    def spied(*args: Any, **kwargs: Any) -> Any:
-        for moment in range(2):  # before and after
-            if moment:
-                result = do(*args, **kwargs)
-            whole = [
-                checkpoints.step_of(p)
-                for p in checkpoints.list_checkpoints(root / "tiny" / "checkpoints")
-                if all((p / name).is_file() for name in (*FILES, "manifest.json"))
-            ]
-            seen.append(whole)
-        return result
-
-    return spied
 
 
 def test_what_is_kept_for_good(data: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ class Peer:
         try:
             # A session of its own: a peer's own children are frozen and ended with it.
             self._process = subprocess.Popen(
-                [str(python), str(Path(worker.__file__)), kind],
+                [str(python), str(Path(worker.__file__).parent), kind],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,

@@ -67,6 +67,8 @@ def describe(error: Exception) -> str | None:
     text = str(error) or type(error).__name__
     if isinstance(error, RecursionError):
         return "something is nested too deeply to be read"
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop"):  # pathlib's, to 3.12
+        return f"a symbolic link leads back to itself: {text}"
     if isinstance(error, MemoryError) or any(words in text for words in _NO_ROOM):
         return f"not enough memory for these sizes: {text.splitlines()[0]}"
     if isinstance(error, OSError) and error.filename is not None and error.strerror:

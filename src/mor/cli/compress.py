@@ -10,6 +10,7 @@ import typer
 from mor.checks import MAX_SEED
 from mor.compress import Compression, Goal, Settings
 from mor.data import console_progress
+from mor.errors import Interrupted
 
 
 def compress(
@@ -58,7 +59,12 @@ def compress(
         seed=seed,
         sample_tokens=sample_tokens,
     )
-    with console_progress() as progress:
-        folder = Compression(settings, lambda line: typer.echo(line, err=True), progress).run()
+    try:
+        with console_progress() as progress:
+            folder = Compression(settings, lambda line: typer.echo(line, err=True), progress).run()
+    except (Interrupted, KeyboardInterrupt):  # a run in it would name --resume, which is not ours
+        raise Interrupted(
+            f"stopped; what is done is kept in {settings.out}, and the same command goes on"
+        ) from None
     typer.echo((settings.out / "report.md").read_text(encoding="utf-8").split("---\n", 2)[-1])
     typer.echo(f"compressed: {folder}")

@@ -48,6 +48,7 @@ def demo(
     Safe to run again: what is there and was made by the same recipe is kept.
     """
     require_matplotlib()  # before minutes of training, not after them
+    twin_recipes(out, set_ or [])
     step("1/5 depth at work: a small model that ships")
     show_depth_at_work(out, console)
     step(f"2/5 data: {source}")
@@ -83,8 +84,7 @@ def train_twins(out: Path, overrides: list[str], jobs: int) -> list[Path]:
     Each has a process of its own, so that its peak memory is its own, and one CPU thread: two
     processes of one thread use two cores better than one of two, whatever else the machine does.
     """
-    changes = [f"data.path={out / 'data'}", f"output={out}", "train.threads=1", *overrides]
-    recipes = {name: load_recipe(f"demo/{name}", changes) for name in TWINS}
+    changes, recipes = twin_recipes(out, overrides)
     waiting = []
     for name, recipe in recipes.items():
         if is_finished(recipe):
@@ -97,6 +97,16 @@ def train_twins(out: Path, overrides: list[str], jobs: int) -> list[Path]:
         if code != 0:
             raise MorError(f"training of {name} stopped; what it said stands above")
     return [recipe.run_dir for recipe in recipes.values()]
+
+
+def twin_recipes(out: Path, overrides: list[str]) -> tuple[list[str], dict[str, Recipe]]:
+    """The changes of the recipes that ship, and the recipes with them.
+
+    Raises:
+        MorError: an override does not fit.
+    """
+    changes = [f"data.path={out / 'data'}", f"output={out}", "train.threads=1", *overrides]
+    return changes, {name: load_recipe(f"demo/{name}", changes) for name in TWINS}
 
 
 def train_twin(name: str, changes: list[str]) -> int:

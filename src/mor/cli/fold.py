@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mor.checks import MAX_SEED
+from mor.checks import MAX_SEED, check_whole
 from mor.cli.common import check_file, open_model, tokenizer_for, write_json
 from mor.config import MoRConfig
 from mor.config.choices import KVSharing, Relaxation, RouterType, Sharing
@@ -111,7 +111,10 @@ def table(
         int | None,
         typer.Option(help="instead: the source without so many neighbouring layers, at each place"),
     ] = None,
-    seq_len: Annotated[int, typer.Option(min=2, help="tokens per sequence")] = 512,
+    seq_len: Annotated[
+        int | None,
+        typer.Option(min=2, help="tokens per sequence; default 512, or as many as the model takes"),
+    ] = None,
     max_tokens: Annotated[int, typer.Option(min=2, help="tokens to look at")] = 4096,
     batch_size: Annotated[int, typer.Option(min=1, help="sequences at a time")] = 4,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="for init random")] = 0,
@@ -134,6 +137,9 @@ def table(
     model = open_model(source)
     if leave_out is not None:
         foldings = windows(model.config, leave_out)
+    most = model.config.max_position_embeddings
+    seq_len = min(512, most) if seq_len is None else seq_len
+    check_whole("seq_len", seq_len, 2, most)
     sequences = _sequences(source, model.config, text, data, seq_len, max_tokens)
     console = Console(stderr=True)
 

@@ -57,9 +57,12 @@ def serve(
     chat_template: Annotated[
         Path | None, typer.Option(help="Jinja file in place of the tokenizer's chat template")
     ] = None,
-    max_num_seqs: Annotated[int, typer.Option(min=1, help="new tokens in one pass")] = 32,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, max=65536, help="new tokens in one pass")
+    ] = 32,
     max_residents: Annotated[
-        int | None, typer.Option(min=1, help="completions with pages; default 2 x max-num-seqs")
+        int | None,
+        typer.Option(min=1, max=1 << 20, help="completions with pages; default 2 x max-num-seqs"),
     ] = None,
     max_waiting: Annotated[
         int, typer.Option(min=0, help="completions that may wait; more are answered 429")
@@ -68,9 +71,12 @@ def serve(
         int | None, typer.Option(min=1, help="tokens of prompt and answer; default the model's")
     ] = None,
     max_depth: Annotated[int | None, typer.Option(min=1, help="depth cap for all")] = None,
-    prefill_chunk: Annotated[int, typer.Option(min=1, help="prompt tokens in one pass")] = 64,
+    prefill_chunk: Annotated[
+        int, typer.Option(min=1, max=1 << 20, help="prompt tokens in one pass")
+    ] = 64,
     min_gather: Annotated[
-        int | None, typer.Option(min=1, help="tokens that wait for the coda; docs/engine.md")
+        int | None,
+        typer.Option(min=1, max=1 << 20, help="tokens that wait for the coda; docs/engine.md"),
     ] = None,
     page_size: Annotated[int, typer.Option(min=1, help="tokens per page")] = 16,
     num_pages: Annotated[int | None, typer.Option(min=1, help="pages in the pool")] = None,
@@ -93,7 +99,7 @@ def serve(
         bool, typer.Option(help="share pages between requests that begin alike")
     ] = True,
     speculate: Annotated[
-        int, typer.Option(min=0, help="tokens to guess at a low depth; docs/engine.md")
+        int, typer.Option(min=0, max=1024, help="tokens to guess at a low depth; docs/engine.md")
     ] = 0,
     draft_depth: Annotated[int, typer.Option(min=1, help="recursions that a guess may take")] = 1,
     speculate_always: Annotated[

@@ -66,6 +66,7 @@ def study(
     loaded = load_study(source, [*changes, *(set_ or [])])
     folder = Path("runs/study") / Path(source).stem if out is None else out
     if dry_run:
+        make_launcher(launcher, folder, workers, launcher_option or [])  # refuses a wrong one
         show_cost(plan_study(loaded, folder, scale), flops_per_s, workers or 1)
         if note := missing_data(loaded, folder):
             typer.echo(note)
@@ -98,7 +99,7 @@ def show_cost(costs: Sequence[Cost], flops_per_s: float | None, workers: int) ->
     tokens = sum(cost.tokens for cost in costs)
     table.add_row("all", str(sum(cost.runs for cost in costs)), "", f"{tokens:,}", f"{total:.3g}")
     Console().print(table)
-    if flops_per_s:
+    if flops_per_s is not None:
         check_real("flops_per_s", flops_per_s, 0.0, open_low=True)
         seconds = total / flops_per_s / workers
         typer.echo(

@@ -16,12 +16,13 @@ from mor.model.model import MoRModel
 from mor.model.relaxation import Relaxation
 from mor.model.routers import BoundaryRouter, TokenChoiceRouter
 from mor.model.routers.net import RouterNet
+from mor.model.wide import StaysWide
 from mor.ops.alignment import align_weights
 
 _PLURAL = {"modality": "modalities", "head_type": "head_types"}
 
 
-class MoRPreTrainedModel(PreTrainedModel):
+class MoRPreTrainedModel(StaysWide, PreTrainedModel):  # type: ignore[misc]  # `to`, `half`
     """What Transformers needs to know to make, save and load the model."""
 
     config: MoRConfig
@@ -52,7 +53,7 @@ class MoRPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
         """As Transformers', the weights in aligned memory: see :mod:`mor.ops.alignment`."""
-        loaded = super().from_pretrained(*args, **kwargs)
+        loaded: Any = super().from_pretrained(*args, **kwargs)
         align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 

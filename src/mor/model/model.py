@@ -28,11 +28,12 @@ from mor.model.relaxation import DepthEmbedding
 from mor.model.routers import build_router
 from mor.model.routers.base import Router, active_router
 from mor.model.seam import Seam, build_seam
+from mor.model.wide import StaysWide
 from mor.ops.cross_entropy import linear_cross_entropy, plain_cross_entropy
 from mor.ops.rope import Rotation, grid_rotation, inverse_frequencies, rotation
 
 
-class MoRModel(nn.Module):
+class MoRModel(StaysWide):
     """Mixture-of-Recursions model (arXiv 2507.10524), vanilla and recursive included.
 
     Weights that are shared are one tensor under one name: ``block.i`` is the shared layer i. A
@@ -42,7 +43,6 @@ class MoRModel(nn.Module):
     def __init__(self, config: MoRConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.hidden_size
         self.embed_tokens: nn.Embedding = build_front(config)  # type: ignore[assignment]
         self.prelude_layers = nn.ModuleList(
             DecoderLayer(config) for _ in range(config.num_prelude_layers)
@@ -52,12 +52,12 @@ class MoRModel(nn.Module):
         )
         self.depth_embedding: DepthEmbedding | None = None
         if config.relaxation == "embeddings":
-            self.depth_embedding = DepthEmbedding(width, config.num_recursions)
+            self.depth_embedding = DepthEmbedding(config.hidden_size, config.num_recursions)
         self.seam: Seam | None = build_seam(config)
         self.coda_layers = nn.ModuleList(
             DecoderLayer(config) for _ in range(config.num_coda_layers)
         )
-        self.norm = RMSNorm(width, config.rms_norm_eps)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = build_head(config)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight

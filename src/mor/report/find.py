@@ -21,13 +21,14 @@ def find_runs(paths: Sequence[str | Path]) -> tuple[list[Path], list[str]]:
         The finished runs, and a line for each path that is none and why.
 
     Raises:
-        MorError: a path does not exist, or there is no finished run among them.
+        MorError: there is no finished run among them.
     """
     runs: dict[Path, Path] = {}
     said = []
     for path in map(Path, paths):
         if not path.exists():
-            raise MorError(f"{path} is not a folder, and not there at all; name run folders")
+            said.append(f"skipped: {path} is not a folder, and not there at all")
+            continue
         inside = sorted(summary.parent for summary in path.glob(f"*/{SUMMARY}"))
         if (path / SUMMARY).is_file():
             runs.setdefault(path.resolve(), path)

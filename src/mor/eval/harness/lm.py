@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from lm_eval.api.model import TemplateLM
+from lm_eval.api.model import LM
 from lm_eval.api.registry import register_model
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from rich.console import Console
-from rich.progress import track
-from torch import Tensor
 
 from mor.checks import check_flag, check_whole
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
 from mor.eval.harness.batches import score_in_engine
 from mor.eval.harness.devices import choose_device
+from mor.eval.harness.rows import score_rows
 from mor.hf.load import load_model, load_tokenizer, serving_copy
 from mor.hf.modeling import MoRForCausalLM
 
 Ids = list[int]
-Pair = tuple[Any, Ids, Ids]
+Pair = tuple[Ids, Ids]
 Score = tuple[float, bool]
 
 # What a task may ask of generation, and what it may say that changes nothing here.
@@ -32,7 +30,7 @@ _GENERATION = ("until", "max_gen_toks", "do_sample", "temperature", "top_k", "to
 
 
 @register_model("mor")
-class MorLM(TemplateLM):
+class MorLM(LM):
     """`--model mor --model_args pretrained=DIR`.
 
     Args:
@@ -135,12 +133,38 @@ class MorLM(TemplateLM):
         )
         return text
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template itself, or the one of a name where there are several; None for False."""
+        if chat_template is False or chat_template is None:
+            return None
+        own = self.tokenizer.chat_template
+        if not isinstance(own, dict):
+            return None if own is None else str(own)
+        name = chat_template if isinstance(chat_template, str) else None
+        return str(self.tokenizer.get_chat_template(name))
+
+    def split_pair(self, context: str, continuation: str) -> tuple[Ids, Ids]:
+        """Token ids of both, as lm-eval's other models cut them.
+
+        Blanks at the end of the context belong to the continuation's first token. An empty context
+        is one token, :attr:`prefix_token_id`.
+        """
+        text, given = context + continuation, context.rstrip()
+        if not given:
+            ids, start = self.tok_encode(text, add_special_tokens=False), [self.prefix_token_id]
+            return (ids[:1], ids[1:]) if ids[:1] == start else (start, ids)
+        before = self.tok_encode(given)
+        return before, self.tok_encode(text)[len(before) :]
+
     # Likelihoods ---------------------------------------------------------------------------------
 
-    def _loglikelihood_tokens(
-        self, requests: Sequence[Pair], disable_tqdm: bool = False, **kwargs: Any
-    ) -> list[Score]:
-        """Log-likelihood (nats) of each continuation, and whether it is the greedy one.
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[Score]:
+        """Log-likelihood (nats) of each continuation, and whether it is the greedy one."""
+        pairs = [self.split_pair(*request.args) for request in requests]
+        return self.score_pairs(pairs, disable_tqdm)
+
+    def score_pairs(self, pairs: Sequence[Pair], disable_tqdm: bool = False) -> list[Score]:
+        """:meth:`loglikelihood` of token ids.
 
         Requests that are the same up to the last token, such as the letters A to D after one
         question, are one row. With ``engine`` all go through the engine, but those of one token
@@ -148,17 +172,20 @@ class MorLM(TemplateLM):
         """
         quiet = disable_tqdm or not Console(stderr=True).is_terminal
         if not self.engine:
-            return self._score_rows(requests, quiet)
+            return self._score_rows([self._cut(*pair) for pair in pairs], quiet)
         engine, scores = self._open_engine(), dict[int, Score]()
-        pairs = [self._cut(context, ids) for _, context, ids in requests]
-        fits = [sum(map(len, pair)) <= engine.max_model_len for pair in pairs]
+        cut = [self._cut(*pair) for pair in pairs]
+        fits = [sum(map(len, pair)) <= engine.max_model_len for pair in cut]
         inside = [number for number, fit in enumerate(fits) if fit]
         outside = [number for number, fit in enumerate(fits) if not fit]
-        found = score_in_engine(engine, [pairs[number] for number in inside], quiet)
+        found = score_in_engine(engine, [cut[number] for number in inside], quiet)
         scores |= zip(inside, found, strict=True)
-        rest = self._score_rows([requests[number] for number in outside], quiet)
+        rest = self._score_rows([cut[number] for number in outside], quiet)
         scores |= zip(outside, rest, strict=True)
-        return [scores[number] for number in range(len(requests))]
+        return [scores[number] for number in range(len(pairs))]
+
+    def _score_rows(self, pairs: Sequence[Pair], quiet: bool) -> list[Score]:
+        return score_rows(self.model, pairs, self.batch_size, self.max_depth, quiet)
 
     def _cut(self, context: Ids, continuation: Ids) -> tuple[Ids, Ids]:
         """As much of the context as fits before the continuation.
@@ -172,44 +199,6 @@ class MorLM(TemplateLM):
                 f"{self.max_length}"
             )
         return context[-(self.max_length + 1 - len(continuation)) :], continuation
-
-    def _score_rows(self, requests: Sequence[Pair], quiet: bool) -> list[Score]:
-        """In batches of rows, padded on the left."""
-        asked: dict[tuple[int, ...], list[tuple[int, Ids]]] = {}
-        for number, (_, context, continuation) in enumerate(requests):
-            row = [token for part in self._cut(context, continuation) for token in part][:-1]
-            asked.setdefault(tuple(row), []).append((number, continuation))
-        rows = sorted(asked, key=lambda row: (-len(row), row))
-        scores: dict[int, Score] = {}
-        starts = range(0, len(rows), self.batch_size)
-        console = Console(stderr=True)
-        for start in track(starts, "log-likelihoods", console=console, disable=quiet):
-            batch = rows[start : start + self.batch_size]
-            for tokens, logprobs in zip(batch, self._logprobs(batch, asked), strict=True):
-                for number, continuation in asked[tokens]:
-                    scores[number] = _score(logprobs, continuation)
-        return [scores[number] for number in range(len(requests))]
-
-    @torch.inference_mode()
-    def _logprobs(
-        self, rows: list[tuple[int, ...]], asked: dict[tuple[int, ...], list[tuple[int, Ids]]]
-    ) -> Iterator[Tensor]:
-        """Log-probabilities [L, V] after the last L tokens of each row; L the longest asked for."""
-        width = max(map(len, rows))
-        keep = max(len(ids) for row in rows for _, ids in asked[row])
-        # Padding on the left: what is asked for is then at the end of every row.
-        ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
-        output = self.model(
-            ids.to(self.model.device),
-            attention_mask=mask.to(self.model.device),
-            use_cache=False,
-            routing="causal",
-            max_depth=self.max_depth,
-            logits_to_keep=keep,
-        )
-        for logits in output.logits:
-            yield F.log_softmax(logits.float(), dim=-1).cpu()
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
@@ -225,10 +214,10 @@ class MorLM(TemplateLM):
                 max_seq_len=self.max_length,
                 context_len=1,
             ):
-                windows.append((None, *make_disjoint_window(window)))
+                windows.append(make_disjoint_window(window))
                 owners.append(number)
         totals = [0.0] * len(requests)
-        scores = self._loglikelihood_tokens(windows, disable_tqdm)
+        scores = self.score_pairs(windows, disable_tqdm)
         for number, (score, _) in zip(owners, scores, strict=True):
             totals[number] += score
         return totals
@@ -280,10 +269,3 @@ class MorLM(TemplateLM):
             seed=int(options.get("seed", 0)),
             stop=[until] if isinstance(until, str) else [text for text in until if text],
         )
-
-
-def _score(logprobs: Tensor, continuation: Ids) -> Score:
-    own = logprobs[-len(continuation) :]
-    ids = torch.tensor(continuation)
-    likelihood = float(own.gather(1, ids[:, None]).double().sum())
-    return likelihood, bool((own.argmax(-1) == ids).all())

@@ -17,7 +17,7 @@ from transformers.models.qwen3 import Qwen3ForCausalLM
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.hf.convert.assemble import layer_tensors
-from mor.hf.convert.files import copy_companions, new_folder
+from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder
 from mor.hf.load import load_config, load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.layers import DecoderLayer
@@ -184,13 +184,15 @@ def export_llama(
         ``out``.
 
     Raises:
-        MorError: no model there, one that Llama cannot express, ``out`` is not empty.
+        MorError: no model there, one that Llama cannot express, a damaged tokenizer, ``out`` is
+            not empty.
     """
     source = model_folder(folder)
     made = as_llama(load_model(source, dtype or stored_dtype(source)), depth)
     with new_folder(out) as target:
         made.save_pretrained(target)
         copy_companions(source, target)
+        check_tokenizer(target, made.config.vocab_size, source)
     return out
 
 

@@ -13,11 +13,11 @@ from safetensors import safe_open
 
 from mor.config import MoRConfig
 from mor.errors import MorError
-from mor.hf.convert.files import COMPANIONS, new_folder
+from mor.hf.convert.files import COMPANIONS, check_tokenizer, new_folder
 from mor.hf.export.bundle import bundle, flat_name
-from mor.hf.load import load_config
+from mor.hf.load import load_config, load_tokenizer
 from mor.hf.register import CLASSES
-from mor.run_files import CONFIG, PROCESSOR, model_folder
+from mor.run_files import CONFIG, PROCESSOR, TOKENIZER, model_folder
 
 _README = """---
 library_name: transformers
@@ -50,13 +50,16 @@ def export_hf(folder: Path, out: Path) -> Path:
         ``out``.
 
     Raises:
-        MorError: no model there, weights missing or damaged, ``out`` is not empty.
+        MorError: no model there, weights or tokenizer missing or damaged, ``out`` is not empty.
     """
     source = model_folder(folder)
     config = load_config(source)
     kind = _class_of(config, source)
     weights = sorted(source.glob("*.safetensors"))
     _check_weights(kind, config, weights, source)
+    check_tokenizer(source, config.vocab_size, source)
+    if (source / TOKENIZER).is_file():
+        load_tokenizer(source)  # or the copy would be found broken where it is used
     with new_folder(out) as target:
         for path in (*weights, *(source / name for name in (*COMPANIONS, PROCESSOR, "README.md"))):
             if path.is_file():

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from mor.config import MoRConfig
 from mor.model.routers.tables import constant, warm_capacity
 from mor.model.routers.updates import update_stream
+from mor.model.wide import StaysWide, widen_buffers
 from mor.ops.compaction import Packing
 from mor.ops.ranks import is_distributed
 
@@ -69,8 +70,10 @@ class Candidates:
     total: Tensor | int
 
 
-class Router(nn.Module):
+class Router(StaysWide):
     """Base of all routers. Subclasses override what differs.
+
+    It stays in float32 where the model is narrowed: see :mod:`mor.model.wide`.
 
     Attributes:
         step: the trainer's optimiser step, from :meth:`begin_step`; warm-ups are functions of it,
@@ -89,6 +92,7 @@ class Router(nn.Module):
             :mod:`mor.hf.backbone`.
     """
 
+    stays_wide = True
     chooses_once = False
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
@@ -142,20 +146,11 @@ class Router(nn.Module):
         """
         self.step, self.micro_batches = step, micro_batches
         self.loss_scale, self.loss_elsewhere = loss_scale, loss_elsewhere
+        widen_buffers(self)
 
     def run_every_depth(self) -> None:
         """Run every depth in evaluation too: other ranks wait there for weights to be gathered."""
         self.lockstep = True
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
-        """Stay in float32 where ``.to(dtype)`` narrows the model: see :class:`RouterNet`."""
-
-        def wide(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            narrowed = tensor.is_floating_point() and moved.dtype.itemsize < 4
-            return tensor.to(moved.device) if narrowed else moved
-
-        return super()._apply(wide, recurse)
 
     def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
         """Choose once for tokens [..., D] before depth 0; None for routers that ask each depth.
