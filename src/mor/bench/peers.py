@@ -17,6 +17,7 @@ from typing import Any
 
 from mor.bench import worker
 from mor.bench.trace import Run, Trace, peak_entries
+from mor.bench.worker.orders import PEERS
 from mor.bench.workload import Workload
 from mor.errors import MorError
 
@@ -187,9 +188,7 @@ def parse_environments(words: Sequence[str]) -> dict[str, Path]:
     found = {}
     for word in words:
         name, equals, folder = word.partition("=")
-        if not equals or name not in worker.PEERS:
-            raise MorError(
-                f"peer_env={word!r} must be NAME=DIR with a name of: {', '.join(worker.PEERS)}"
-            )
+        if not equals or name not in PEERS:
+            raise MorError(f"peer_env={word!r} must be NAME=DIR with a name of: {', '.join(PEERS)}")
         found[name] = Path(folder)
     return found

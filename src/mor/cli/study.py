@@ -66,7 +66,8 @@ def study(
     loaded = load_study(source, [*changes, *(set_ or [])])
     folder = Path("runs/study") / Path(source).stem if out is None else out
     if dry_run:
-        make_launcher(launcher, folder, workers, launcher_option or [])  # refuses a wrong one
+        if launcher not in ("slurm", "ray"):  # those need not be here for a plan
+            make_launcher(launcher, folder, workers, launcher_option or [])
         show_cost(plan_study(loaded, folder, scale), flops_per_s, workers or 1)
         if note := missing_data(loaded, folder):
             typer.echo(note)
