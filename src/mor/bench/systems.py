@@ -107,7 +107,7 @@ class EngineSystem:
         """Go on in another type; the engine is made anew."""
         if self.model.dtype != dtype:
             self.close()
-            self.model.to(dtype)  # type: ignore[arg-type]  # Transformers hides torch's signature
+            self.model.to(dtype)
 
     def close(self) -> None:
         """Drop the engine, so that its pool of pages is free."""

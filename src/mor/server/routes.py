@@ -41,7 +41,7 @@ _REASONS = {
     503: "the server is shutting down, or its engine was started again: try again",
 }
 # OpenAPI 3.1 has no words for events.
-_STREAM = {"content": {"text/event-stream": {}}}
+_STREAM: dict[str, Any] = {"content": {"text/event-stream": {}}}
 
 
 def describe_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -74,7 +74,7 @@ class MorLM(LM):
             raise MorError(f"dtype={dtype!r} is not known; use float32, bfloat16 or float16")
         self.tokenizer = load_tokenizer(pretrained)
         model = load_model(pretrained, weights)
-        model.to(choose_device(device))  # type: ignore[arg-type]
+        model.to(choose_device(device))
         config = model.config
         # "auto" asks for as many as fit: a fixed number does on every device that we run on.
         self.batch_size = 16 if batch_size in (None, "auto") else int(str(batch_size))

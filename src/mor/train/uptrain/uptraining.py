@@ -70,7 +70,7 @@ class Uptraining:
             return (DepthGain if text else ExampleGain)(self.section.gain), samples
         if self.teacher is None or distill is None:
             return (NextToken if text else Labels)(train.dtype, train.routing), samples
-        self.teacher.model.to(device)  # type: ignore[arg-type]
+        self.teacher.model.to(device)
         with first_process_first(of_node=True):
             cache = self._open_cache()
             if cache is not None:
