@@ -28,7 +28,7 @@ from mor.ops.cross_entropy import plain_cross_entropy
 
 
 # GenerationMixin by its name: Transformers asks the direct parents whether a model can generate.
-class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):  # type: ignore[misc]  # Transformers hides torch's `to`
+class MoRForCausalLM(MoRPreTrainedModel, DepthGeneration, GenerationMixin):  # type: ignore[misc]
     """Causal language model over :class:`mor.model.MoRModel`.
 
     ``forward`` adds three arguments: ``routing`` (``causal``, ``topk`` or ``full``; default

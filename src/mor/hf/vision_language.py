@@ -29,7 +29,7 @@ _MEDIA = ("pixel_values", "input_features")
 _GUESSING = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
-class MoRForConditionalGeneration(MoRForCausalLM, GenerationMixin):  # type: ignore[misc]  # Transformers hides torch's `to`
+class MoRForConditionalGeneration(MoRForCausalLM, GenerationMixin):  # type: ignore[misc]
     """Text from images, or sounds, and text; ``AutoModelForImageTextToText`` makes it of a folder.
 
     The language model is that of :class:`mor.hf.MoRForCausalLM`, under the same names, so that a
