@@ -87,9 +87,13 @@ class MoRPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
-        elif isinstance(module, nn.GroupNorm):
+        elif isinstance(module, nn.BatchNorm2d):
             nn.init.ones_(module.weight)
             nn.init.zeros_(module.bias)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.zeros_(module.running_mean)
+            nn.init.ones_(module.running_var)
         elif isinstance(module, (Relaxation, RouterNet)):
             module.reset(std)
         elif isinstance(module, BoundaryRouter):
