@@ -164,8 +164,6 @@ def test_a_language_model_reads_pictures_through_a_stem() -> None:
         ({"patch_size": [4, 2], "image_size": 8}, r"patch_size=\[4, 2\] must be the same"),
         ({"is_causal": True}, "shows a patch its later neighbours"),
         ({"head_type": "regression"}, "is_causal=True forbids"),
-        ({"modality": "audio", "num_mel_bins": 4}, "models that read images"),
-        ({"modality": "text", "router": "fixed"}, "models that read images"),
     ],
 )
 def test_wrong_stems_are_refused(fields: dict[str, Any], why: str) -> None:

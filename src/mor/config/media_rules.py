@@ -32,7 +32,6 @@ def check_media(config: Fields) -> None:
         _check_image(config)
     elif config.modality == "audio":
         _check_audio(config)
-    _check_stem(config)
 
 
 def _check_stem(config: Fields) -> None:
@@ -40,11 +39,6 @@ def _check_stem(config: Fields) -> None:
     channels, strides = config.stem_channels, config.stem_strides
     if channels is None and strides is None:
         return
-    if config.modality != "image" and config.image_token_id is None:
-        raise ConfigError(
-            f"stem_channels={channels} and stem_strides={strides} are for models that read "
-            "images; leave them out"
-        )
     for name, sizes, most in (("stem_channels", channels, None), ("stem_strides", strides, 3)):
         if (
             not isinstance(sizes, (list, tuple))
@@ -118,6 +112,7 @@ def _check_patches(config: Fields) -> None:
             f"max_position_embeddings={config.max_position_embeddings} is less than the "
             f"{config.num_patches} patches of an image; use at least that"
         )
+    _check_stem(config)
 
 
 def _check_image(config: Fields) -> None:
