@@ -103,7 +103,8 @@ def test_a_stem_is_counted() -> None:
     with FlopCounterMode(display=False) as counter:
         front(pixels)
     assert counter.get_total_flops() == flops_per_token(model.config, 6).embed * 6
-    plain = class_for(off := config(stem_channels=None, stem_strides=None))(off)
+    off = config(stem_channels=None, stem_strides=None)
+    plain: Any = class_for(off)(off)
     more = 9 * (2 * 6 + 6 * 10 + 10 * 8) + 2 * (6 + 10 + 8) + 16 * (8 - 4 * 4 * 2)
     assert count_parameters(model.config)[0] - count_parameters(off)[0] == more
     assert model.num_parameters() - plain.num_parameters() == more
@@ -119,7 +120,8 @@ def test_a_stem_is_saved_and_loaded(tmp_path: Path) -> None:
     assert loaded.config.stem_layers == [(6, 2), (10, 1), (8, 2)]
     assert loaded.model.embed_tokens.stem[0].norm.running_mean.any()
     # What the file lacks begins as ever: ones and zeros in norms.
-    off = class_for(plain := config(stem_channels=None, stem_strides=None))(plain)
+    plain = config(stem_channels=None, stem_strides=None)
+    off: Any = class_for(plain)(plain)
     off.save_pretrained(tmp_path / "off")
     fresh: Any = type(off).from_pretrained(
         tmp_path / "off", config=config(), ignore_mismatched_sizes=True

@@ -49,6 +49,8 @@ def _check_stem(config: Fields) -> None:
                 f"{name}={sizes!r} must be a list of whole numbers of at least 1"
                 f"{f' and at most {most}' if most else ''}, one for each convolution of the stem"
             )
+    assert channels is not None
+    assert strides is not None
     if len(channels) != len(strides):
         raise ConfigError(
             f"stem_strides={strides} must have as many entries as stem_channels={channels}"

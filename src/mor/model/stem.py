@@ -32,7 +32,8 @@ class StemLayer(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C', H / stride, W / stride]."""
-        return F.gelu(self.norm(self.convolution(pixels)))
+        found: Tensor = F.gelu(self.norm(self.convolution(pixels)))
+        return found
 
 
 def build_stem(config: MoRConfig) -> nn.Sequential:
@@ -40,7 +41,8 @@ def build_stem(config: MoRConfig) -> nn.Sequential:
 
     They take [B, C, H, W] to [B, stem_channels[-1], rows, columns] of patches.
     """
-    layers, before = [], config.num_channels
+    layers: list[nn.Module] = []
+    before = config.num_channels
     for after, stride in config.stem_layers:
         layers.append(StemLayer(before, after, stride))
         before = after
