@@ -89,6 +89,8 @@ def test_every_field_has_a_value_or_may_be_none() -> None:
     optional |= {
         "image_size",
         "patch_size",
+        "stem_channels",
+        "stem_strides",
         "num_mel_bins",
         "image_token_id",
         "audio_token_id",

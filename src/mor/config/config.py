@@ -97,6 +97,9 @@ class MoRConfig(Fields, PretrainedConfig):
         is_causal: whether a token sees earlier ones alone. The default, but for classes of images
             and sounds: there every token sees all others, as in an encoder.
         image_size, patch_size: in pixels, one number or [height, width].
+        stem_channels, stem_strides: convolutions of 3 x 3 before the map of patches, in order:
+            channels of each, and strides of 1 to 3 whose product is ``patch_size``. None: none.
+            Patches of a picture then see their neighbours, so it is not for ``is_causal`` patches.
         image_token_id: in a model of text that reads images (``MoRForConditionalGeneration``): the
             token that stands at the place of each patch.
         audio_token_id: the same of a model of text that hears sounds; it needs ``num_mel_bins``.

@@ -136,6 +136,8 @@ class Fields(Depth, Media):
     image_size: int | list[int] | None = None
     patch_size: int | list[int] | None = None
     num_channels: int = 3
+    stem_channels: list[int] | None = None
+    stem_strides: list[int] | None = None
     image_token_id: int | None = None
     audio_token_id: int | None = None
     num_mel_bins: int | None = None

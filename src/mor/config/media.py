@@ -14,6 +14,8 @@ class Media:
     image_size: int | list[int] | None
     patch_size: int | list[int] | None
     num_channels: int
+    stem_channels: list[int] | None
+    stem_strides: list[int] | None
     num_mel_bins: int | None
     conv_kernel: list[int]
     conv_stride: list[int]
@@ -39,6 +41,17 @@ class Media:
         """Patches of an image, which are its tokens: row by row, left to right."""
         rows, columns = self.patch_grid
         return rows * columns
+
+    @property
+    def stem_layers(self) -> list[tuple[int, int]]:
+        """Channels and stride of each convolution before the map of patches; often none."""
+        return list(zip(self.stem_channels or [], self.stem_strides or [], strict=True))
+
+    @property
+    def patch_width(self) -> int:
+        """Numbers of a patch that the linear map reads: its pixels, or what the stem makes."""
+        tall, wide = self.patch_shape
+        return self.stem_channels[-1] if self.stem_channels else tall * wide * self.num_channels
 
     @property
     def input_width(self) -> int:

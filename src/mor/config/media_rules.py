@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from mor.checks import check_choice, check_flag, check_whole
@@ -31,6 +32,39 @@ def check_media(config: Fields) -> None:
         _check_image(config)
     elif config.modality == "audio":
         _check_audio(config)
+
+
+def _check_stem(config: Fields) -> None:
+    """Of convolutions before patches."""
+    channels, strides = config.stem_channels, config.stem_strides
+    if channels is None and strides is None:
+        return
+    for name, sizes, most in (("stem_channels", channels, None), ("stem_strides", strides, 3)):
+        if (
+            not isinstance(sizes, (list, tuple))
+            or not sizes
+            or any(type(one) is not int or one < 1 or one > (most or one) for one in sizes)
+        ):
+            raise ConfigError(
+                f"{name}={sizes!r} must be a list of whole numbers of at least 1"
+                f"{f' and at most {most}' if most else ''}, one for each convolution of the stem"
+            )
+    assert channels is not None
+    assert strides is not None
+    if len(channels) != len(strides):
+        raise ConfigError(
+            f"stem_strides={strides} must have as many entries as stem_channels={channels}"
+        )
+    if config.patch_shape != (math.prod(strides),) * 2:
+        raise ConfigError(
+            f"stem_strides={strides} make patches of {math.prod(strides)} x {math.prod(strides)} "
+            f"pixels; patch_size={config.patch_size} must be the same"
+        )
+    if config.modality == "image" and config.is_causal:
+        raise ConfigError(
+            f"stem_channels={channels} shows a patch its later neighbours, which is_causal=True "
+            "forbids; leave it out, or use is_causal=False with head_type='classes'"
+        )
 
 
 def _check_head(config: Fields) -> None:
@@ -80,6 +114,7 @@ def _check_patches(config: Fields) -> None:
             f"max_position_embeddings={config.max_position_embeddings} is less than the "
             f"{config.num_patches} patches of an image; use at least that"
         )
+    _check_stem(config)
 
 
 def _check_image(config: Fields) -> None:

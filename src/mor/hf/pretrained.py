@@ -78,7 +78,7 @@ class MoRPreTrainedModel(StaysWide, PreTrainedModel):  # type: ignore[misc]  # `
     def _init_weights(self, module: nn.Module) -> None:
         """Normal(0, initializer_range) for matrices, ones for norms, constants for routers."""
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d)):
+        if isinstance(module, (nn.Linear, nn.Embedding, nn.Conv1d, nn.Conv2d)):
             nn.init.normal_(module.weight, 0.0, std)
             if not isinstance(module, nn.Embedding) and module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -88,6 +88,13 @@ class MoRPreTrainedModel(StaysWide, PreTrainedModel):  # type: ignore[misc]  # `
                 nn.init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, RMSNorm):
             nn.init.ones_(module.weight)
+        elif isinstance(module, nn.BatchNorm2d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.zeros_(module.running_mean)
+            nn.init.ones_(module.running_var)
         elif isinstance(module, (Relaxation, RouterNet)):
             module.reset(std)
         elif isinstance(module, BoundaryRouter):

@@ -24,6 +24,7 @@ from mor.config import MoRConfig
 from mor.config.choices import default_capacities
 from mor.model.model import MoRModel
 from mor.model.relaxation import effective_rank
+from mor.model.stem import stem_flops
 
 Convention = Literal["exact", "paper"]
 
@@ -205,7 +206,7 @@ def _front_flops(config: MoRConfig) -> float:
     if config.modality == "text":
         return 0.0
     if config.modality == "image":
-        return 2.0 * config.input_width * config.hidden_size
+        return stem_flops(config) + 2.0 * config.patch_width * config.hidden_size
     total, before = 0.0, config.num_mel_bins or 0
     places = config.frames_per_token  # of a layer's output, per token
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):

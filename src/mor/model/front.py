@@ -13,13 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mor.config import MoRConfig
+from mor.model.stem import build_stem
 
 
 class PatchEmbedding(nn.Module):
     """Patches of an image by one linear map, with a learned vector per row and per column.
 
+    With ``stem_channels`` convolutions come first, and the map reads their channels at each patch.
+
     Args:
-        config: ``image_size``, ``patch_size``, ``num_channels`` and ``hidden_size`` count.
+        config: ``image_size``, ``patch_size``, ``num_channels``, ``hidden_size``, ``stem_channels``
+            and ``stem_strides`` count.
     """
 
     modality = "image"
@@ -30,12 +34,13 @@ class PatchEmbedding(nn.Module):
         self.channels = config.num_channels
         rows, columns = config.patch_grid
         width = config.hidden_size
-        self.projection = nn.Linear(self.patch[0] * self.patch[1] * self.channels, width)
+        self.stem = build_stem(config) if config.stem_channels else None
+        self.projection = nn.Linear(config.patch_width, width)
         self.row_embedding = nn.Embedding(rows, width)
         self.column_embedding = nn.Embedding(columns, width)
 
-    def cut(self, pixels: Tensor) -> Tensor:
-        """Pixels [B, C, H, W] -> patches [B, N, C h w], row by row.
+    def check(self, pixels: Tensor) -> Tensor:
+        """``pixels`` [B, C, H, W] as they are.
 
         Raises:
             ValueError: images of another shape.
@@ -46,12 +51,23 @@ class PatchEmbedding(nn.Module):
                 f"pixel_values has shape {tuple(pixels.shape)}; this model takes "
                 f"[B, {', '.join(map(str, wanted))}]: num_channels, then height and width"
             )
-        return F.unfold(pixels, self.patch, stride=self.patch).transpose(1, 2)
+        return pixels
+
+    def cut(self, pixels: Tensor) -> Tensor:
+        """Pixels [B, C, H, W] -> patches [B, N, C h w], row by row.
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        return F.unfold(self.check(pixels), self.patch, stride=self.patch).transpose(1, 2)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Pixels [B, C, H, W] -> stream [B, N, D]."""
-        weight = self.projection.weight
-        hidden = self.projection(self.cut(pixels.to(weight.dtype)))
+        pixels = pixels.to(self.projection.weight.dtype)
+        if self.stem is None:
+            hidden = self.projection(self.cut(pixels))
+        else:
+            hidden = self.projection(self.stem(self.check(pixels)).flatten(2).transpose(1, 2))
         places = self.row_embedding.weight[:, None] + self.column_embedding.weight[None]
         return hidden + places.flatten(0, 1)
 

@@ -35,7 +35,8 @@ class ImagePrefix(_Prefix):
     """Patches by a linear map with 2-D positions, and the feed-forward layer.
 
     Args:
-        config: ``image_size``, ``patch_size``, ``num_channels`` and ``hidden_size`` count.
+        config: ``image_size``, ``patch_size``, ``num_channels``, ``hidden_size``, ``stem_channels``
+            and ``stem_strides`` count.
     """
 
     patches: PatchEmbedding
