@@ -97,3 +97,9 @@ def test_batch_metrics() -> None:
     assert found["accuracy/1"] == 6 / 8
     assert (found["boundary/0"], found["boundary/1"]) == (0, 1)
     assert "accuracy/2" not in found
+
+
+def test_padding_counts_in_no_metric() -> None:
+    wide = torch.cat([DEPTHS, torch.zeros_like(DEPTHS)], dim=1)
+    mask = torch.arange(8).expand(2, 8) < 4
+    assert batch_metrics(router(), wide, (), mask) == batch_metrics(router(), DEPTHS, ())

@@ -59,16 +59,30 @@ def decision_accuracy(router: Router, trace: DepthTrace, depth: int) -> tuple[Te
 
 @torch.no_grad()
 def batch_metrics(
-    router: Router, depths: Tensor, traces: tuple[DepthTrace, ...]
+    router: Router,
+    depths: Tensor,
+    traces: tuple[DepthTrace, ...],
+    token_mask: Tensor | None = None,
 ) -> dict[str, float]:
-    """Metrics of one training batch [B, T], by name; depths in names are 0-based."""
+    """Metrics of one training batch [B, T], by name; depths in names are 0-based.
+
+    Args:
+        router: of the model.
+        depths: [B, T] recursions that each token ran.
+        traces: one per depth, or none.
+        token_mask: [B, T] which tokens are real; padding counts nowhere. None where all are.
+    """
     recursions = router.num_recursions
+    reached = (depths == recursions).any(0)
+    if token_mask is not None:
+        real = token_mask.bool()
+        depths, reached = depths[real], reached[real.any(0)]
     shares = depth_shares(depths, recursions)
     found = {"mean_depth": float(depths.float().mean()), "entropy": entropy(shares)}
     for depth, share in enumerate(active_fraction(depths, recursions)):
         found[f"active_fraction/{depth}"] = share
     found["max_vio"] = max_violation(shares)
-    found["dead_tokens"] = dead_positions((depths == recursions).any(0))
+    found["dead_tokens"] = dead_positions(reached)
     for depth, trace in enumerate(traces):
         agree, count = decision_accuracy(router, trace, depth)
         found[f"accuracy/{depth}"] = float(agree / count.clamp(min=1))

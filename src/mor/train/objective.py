@@ -41,6 +41,7 @@ class LossParts:
         means: scalars that are means over the micro-batch, by their names in the log.
         depths: [B, T] recursions that each token ran.
         traces: selections of each depth, where they were asked for.
+        token_mask: [B, T] which tokens are real; None where all are.
     """
 
     total: Tensor
@@ -48,6 +49,7 @@ class LossParts:
     means: dict[str, Tensor] = field(default_factory=dict)
     depths: Tensor | None = None
     traces: tuple[DepthTrace, ...] = ()
+    token_mask: Tensor | None = None
 
 
 class Objective(Protocol):
@@ -109,6 +111,7 @@ class NextToken:
             router_means(output),
             output.depths,
             output.traces or (),
+            batch.get("attention_mask"),
         )
 
 
@@ -165,7 +168,8 @@ class Distilled:
             shares["kd/hidden"] = error * own / items
             total = total + self.section.hidden * (own / items) * error
         shares["lm_loss"] = ce.detach() / items
-        return LossParts(total, shares, router_means(output), output.depths, output.traces or ())
+        means, mask = router_means(output), batch.get("attention_mask")
+        return LossParts(total, shares, means, output.depths, output.traces or (), mask)
 
     def _head_losses(
         self,

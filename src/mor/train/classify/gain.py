@@ -55,7 +55,7 @@ class ExampleGain:
             total = total + (error.view_as(weights) * weights).sum() / items
             shares[f"gain/target_{depth}"] = goal.sum() / items
         shares["label_loss"] = losses[-1].sum() / items
-        return LossParts(total, shares, depths=depths)
+        return LossParts(total, shares, depths=depths, token_mask=real)
 
 
 @torch.no_grad()

@@ -44,4 +44,7 @@ class Labels:
         for passes, early in (output.exit_losses or {}).items():
             shares[f"exit_loss/{passes}"] = early * share
         means = router_means(output)
-        return LossParts(output.loss * share, shares, means, output.depths, output.traces or ())
+        traced = output.traces or ()
+        return LossParts(
+            output.loss * share, shares, means, output.depths, traced, output.token_mask
+        )

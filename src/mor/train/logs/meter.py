@@ -111,7 +111,7 @@ class Meter:
             for name, term in terms.items():
                 kept.setdefault(name, []).append(term.detach())
         if router is not None and parts.depths is not None:
-            found = batch_metrics(router, parts.depths, parts.traces)
+            found = batch_metrics(router, parts.depths, parts.traces, parts.token_mask)
             self._metrics = {f"router/{name}": value for name, value in found.items()}
 
     def measure_loss(self) -> dict[str, float]:
