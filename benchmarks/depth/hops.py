@@ -14,7 +14,7 @@ The harder size has the same stages by other names: depth/cycle-*, and `draw --f
 
 ``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
 which the picture is drawn unless told otherwise. A line holds the answers of one finished run
-(:mod:`mor.eval.answers`), its size, its training FLOPs and where it came from.
+(:mod:`mor.eval.answers`; of text its NLL), its size, its training FLOPs and where it came from.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "depth.jsonl"
 IMAGES = ROOT / "docs" / "images"
 KEPT = ("name", "family", "router", "parameters", "tokens", "steps", "train_flops", "seed")
+SCORES = ("causal", "depth_cap", "passes", "random_routes_nll")  # of text; nats per token
 WHERE = ("commit", "machine", "versions", "command", "date")
 
 
@@ -40,7 +41,8 @@ def collect(folders: list[Path]) -> list[dict[str, Any]]:
             continue
         summary = json.loads((folder / "summary.json").read_text("utf-8"))
         scores = json.loads((folder / "eval.json").read_text("utf-8"))
-        line = {key: summary.get(key) for key in KEPT} | {"answers": scores["answers"]}
+        line = {key: summary.get(key) for key in KEPT}
+        line |= {key: scores[key] for key in ("answers", *SCORES) if key in scores}
         line["trained"] = {key: summary[key] for key in WHERE if key in summary}
         lines.append(line | {key: scores[key] for key in WHERE if key in scores})
     return lines
@@ -54,6 +56,9 @@ def read_newest(records: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 def print_table(lines: list[dict[str, Any]]) -> None:
     """Exact match by hops, depth and training FLOPs, as Markdown."""
+    lines = [line for line in lines if line.get("answers")]
+    if not lines:
+        return
     levels = list(lines[0]["answers"]["causal"]["by_level"])
     print(f"| run | exact match | {' | '.join(levels)} | passes, all tokens | training FLOPs |")
     print("|---|" + "---:|" * (len(levels) + 3))
