@@ -169,7 +169,7 @@ def test_what_is_no_whole_model_is_refused(tmp_path: Path) -> None:
         (source / name).write_text('{"version": 1')
         with pytest.raises(MorError, match=r"the tokenizer .*is damaged"):
             export_hf(source, tmp_path / "out")
-        with pytest.raises(MorError, match=r"the tokenizer .*is damaged|is not JSON"):
+        with pytest.raises(MorError, match=r"the tokenizer is damaged"):
             export_llama(source, tmp_path / "llama")
         (source / name).unlink()
         assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "source"]

@@ -147,8 +147,17 @@ def check_tokenizer(folder: Path, vocab_size: int, source: Path) -> None:
     """Refuse a ``tokenizer.json`` in ``folder`` that the model cannot follow.
 
     Raises:
-        ConversionError: it is damaged, or has a token past ``vocab_size``; ``source`` is named.
+        ConversionError: it or its configuration is damaged, or it has a token past ``vocab_size``;
+            ``source`` is named.
     """
+    if (folder / "tokenizer_config.json").is_file():
+        try:
+            read_mapping(folder / "tokenizer_config.json")
+        except ConversionError as error:
+            reason = str(error).partition(": ")[2]
+            raise ConversionError(
+                f"{source / 'tokenizer_config.json'}: the tokenizer is damaged: {reason}"
+            ) from error
     if not (folder / "tokenizer.json").is_file():
         return
     try:
