@@ -15,11 +15,12 @@ def test_answers_streams_and_metrics(live: Live) -> None:
     with serving(make_engine(speculate=3, speculate_always=True)) as guessing:
         with guessing.http() as client:
             found = client.post("/v1/completions", json=asked).json()["choices"][0]
-        stream = guessing.openai().completions.create(
-            model=NAME, prompt="the king said", max_tokens=24, temperature=0, stream=True,
-            extra_body={"ignore_eos": True},
-        )  # fmt: skip
-        chunks = [chunk.choices[0].text for chunk in stream]
+        with guessing.openai() as openai:
+            stream = openai.completions.create(
+                model=NAME, prompt="the king said", max_tokens=24, temperature=0, stream=True,
+                extra_body={"ignore_eos": True},
+            )  # fmt: skip
+            chunks = [chunk.choices[0].text for chunk in stream]
         guessing.wait_idle()
         drafts, right, tokens = (
             guessing.metric(f"mor:spec_decode_num_{name}_total")
