@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -71,11 +71,13 @@ class Live:
     server: DrainingServer
     loop: EngineLoop
     engine: Engine
+    clients: list[OpenAI] = field(default_factory=list)
 
     def openai(self, **options: Any) -> OpenAI:
-        """The client that most users have."""
+        """The client that most users have; closed with the server at the latest."""
         settings: dict[str, Any] = {"api_key": "none", "max_retries": 0, "timeout": 60.0}
-        return OpenAI(base_url=f"{self.url}/v1", **settings | options)
+        self.clients.append(OpenAI(base_url=f"{self.url}/v1", **settings | options))
+        return self.clients[-1]
 
     def http(self, **options: Any) -> httpx.Client:
         """For what that client would never send."""
@@ -117,9 +119,12 @@ def serving(engine: Engine | None = None, **options: Any) -> Iterator[Live]:
         assert time.monotonic() < end
         time.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
+    live = Live(f"http://127.0.0.1:{port}", server, app.state.mor.loop, engine)
     try:
-        yield Live(f"http://127.0.0.1:{port}", server, app.state.mor.loop, engine)
+        yield live
     finally:
+        for client in live.clients:
+            client.close()
         server.should_exit = True
         thread.join(30)
         assert not thread.is_alive()
