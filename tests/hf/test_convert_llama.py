@@ -49,7 +49,7 @@ def test_a_llama_folder_in_any_form(
         assert len(list(source.glob("model-*.safetensors"))) > 1
     companions = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     for name in companions[1:]:
-        (source / name).write_text(f"{name} as it was")
+        (source / name).write_text(f'{{"as_it_was": "{name}"}}')
     word_tokenizer(97).save(str(source / "tokenizer.json"))
     model = load(convert_llama(source, tmp_path / "out"))
     assert model.config.family == "vanilla"

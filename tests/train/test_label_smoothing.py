@@ -18,10 +18,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.trainer_pt_utils import LabelSmoother
 
-from mor import MorError, MoRForCausalLM, MoRForConditionalGeneration
+from mor import MorError, MoRForCausalLM
 from mor.train import RouterCallback
 from mor.train.callbacks import find_router
-from tests.media_models import PATCHES, image_config, pixels_of
 from tests.strategies import make_model, random_ids, small_config
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
@@ -181,27 +180,6 @@ def test_an_adapter_and_a_subclass_are_shifted_too(tmp_path: Path) -> None:
         found = trainer_of(model, tmp_path).evaluate()["eval_loss"]
         assert found == pytest.approx(wanted, rel=1e-5)
     assert {"MoRForCausalLM", "Child"} <= set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-
-
-def test_a_model_of_images_is_shifted_too(tmp_path: Path) -> None:
-    """Under training's rule for depths, which is not inference's: that is the loss that is told."""
-    model = MoRForConditionalGeneration(image_config("expert_choice", router_aux_loss_coef=0.5))
-    ids = random_ids(1, 4, 16).clamp(min=1)
-    ids[:, 2 : 2 + PATCHES] = model.config.image_token_id
-    labels = ids.masked_fill(ids == model.config.image_token_id, -100)
-    pixels = torch.stack([pixels_of(seed) for seed in range(4)])
-    with torch.no_grad():
-        logits = model.train()(ids, pixels).logits
-    find_router(model).finish_step()
-    wanted = smoothed(logits, labels) / (labels[:, 1:] != -100).sum()
-    trainer = trainer_of(model, tmp_path)
-    trainer.train_dataset = [
-        {"input_ids": row, "labels": told, "pixel_values": image}
-        for row, told, image in zip(ids, labels, pixels, strict=True)
-    ]
-    trainer.train()
-    first = next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    assert first == pytest.approx(float(wanted), rel=1e-4)
 
 
 def test_predictions_are_the_logits(tmp_path: Path) -> None:
