@@ -14,7 +14,7 @@ from mor.data.bos import check_same_bos, model_bos
 from mor.data.media import MediaDataset, collate_media
 from mor.data.media.dataset import FRAMES, LABELS, PIXELS
 from mor.errors import MorError
-from mor.eval.passes import Tick, batches, check_sample
+from mor.eval.passes import Tick, batches, check_sample, spread
 from mor.hf.arguments import check_ids, check_length
 from mor.hf.media import MediaModel
 from mor.hf.modeling import MoRForCausalLM
@@ -140,10 +140,11 @@ def _candidates(
 def _inputs(
     model: MoRForCausalLM | MediaModel, dataset: Dataset, count: int, batch_size: int
 ) -> Iterator[dict[str, Tensor]]:
-    """What the network takes of the first ``count`` examples, batch by batch."""
+    """What the network takes of ``count`` examples, evenly spread, batch by batch."""
     if isinstance(dataset, MediaDataset):
+        places = spread(count, len(dataset))
         for start in range(0, count, batch_size):
-            rows = [dataset[place] for place in range(start, min(count, start + batch_size))]
+            rows = [dataset[place] for place in places[start : start + batch_size]]
             batch = {name: one.to(model.device) for name, one in collate_media(rows).items()}
             batch.pop(LABELS)
             features = batch.pop(PIXELS) if PIXELS in batch else batch.pop(FRAMES)
