@@ -51,7 +51,10 @@ class DeviceAttention:
     Attributes:
         name: of the form.
         attend: the form.
+        plans: whether the host tells it lengths (:meth:`plan_single`) before each run.
     """
+
+    plans = False
 
     def __init__(self, name: str, attend: PagesAttention) -> None:
         self.name, self.attend = name, attend
@@ -89,6 +92,8 @@ class FlashInferAttention(DeviceAttention):
         make: makes FlashInfer's wrapper.
         workspace: bytes that all wrappers share.
     """
+
+    plans = True
 
     def __init__(
         self,

@@ -89,11 +89,16 @@ def largest(logits: Tensor) -> Tensor:
     return native.argmax(logits) if native.fits(logits) else logits.argmax(-1)
 
 
-def is_plainly_greedy(request: Request) -> bool:
-    """Whether the largest logit is all that is asked for, from now on."""
+def is_plain(request: Request) -> bool:
+    """Whether no bias, penalty, log-probability or restriction is asked for, from now on."""
     params = request.params
     looked_at = params.logprobs is not None or params.logit_bias or params.penalised
-    return params.greedy and not looked_at and not restricts(request)
+    return not looked_at and not restricts(request)
+
+
+def is_plainly_greedy(request: Request) -> bool:
+    """Whether the largest logit is all that is asked for, from now on."""
+    return request.params.greedy and is_plain(request)
 
 
 def filters(request: Request) -> bool:

@@ -78,8 +78,8 @@ class StaticRunner(Runner):
         self, stage: Stage, table: PageTables, columns: Sequence[Sequence[int]], mixed: bool = False
     ) -> None:
         """Tell a form that wants to know how many places each query sees; padding sees its own."""
-        if not isinstance(self.attention, DeviceAttention):
-            return
+        if not (isinstance(self.attention, DeviceAttention) and self.attention.plans):
+            return  # nothing is counted for who asks for nothing
         count = len(columns[0])
         seen = [slot + 1 for slot in columns[3]] + [1] * (stage.size(count) - count)
         pages = table.pages_of.host.shape[2]

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mor.engine.constraint import restricts
 from mor.engine.request import Request
 from mor.engine.sampler import (
     Choice,
@@ -16,6 +15,7 @@ from mor.engine.sampler import (
     filter_chances,
     filters,
     invert,
+    is_plain,
     is_plainly_greedy,
     largest,
 )
@@ -47,7 +47,7 @@ class StaticSampler:
         """Tokens for logits [N, V]; None where the plain form has to choose."""
         if all(map(is_plainly_greedy, requests)):
             return Choice(requests, largest(logits))
-        if len(requests) > self.rows or not all(map(_is_simple, requests)):
+        if len(requests) > self.rows or not all(map(is_plain, requests)):
             return None
         if self._logits is None:
             self._logits = logits.new_zeros((self.rows + 1, self.vocabulary))
@@ -80,13 +80,6 @@ def _with(
     chances: tuple[Tensor, Tensor | None], uniform: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     return chances[0], uniform, chances[1]
-
-
-def _is_simple(request: Request) -> bool:
-    """Whether bias, penalties, log-probabilities and restrictions are not asked for."""
-    params = request.params
-    looked_at = params.logprobs is not None or params.logit_bias or params.penalised
-    return not looked_at and not restricts(request)
 
 
 def _ask(request: Request, vocabulary: int) -> tuple[float, ...]:

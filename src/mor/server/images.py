@@ -52,6 +52,17 @@ class Reader:
         """End the thread."""
         self._thread.shutdown(wait=False)
 
+    def _take_token(self, processor: Any, config: Any) -> None:
+        """Take what stands for one in a text; refuse it where the model means another token."""
+        name = f"{self.modality}_token"
+        self.token, self.token_id = getattr(processor, name), getattr(processor, f"{name}_id")
+        wanted = getattr(config, f"{name}_id")
+        if self.token_id != wanted:
+            raise MorError(
+                f"{name}={self.token!r} of the processor is token {self.token_id}, and "
+                f"{name}_id={wanted}"
+            )
+
     def embed(self, path: str, value: Any) -> Tensor:
         """[n, D] of one image or sound; in the thread. Raises ``ApiError`` naming ``path``."""
         raise NotImplementedError
@@ -125,13 +136,8 @@ class ImageReader(Reader):
                 f"num_image_tokens={processor.num_image_tokens} of the processor is not the "
                 f"{config.num_patches} patches of the model's images"
             )
-        if processor.image_token_id != config.image_token_id:
-            raise MorError(
-                f"image_token={processor.image_token!r} of the processor is token "
-                f"{processor.image_token_id}, and image_token_id={config.image_token_id}"
-            )
+        self._take_token(processor, config)
         self._prefix, self._pixels = model.image_prefix, processor.image_processor
-        self.token, self.token_id = processor.image_token, processor.image_token_id
         self.grid, self.size = config.patch_grid, config.num_patches
 
     def embed(self, path: str, value: Any) -> Tensor:
@@ -165,11 +171,7 @@ class SoundReader(Reader):
                 f"conv_stride={processor.conv_stride} of the processor is not the model's "
                 f"{config.conv_stride}"
             )
-        if processor.audio_token_id != config.audio_token_id:
-            raise MorError(
-                f"audio_token={processor.audio_token!r} of the processor is token "
-                f"{processor.audio_token_id}, and audio_token_id={config.audio_token_id}"
-            )
+        self._take_token(processor, config)
         self._frames = processor.feature_extractor
         if not hasattr(self._frames, "sampling_rate") or isinstance(
             self._frames, MoRFeatureExtractor
@@ -179,7 +181,6 @@ class SoundReader(Reader):
                 "brings sounds, so save one that makes frames of them"
             )
         self._prefix = model.audio_prefix
-        self.token, self.token_id = processor.audio_token, processor.audio_token_id
 
     def embed(self, path: str, value: Any) -> Tensor:
         """[n, D] of one sound."""
