@@ -17,6 +17,7 @@ from mor.cli.app import app
 from mor.data.media import MediaDataset
 from mor.errors import MorError
 from mor.eval import write_card
+from mor.eval.calibrate import calibrate
 from mor.eval.examples import evaluate_examples
 from mor.hf.load import load_media_model, load_model
 from mor.train import parse_recipe, train
@@ -123,6 +124,23 @@ def test_boundaries_are_set_anew_from_a_sample(
     assert (out / "preprocessor_config.json").is_file()
     refused = CliRunner().invoke(app, [*asked[:-1], str(tmp_path / "more"), "--levels"])
     assert "--levels and --seq-len are of models of texts" in str(refused.exception)
+
+
+def test_a_sample_for_boundaries_is_spread_over_the_split(
+    runs: dict[str, Path], folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    taken = MediaDataset.__getitem__
+
+    def note(dataset: MediaDataset, place: int) -> Any:
+        seen.add(place)
+        return taken(dataset, place)
+
+    monkeypatch.setattr(MediaDataset, "__getitem__", note)
+    dataset = MediaDataset(folders["images"], "train")
+    calibrate(load_media_model(runs["images"]), dataset, max_sequences=3, batch_size=2)
+    assert len(dataset) > 3
+    assert seen == {number * len(dataset) // 3 for number in range(3)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
