@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -17,7 +18,15 @@ from mor.cli.app import app
 from mor.errors import MorError
 from mor.run_files import SHIPPED
 from mor.server.ray import app as builder
-from mor.server.ray.counts import Count, Share, parse_count, share_memory, share_out
+from mor.server.ray.counts import (
+    RAY_DEFAULTS,
+    Count,
+    Share,
+    parse_count,
+    set_ray_defaults,
+    share_memory,
+    share_out,
+)
 from mor.server.ray.fingerprint import check_fingerprint, fingerprint
 from mor.server.ray.prefixes import BLOCK, MOST_BLOCKS, PrefixTable, blocks_of
 from mor.server.ray.settings import read_settings
@@ -211,3 +220,12 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     assert str(done.exception).startswith("mor serve --replicas needs the package ray")
     with pytest.raises(MorError, match=r"the package ray.*'\.\[ray\]'"):
         builder({})
+
+
+def test_ray_settings_of_a_user_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in RAY_DEFAULTS:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_SERVE_CONTROL_LOOP_INTERVAL_S", "2")
+    set_ray_defaults()
+    found = {name: os.environ[name] for name in RAY_DEFAULTS}
+    assert found == RAY_DEFAULTS | {"RAY_SERVE_CONTROL_LOOP_INTERVAL_S": "2"}

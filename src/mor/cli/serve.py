@@ -264,9 +264,9 @@ def refuse_text_options(given: dict[str, Any]) -> None:
 def _serve_replicas(
     served: Served, count: Count, host: str, port: int, drain_seconds: float, log_level: str
 ) -> None:
-    from mor.server.ray.counts import choose_transport
+    from mor.server.ray.counts import set_ray_defaults
 
-    choose_transport()
+    set_ray_defaults()
     try:
         from mor.server.ray.launch import run_replicas
     except ModuleNotFoundError as error:
