@@ -3,7 +3,8 @@
     python benchmarks/serve_chart.py          # docs/images/serve-speed.png
 
 Reads ``benchmarks/results/serve.jsonl``: 32 clients at the 135M and 360M shapes, in float32 and
-with weights of 8 bits. A bar is the median of the rounds, its line the slowest and the fastest.
+with weights of 8 bits, on two makers' processors. A bar is the median of the rounds, its line the
+slowest and the fastest where they were kept.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve.jsonl"
 IMAGE = ROOT / "docs" / "images" / "serve-speed.png"
-# The runs that the tables in docs/results.md show: one commit for each shape.
-COMMITS = {"135m": "f83340b", "360m": "ba1f475"}
+# The runs of the picture: processor, shape and the commit that was measured.
+RUNS = (("Intel Xeon", "135m", "fd4fe7a"), ("AMD EPYC", "135m", "6ff07fe"))
+RUNS += (("Intel Xeon", "360m", "ba1f475"),)
+WEIGHTS = {"": "float32", ":int8": "8-bit"}
 SYSTEMS = {
     "mor3": "MoR, 3 recursions",
     "vanilla": "our vanilla model, same engine",
@@ -29,36 +32,39 @@ SYSTEMS = {
     "vllm": "vLLM (CPU build 0.32.0)",
 }
 COLORS = ("#0072B2", "#56B4E9", "#B0B4BC", "#7C828D")
-PANELS = (("135m", "", "float32"), ("135m", ":int8", "8-bit weights"))
-PANELS += (("360m", "", "float32"), ("360m", ":int8", "8-bit weights"))
 
 
-def read_runs() -> dict[tuple[str, str], dict[str, Any]]:
-    """The recorded rows by shape and system."""
+def read_runs() -> dict[tuple[str, str, str], dict[str, Any]]:
+    """The recorded rows by commit, shape and system."""
     rows = [json.loads(line) for line in RESULTS.read_text("utf-8").splitlines()]
     return {
-        (row["shape"], row["system"]): row
+        (row["commit"][:7], row["shape"], row["system"]): row
         for row in rows
-        if row["workload"] == "paper c32" and row["commit"].startswith(COMMITS[row["shape"]])
+        if row["workload"] == "paper c32"
     }
 
 
-def draw(runs: dict[tuple[str, str], dict[str, Any]]) -> None:
-    """One panel per shape and width of the weights; tokens per second of every system in it."""
-    figure, axes = plt.subplots(1, 4, figsize=(11, 3.2), width_ratios=(4, 3, 3, 2.4))
-    for axis, (shape, suffix, weights) in zip(axes, PANELS, strict=True):
-        found = {s: row for s in SYSTEMS if (row := runs.get((shape, s + suffix)))}
+def draw(runs: dict[tuple[str, str, str], dict[str, Any]]) -> None:
+    """A panel per processor, shape and width of the weights; tokens per second of each system."""
+    figure, axes = plt.subplots(1, 6, figsize=(11, 3.2), width_ratios=(4, 3, 3, 3, 3, 2.4))
+    panels = [(run, suffix) for run in RUNS for suffix in WEIGHTS]
+    for axis, ((processor, shape, commit), suffix) in zip(axes, panels, strict=True):
+        found = {s: row for s in SYSTEMS if (row := runs.get((commit, shape, s + suffix)))}
+        highest = 0.0
         for place, (system, row) in enumerate(found.items()):
-            speed, low, high = (row["tokens_per_s" + end] for end in ("", "_low", "_high"))
+            speed = row["tokens_per_s"]
+            low, high = (row.get("tokens_per_s" + end, speed) for end in ("_low", "_high"))
+            highest = max(highest, high)
             color = COLORS[list(SYSTEMS).index(system)]
             axis.bar(place, speed, 0.72, color=color, label=SYSTEMS[system])
             axis.vlines(place, low, high, color="#1d2330", linewidth=1)
             axis.annotate(
-                f"{speed:,.0f}", (place, high), (0, 3), textcoords="offset points", ha="center"
-            )
-        axis.set_title(f"{shape.upper()}, {weights}", fontsize=11)
+                f"{speed:,.0f}", (place, high), (0, 3), textcoords="offset points", ha="center",
+                fontsize=8,
+            )  # fmt: skip
+        axis.set_title(f"{processor}\n{shape.upper()}, {WEIGHTS[suffix]}", fontsize=9)
         axis.set_xticks([])
-        axis.set_ylim(0, 1.14 * max(row["tokens_per_s_high"] for row in found.values()))
+        axis.set_ylim(0, 1.14 * highest)
         axis.tick_params(axis="y", labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("new tokens per second")
