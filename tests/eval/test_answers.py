@@ -11,10 +11,10 @@ import torch
 from mor import MoRForCausalLM
 from mor.cli.evaluate import sequence_length
 from mor.data import DataIndex, PackedDataset, prepare
+from mor.data.samples import spread
 from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.answers import Answers, collect_answers, rank_correlation, score_answers
-from mor.eval.passes import spread
 from mor.model.routers.forced import forced_depths
 from tests.strategies import ROUTED, make_model, small_config
 

@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 from mor import MoRForCausalLM
 from mor.data import PackedDataset
 from mor.data import load_tokenizer as tokenizer_of
+from mor.data.samples import spread
 from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.evaluate import token_texts
 from mor.eval.exits import score_passes
-from mor.eval.passes import batches, run_pass, spread, token_nll
+from mor.eval.passes import batches, run_pass, token_nll
 from mor.model.routers.forced import forced_depths
 from mor.ops import native
 from tests.strategies import ROUTERS, make_model, random_ids, small_config

@@ -11,12 +11,12 @@ import pytest
 from torch.utils.data import Dataset
 
 from mor.data import PackedDataset
+from mor.data.samples import spread
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
 from mor.eval import calibrate, evaluate
 from mor.eval.calibrate import count_ticks
 from mor.eval.levels import FILE, Level, Levels, calibrate_levels, load_levels
-from mor.eval.passes import spread
 from tests.strategies import make_model, small_config
 from tests.tiny import SEQ_LEN
 

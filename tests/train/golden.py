@@ -3,7 +3,8 @@
     python -m tests.train.golden OUT.json
 
 The record was written by the version that trained through Transformers' Trainer (commit 6ff07fe);
-the shares of depths of ``documents`` later, since padding no longer counts in them.
+the shares of depths of ``documents`` later, since padding no longer counts in them, and validation
+losses, since their sample is spread over the split.
 ``test_golden_losses.py`` makes the same runs and compares. A digest of the weights tells whether
 two runs are the same to the last bit; it holds on one machine and one build of torch only.
 """

@@ -104,6 +104,16 @@ def test_validation_of_a_mixture_holds_no_row_twice(
     assert len(describe_passes(recipe.data, 1000).split(", ")) == 2
 
 
+def test_validation_in_training_is_spread_over_the_split(data: Path, tmp_path: Path) -> None:
+    """Its first rows alone would be one source of several."""
+    recipe = recipe_of(tmp_path, data, eval_sequences=3)
+    split = PackedDataset(data, "validation", recipe.data.seq_len)
+    want = [split[number * len(split) // 3]["input_ids"].tolist() for number in range(3)]
+    assert len(split) >= 5
+    held = open_run_data(recipe, 4).validation
+    assert [held[number]["input_ids"].tolist() for number in range(3)] == want
+
+
 def test_folders_of_another_tokenizer_are_refused(data: Path, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus")
     prepare(corpus, tmp_path / "strange", vocab_size=280, validation_fraction=0.3)

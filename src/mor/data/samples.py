@@ -21,6 +21,15 @@ from mor.data.mixture import Interleaving
 from mor.errors import MorError
 
 
+def spread(count: int, length: int) -> list[int]:
+    """Which ``count`` of ``length`` sequences a sample is: evenly spread ones.
+
+    Not the first ones: prepared text keeps the order of its sources, so that a corpus begins with
+    one source alone.
+    """
+    return [number * length // count for number in range(count)]
+
+
 class TrainingSamples(Dataset[dict[str, Tensor]]):
     """Rows of one dataset, or of several by weight, epoch after epoch.
 

@@ -13,8 +13,9 @@ from mor.data import PackedDataset
 from mor.data.bos import check_same_bos, model_bos
 from mor.data.media import MediaDataset, collate_media
 from mor.data.media.dataset import FRAMES, LABELS, PIXELS
+from mor.data.samples import spread
 from mor.errors import MorError
-from mor.eval.passes import Tick, batches, check_sample, spread
+from mor.eval.passes import Tick, batches, check_sample
 from mor.hf.arguments import check_ids, check_length
 from mor.hf.media import MediaModel
 from mor.hf.modeling import MoRForCausalLM

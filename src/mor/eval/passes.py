@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.config.choices import Routing
+from mor.data.samples import spread
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import decision_accuracy
@@ -90,15 +91,6 @@ def check_sample(dataset: Dataset, max_sequences: int | None, batch_size: int) -
     if not length:
         raise MorError("the data set holds no sequence")
     return length if max_sequences is None else min(max_sequences, length)
-
-
-def spread(count: int, length: int) -> list[int]:
-    """Which ``count`` of ``length`` sequences a sample is: evenly spread ones.
-
-    Not the first ones: prepared text keeps the order of its sources, so that a corpus begins with
-    one source alone.
-    """
-    return [number * length // count for number in range(count)]
 
 
 def batches(dataset: Dataset, count: int, size: int, device: torch.device) -> Iterator[Tensor]:

@@ -18,6 +18,7 @@ from transformers import default_data_collator
 from mor.config import MoRConfig
 from mor.data import DataIndex, PackedDataset, ResumableSampler, TrainingSamples, console_progress
 from mor.data.media import MediaDataset, MediaIndex, collate_media
+from mor.data.samples import spread
 from mor.train.classify.captions import VALIDATION_SEED, CaptionSamples, caption_config
 from mor.train.classify.data import MediaSamples, media_config, open_index
 from mor.train.recipe.recipe import Recipe
@@ -30,7 +31,7 @@ class RunData:
 
     Attributes:
         samples: all of them in training order; ``samples.take(n)`` is a run of n.
-        validation: the first sequences of the validation split, or of the mixture of them.
+        validation: sequences spread over the validation split, or over the mixture of them.
         index: of the (first) folder: vocabulary and tokenizer, the same in all; or classes.
     """
 
@@ -84,7 +85,7 @@ def open_run_data(recipe: Recipe, per_step: int) -> RunData:
     else:
         scored = TrainingSamples(parts(section.validation_split, None), weights)
     count = min(recipe.train.eval_sequences, scored.num_fresh)
-    return RunData(samples, Subset(scored, range(count)), train[0].index)
+    return RunData(samples, Subset(scored, spread(count, scored.num_fresh)), train[0].index)
 
 
 def _open_media(recipe: Recipe, per_step: int) -> RunData:
@@ -100,7 +101,7 @@ def _open_media(recipe: Recipe, per_step: int) -> RunData:
     )
     scored = MediaDataset(index.directory, section.validation_split)
     count = min(recipe.train.eval_sequences, len(scored))
-    return RunData(samples, Subset(scored, range(count)), index)
+    return RunData(samples, Subset(scored, spread(count, len(scored))), index)
 
 
 def _open_captions(recipe: Recipe, per_step: int, train: MediaDataset) -> RunData:

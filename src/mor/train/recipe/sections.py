@@ -191,7 +191,7 @@ class TrainSection(Section):
         "nothing", None, ge=1, description="None: only after the last step"
     )
     eval_sequences: int = decides(
-        "nothing", 64, ge=1, description="validation sequences while training"
+        "nothing", 64, ge=1, description="validation sequences while training, spread evenly"
     )
     save_steps: int | None = decides(
         "nothing", None, ge=1, description="None: only when interrupted"
