@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,7 +44,24 @@ def _change_pixels(pixels: Tensor, section: AugmentSection, draw: torch.Generato
         pixels = wide[:, down : down + height, along : along + width]
     if section.flip and _whole(1, draw):
         pixels = pixels.flip(-1)
+    if section.rotate or section.zoom:
+        pixels = _turn(pixels, section, draw)
     return _add_noise(pixels, section, draw)
+
+
+def _turn(pixels: Tensor, section: AugmentSection, draw: torch.Generator) -> Tensor:
+    """Turn and stretch about the middle, in between pixels; the border goes on, as for a shift."""
+    turn, tall, wide = (2 * torch.rand(3, generator=draw) - 1).tolist()
+    angle = math.radians(section.rotate * turn)
+    tall, wide = 1 + section.zoom * tall, 1 + section.zoom * wide
+    # From a place in the result to one in the source, both from -1 to 1 along a side.
+    ratio = pixels.shape[1] / pixels.shape[2]
+    back = torch.tensor(
+        [[math.cos(angle) / wide, ratio * math.sin(angle) / wide, 0.0],
+         [-math.sin(angle) / (ratio * tall), math.cos(angle) / tall, 0.0]]
+    )  # fmt: skip
+    grid = F.affine_grid(back[None], [1, *pixels.shape], align_corners=False)
+    return F.grid_sample(pixels[None], grid, padding_mode="border", align_corners=False)[0]
 
 
 def _change_frames(frames: Tensor, section: AugmentSection, draw: torch.Generator) -> Tensor:

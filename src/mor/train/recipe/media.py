@@ -13,6 +13,16 @@ class AugmentSection(Section):
         "weights", 0, ge=0, description="pixels in each direction, or frames cut off each end"
     )
     flip: bool = decides("weights", False, description="images: left for right, half the time")
+    rotate: float = decides(
+        "weights", 0.0, ge=0, le=180, description="images: at most so many degrees either way"
+    )
+    zoom: float = decides(
+        "weights",
+        0.0,
+        ge=0,
+        lt=1,
+        description="images: larger or smaller by at most this share, each side by itself",
+    )
     noise: float = decides(
         "weights", 0.0, ge=0, description="deviation of normal noise on normalised values"
     )
