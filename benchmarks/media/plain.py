@@ -100,9 +100,11 @@ GRID = [
 ]
 
 
-def run_one(family: str, name: str, rate: float, steps: int, seed: int) -> dict[str, Any]:
+def run_one(
+    family: str, name: str, rate: float, steps: int, seed: int, overrides: list[str]
+) -> dict[str, Any]:
     """Train and score one network. The line of the run."""
-    given = [f"train.budget.steps={steps}", f"train.seed={seed}"]
+    given = [f"train.budget.steps={steps}", f"train.seed={seed}", *overrides]
     recipe = load_recipe(f"{family}-recursive", given)
     data, per_step = open_run_data(recipe, recipe.train.batch_size), recipe.train.batch_size
     config = find_config(recipe, data.index)
@@ -176,6 +178,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=len(GRID), help="so many of the grid")
     parser.add_argument("--records", type=Path, default=RECORDS)
+    parser.add_argument("--set", action="append", default=[], help="a field of the recipe")
     given = parser.parse_args()
     there = {
         (line["family"], line["model"], line["learning_rate"], line["seed"])
@@ -183,7 +186,7 @@ def main() -> None:
     }
     for name, rate in GRID[: given.first]:
         if (given.family, name, rate, given.seed) not in there:
-            line = run_one(given.family, name, rate, given.steps, given.seed)
+            line = run_one(given.family, name, rate, given.steps, given.seed, given.set)
             append_jsonl(given.records, line)
     print("| model | learning rate | weights | steps | FLOPs of an example | validation | test |")
     print("|---|" + "---:|" * 6)
