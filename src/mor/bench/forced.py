@@ -76,6 +76,8 @@ def bench_model(
 ) -> MoRForCausalLM:
     """A random model of ``config`` in evaluation mode; exits are forced where a router decides.
 
+    Its weights are numbers that bfloat16 holds, as those of published checkpoints of these shapes.
+
     Args:
         config: ``threshold`` router for forced exits, ``fixed`` for the baselines.
         seed: weights, and which token has which depth.
@@ -95,6 +97,9 @@ def bench_model(
         layer.self_attn.o_proj.weight.mul_(LOUDER)
     if config.num_recursions > 1 and config.router != "fixed":
         _force_exits(model, layers, seed, capacities)
+    for name, weight in model.named_parameters():
+        if ".router." not in name:
+            weight.copy_(weight.bfloat16())
     return model
 
 

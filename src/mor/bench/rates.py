@@ -145,7 +145,11 @@ def measure_rates(
             inputs, outputs = shape
             size = inputs * outputs * dtype.itemsize
             copies = min(MOST_COPIES, max(1, math.ceil(rotated_bytes / size)))
-            weights = [torch.randn(outputs, inputs, device=device).to(dtype) for _ in range(copies)]
+            # Of numbers that bfloat16 holds, as the models' are (mor.bench.forced).
+            weights = [
+                torch.randn(outputs, inputs, device=device).bfloat16().to(dtype)
+                for _ in range(copies)
+            ]
             found: dict[int, list[tuple[float, str]]] = {count: [] for count in counts}
             for name, layer in _forms(weights, int8):
                 for count in counts:

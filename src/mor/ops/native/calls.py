@@ -34,7 +34,7 @@ class LinearStruct(ctypes.Structure):
         ("bias", c_void_p),
         ("n", c_int64),
         ("k", c_int64),
-        *((name, c_void_p) for name in ("weight8", "scale", "start")),
+        *((name, c_void_p) for name in ("weight8", "scale", "start", "weight16")),
     ]
 
 
@@ -96,6 +96,7 @@ def kernels() -> Any:
     found.mor_shape.argtypes = [POINTER(number)] * 2
     found.mor_tune.argtypes = [number, number]
     found.mor_pack.argtypes = [address, number, number, address]
+    found.mor_pack16.argtypes = [address, number, number, address]
     found.mor_pack8.argtypes = [address, number, number, address, address, address]
     found.mor_linear.argtypes = [address, address, number, address, address, c_int]
     found.mor_head.argtypes = [address, address, c_float, address, number, address, address, c_int]

@@ -6,8 +6,13 @@
 //
 // Reading the weights is what bounds a batch of tens of rows, so that while the tiles meet one
 // panel, the next panel is fetched into the second-level cache, a share by each tile.
+//
+// Weights that bfloat16 holds exactly, as those of most published checkpoints, are kept so: half as
+// much to read. They are floats again before anything is multiplied, so that results are those of
+// floats to the last bit.
 #pragma once
 #include <algorithm>
+#include <vector>
 
 #include "vec.h"
 
@@ -34,6 +39,27 @@ static void pack(const float* weight, int64_t n, int64_t k, float* out) {
             }
 }
 
+// The upper half of a float that has nothing in the lower one: bfloat16.
+static inline uint32_t half_of(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof(bits));
+    return bits >> 16;
+}
+
+// The same of weights that bfloat16 holds exactly: those of two inputs in one number, the first above,
+// since two such become floats by one step each. A panel lies in memory as [pairs][PANEL].
+static void pack16(const float* weight, int64_t n, int64_t k, int32_t* out) {
+    for (int64_t p = 0; p < panels(n); p++)
+        for (int64_t i = 0; i < k; i += 2)
+            for (int64_t c = 0; c < PANEL; c++) {
+                const int64_t column = p * PANEL + c;
+                const float* at = weight + column * k + i;
+                const uint32_t above = column < n ? half_of(at[0]) : 0;
+                const uint32_t below = column < n && i + 1 < k ? half_of(at[1]) : 0;
+                *out++ = (int32_t)(above << 16 | below);
+            }
+}
+
 // Row `row` [k] into its place among tiles of rows.
 static inline void put_row(const float* from, int64_t row, int64_t k, float* rows) {
     float* to = rows + row / TILE * TILE * k + row % TILE;
@@ -42,12 +68,13 @@ static inline void put_row(const float* from, int64_t row, int64_t k, float* row
 
 // A Linear, packed.
 struct Linear {
-    const float* weight;   // panels, or null for those of bytes
+    const float* weight;   // panels, or null for those of bytes or halves
     const float* bias;     // [panels * PANEL], or null
     int64_t n, k;          // outputs, inputs
     const int8_t* weight8;  // see gemm8.h
     const float* scale;
     const int32_t* start;
+    const int32_t* weight16;  // see pack16
 };
 
 static int64_t tile_bytes(int64_t k);
@@ -56,8 +83,21 @@ static void quantise(const float* rows, int64_t m, int64_t k, uint8_t* bytes, in
 static void meet8(const Linear& linear, int64_t p, const uint8_t* tile, int64_t count,
                   int64_t share, int64_t shares, vec (*acc)[NV]);
 
+static inline vec above(ivec pair) {
+    const ivec bits = pair & (int32_t)0xffff0000;
+    vec found;
+    std::memcpy(&found, &bits, sizeof(vec));
+    return found;
+}
+static inline vec below(ivec pair) {
+    const ivec bits = pair << 16;
+    vec found;
+    std::memcpy(&found, &bits, sizeof(vec));
+    return found;
+}
+
 // ROWS rows of a tile meet one panel: acc += rows^T panel. `LINES` cache lines of what comes next
-// are fetched beside each step.
+// are fetched beside each step, which is an input, or two of halves.
 template <int ROWS, int LINES>
 static inline __attribute__((always_inline)) void micro(const float* __restrict rows,
                                                         const float* __restrict panel, int64_t k,
@@ -78,9 +118,37 @@ static inline __attribute__((always_inline)) void micro(const float* __restrict 
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
 }
+template <int ROWS, int LINES>
+static inline __attribute__((always_inline)) void micro(const float* __restrict rows,
+                                                        const int32_t* __restrict panel, int64_t k,
+                                                        const char* next, vec (*acc)[NV]) {
+    vec a[ROWS][NV];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) a[r][v] = acc[r][v];
+    for (int64_t i = 0; i < k; i += 2) {
+        for (int line = 0; line < LINES; line++)
+            __builtin_prefetch(next + (i / 2 * LINES + line) * 64, 0, 2);
+        ivec pair[NV];
+        vec b[NV];
+        for (int v = 0; v < NV; v++) pair[v] = *(const ivec*)(panel + i / 2 * PANEL + v * W);
+        for (int v = 0; v < NV; v++) b[v] = above(pair[v]);
+        for (int r = 0; r < ROWS; r++) {
+            vec x = splat(rows[i * TILE + r]);
+            for (int v = 0; v < NV; v++) a[r][v] += x * b[v];
+        }
+        if (i + 1 == k) break;
+        for (int v = 0; v < NV; v++) b[v] = below(pair[v]);
+        for (int r = 0; r < ROWS; r++) {
+            vec x = splat(rows[(i + 1) * TILE + r]);
+            for (int v = 0; v < NV; v++) a[r][v] += x * b[v];
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
+}
 
-template <int ROWS>
-static void micro_at(int64_t lines, const float* rows, const float* panel, int64_t k, const char* next,
+template <int ROWS, class T>
+static void micro_at(int64_t lines, const float* rows, const T* panel, int64_t k, const char* next,
                      vec (*acc)[NV]) {
     if (lines == 0) micro<ROWS, 0>(rows, panel, k, next, acc);
     else if (lines == 1) micro<ROWS, 1>(rows, panel, k, next, acc);
@@ -88,7 +156,8 @@ static void micro_at(int64_t lines, const float* rows, const float* panel, int64
     else micro<ROWS, NV>(rows, panel, k, next, acc);
 }
 
-static void micro_any(int64_t count, int64_t lines, const float* rows, const float* panel, int64_t k,
+template <class T>
+static void micro_any(int64_t count, int64_t lines, const float* rows, const T* panel, int64_t k,
                       const char* next, vec (*acc)[NV]) {
     switch (count) {
         case 1: return micro_at<1>(lines, rows, panel, k, next, acc);
@@ -103,6 +172,22 @@ static void micro_any(int64_t count, int64_t lines, const float* rows, const flo
 #endif
     }
 }
+
+// A panel of halves as floats, in this thread's own room.
+static const float* widen(const int32_t* panel, int64_t k) {
+    static thread_local std::vector<float> room;
+    const int64_t size = (k + 1) * PANEL + W;
+    if ((int64_t)room.size() < size) room.resize(size);
+    float* to = (float*)(((uintptr_t)room.data() + 63) & ~(uintptr_t)63);
+    for (int64_t i = 0; i < k; i += 2, panel += PANEL)
+        for (int64_t v = 0; v < NV; v++) {
+            const ivec pair = *(const ivec*)(panel + v * W);
+            store(to + i * PANEL + v * W, above(pair));
+            store(to + (i + 1) * PANEL + v * W, below(pair));
+        }
+    return to;
+}
+constexpr int64_t WIDEN = 8;  // from so many tiles on it takes less than each tile's own steps
 
 // What is chosen by measuring on the processor at hand (tuning.py). No choice moves a bit: every
 // output stays the same chain.
@@ -132,6 +217,7 @@ static void product(const Linear& linear, const float* rows, int64_t m, int64_t 
 #pragma omp barrier
     }
     const int64_t k = linear.k, width = k * PANEL, high = tiles(m);
+    const int64_t steps = linear.weight16 ? (k + 1) / 2 : k;
     const int64_t count = panels(linear.n), units = count / UNIT;
     const int64_t most = tiles_at_once(k);
     int64_t groups = (high + most - 1) / most;
@@ -144,8 +230,11 @@ static void product(const Linear& linear, const float* rows, int64_t m, int64_t 
             const int64_t unit = wide ? item : item / groups, group = wide ? pass : item % groups;
             const int64_t first = high * group / groups, last = high * (group + 1) / groups;
             for (int64_t p = unit * UNIT; p < (unit + 1) * UNIT; p++) {
-                const float* panel = linear.weight + p * width;
-                const float* next = p + 1 < count ? panel + width : panel;
+                const float* panel = linear.weight ? linear.weight + p * width : nullptr;
+                const int32_t* pairs = linear.weight16 ? linear.weight16 + p * steps * PANEL : nullptr;
+                const char* here = pairs ? (const char*)pairs : (const char*)panel;
+                const char* next = here + (p + 1 < count ? steps * PANEL * 4 : 0);
+                if (pairs && last - first >= WIDEN) panel = widen(pairs, k);
                 int64_t fetched = 0;
                 for (int64_t tile = first; tile < last; tile++) {
                     const int64_t left = last - tile;
@@ -161,8 +250,10 @@ static void product(const Linear& linear, const float* rows, int64_t m, int64_t 
                     for (int64_t r = 0; r < high_rows; r++)
                         for (int64_t v = 0; v < NV; v++)
                             acc[r][v] = linear.bias ? load(linear.bias + p * PANEL + v * W) : (vec){};
-                    micro_any(high_rows, lines, rows + tile * TILE * k, panel, k,
-                              (const char*)(next + fetched * k * W), acc);
+                    const float* own = rows + tile * TILE * k;
+                    const char* fetch = next + fetched * steps * 64;
+                    if (panel) micro_any(high_rows, lines, own, panel, k, fetch, acc);
+                    else micro_any(high_rows, lines, own, pairs, k, fetch, acc);
                     fetched += lines;
                     sink(p, tile, high_rows, acc);
                 }

@@ -17,6 +17,11 @@ void mor_tune(int64_t rows_bytes, int64_t fetch) { tuning = {rows_bytes, fetch};
 
 void mor_pack(const float* weight, int64_t n, int64_t k, float* out) { pack(weight, n, k, out); }
 
+// Weights that bfloat16 holds exactly.
+void mor_pack16(const float* weight, int64_t n, int64_t k, int32_t* out) {
+    pack16(weight, n, k, out);
+}
+
 void mor_pack8(const float* weight, int64_t n, int64_t k, int8_t* out, float* scale,
                int32_t* start) {
     pack8(weight, n, k, out, scale, start);

@@ -27,6 +27,7 @@ class PackedLinear:
         int8: keep weights as bytes with a scale per output, and make the inputs bytes with a scale
             per row and 64 inputs.
         tuned: choose how products go first, if nobody has yet in this process.
+        halves: keep weights that bfloat16 holds exactly in it, which changes no result.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class PackedLinear:
         paired: bool = False,
         int8: bool = False,
         tuned: bool = True,
+        halves: bool = True,
     ) -> None:
         panel = shape()[0]
         if tuned:
@@ -66,6 +68,9 @@ class PackedLinear:
                 weight.new_empty(count * panel * groups, dtype=torch.int32),
             )
             kernels().mor_pack8(at(weight), self.n, self.k, *map(at, self.bytes))
+        elif halves and torch.equal(weight, weight.bfloat16().float()):
+            self.weight = weight.new_empty(count * panel * -(-self.k // 2), dtype=torch.int32)
+            kernels().mor_pack16(at(weight), self.n, self.k, at(self.weight))
         else:
             self.weight = weight.new_empty(count * panel * self.k)
             kernels().mor_pack(at(weight), self.n, self.k, at(self.weight))
@@ -73,8 +78,10 @@ class PackedLinear:
         if bias is not None:
             self.bias = torch.nn.functional.pad(bias, (0, count * panel - self.n)).contiguous()
         of_bytes = self.bytes or (None, None, None)
+        small = self.weight is not None and self.weight.dtype == torch.int32
+        of_floats, of_halves = (None, self.weight) if small else (self.weight, None)
         self.struct = LinearStruct(
-            at(self.weight), at(self.bias), self.n, self.k, *(at(part) for part in of_bytes)
+            at(of_floats), at(self.bias), self.n, self.k, *map(at, of_bytes), at(of_halves)
         )
 
     @property
@@ -111,7 +118,9 @@ def choose_tuning() -> Tuning:
         if not made:
             for inputs, outputs in ((576, 1536), (1536, 576)):
                 weight = torch.full((outputs, inputs), 0.01, dtype=torch.float32, device="cpu")
-                packed = [PackedLinear([weight], [None], tuned=False) for _ in range(4)]
+                packed = [
+                    PackedLinear([weight], [None], tuned=False, halves=False) for _ in range(4)
+                ]
                 made.extend(
                     (p, weight.new_full((n, inputs), 0.5)) for n in (24, 384) for p in packed
                 )
