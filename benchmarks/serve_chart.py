@@ -21,17 +21,22 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results" / "serve.jsonl"
 IMAGE = ROOT / "docs" / "images" / "serve-speed.png"
-# The runs of the picture: processor, shape and the commit that was measured.
-RUNS = (("Intel Xeon", "135m", "fd4fe7a"), ("AMD EPYC", "135m", "6ff07fe"))
-RUNS += (("Intel Xeon", "360m", "ba1f475"),)
+# The runs of the picture: processor, shape, width of the weights, and the commit that was measured.
+PANELS = (
+    ("Intel Xeon", "135m", "", "2b92ba8"),
+    ("Intel Xeon", "135m", ":int8", "fd4fe7a"),
+    ("AMD EPYC", "135m", "", "6ff07fe"),
+    ("AMD EPYC", "135m", ":int8", "6ff07fe"),
+    ("Intel Xeon", "360m", "", "ba1f475"),
+    ("Intel Xeon", "360m", ":int8", "ba1f475"),
+)
 WEIGHTS = {"": "float32", ":int8": "8-bit"}
 SYSTEMS = {
     "mor3": "MoR, 3 recursions",
     "vanilla": "our vanilla model, same engine",
     "openvino": "OpenVINO GenAI 2026.4.1",
-    "vllm": "vLLM (CPU build 0.32.0)",
 }
-COLORS = ("#0072B2", "#56B4E9", "#B0B4BC", "#7C828D")
+COLORS = ("#0072B2", "#56B4E9", "#B0B4BC")
 
 
 def read_runs() -> dict[tuple[str, str, str], dict[str, Any]]:
@@ -47,8 +52,7 @@ def read_runs() -> dict[tuple[str, str, str], dict[str, Any]]:
 def draw(runs: dict[tuple[str, str, str], dict[str, Any]]) -> None:
     """A panel per processor, shape and width of the weights; tokens per second of each system."""
     figure, axes = plt.subplots(1, 6, figsize=(11, 3.2), width_ratios=(4, 3, 3, 3, 3, 2.4))
-    panels = [(run, suffix) for run in RUNS for suffix in WEIGHTS]
-    for axis, ((processor, shape, commit), suffix) in zip(axes, panels, strict=True):
+    for axis, (processor, shape, suffix, commit) in zip(axes, PANELS, strict=True):
         found = {s: row for s in SYSTEMS if (row := runs.get((commit, shape, s + suffix)))}
         highest = 0.0
         for place, (system, row) in enumerate(found.items()):
