@@ -183,6 +183,19 @@ def test_a_job_that_fails_leaves_the_others(study: Study, tmp_path: Path) -> Non
     assert len(trained) == 4  # the branch too
 
 
+def test_tasks_that_cannot_be_scored_are_told_before_training(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Never:
+        def run(self, *_: Any) -> None:
+            raise AssertionError("a training began")
+
+    monkeypatch.setattr("mor.eval.harness.run.find_spec", lambda name: None)
+    wanted = study.model_copy(update={"tasks": ["mor_gloss"]})
+    with pytest.raises(MorError, match="few-shot tasks need the package lm-eval"):
+        run_study(wanted, tmp_path, launcher=Never())
+
+
 def test_the_worker_says_what_is_wrong(
     study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ import torch
 from mor.config import MoRConfig
 from mor.disk import lock, write_whole
 from mor.errors import MorError
+from mor.eval.harness.run import open_tasks
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import active_fractions
 from mor.run_files import EVAL, MODEL, SUMMARY
@@ -106,7 +107,11 @@ def settings_of(study: Study) -> dict[str, Any]:
 def run_jobs(
     study: Study, jobs: Sequence[Job], out: Path, launcher: Launcher, tell: Tell
 ) -> dict[str, str]:
-    """Run jobs that are not done; returns the last line of those that failed, by name."""
+    """Run jobs that are not done; returns the last line of those that failed, by name.
+
+    Raises:
+        MorError: few-shot tasks are asked for that cannot be scored here.
+    """
     settings = settings_of(study)
     waiting: dict[str, Job] = {}
     for job in jobs:
@@ -114,6 +119,8 @@ def run_jobs(
             tell(f"{job.name}: kept from before")
         else:
             waiting[job.name] = job
+    if waiting and study.tasks:  # before hours of training, not after
+        open_tasks(study.tasks)
     failed: dict[str, str] = {}
     numbers = {name: f"[{number}/{len(waiting)}] " for number, name in enumerate(waiting, 1)}
 

@@ -44,6 +44,26 @@ def choose_tasks(names: str) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
+def open_tasks(tasks: Sequence[str], metadata: dict[str, str] | None = None) -> Any:
+    """lm-eval's manager of tasks, which knows all of these.
+
+    Raises:
+        MorError: lm-eval is not installed, or a task is not known.
+    """
+    need_harness()
+    from lm_eval.tasks import TaskManager
+
+    # Looking through lm-eval's own ten thousand files takes seconds.
+    ours = set(tasks) <= set(local_tasks())
+    manager = TaskManager(include_path=str(TASKS), include_defaults=not ours, metadata=metadata)
+    unknown = [task for task in tasks if task not in manager.all_tasks]
+    if unknown:
+        raise MorError(
+            f"task {unknown[0]!r} is not known; without a hub there are {', '.join(local_tasks())}"
+        )
+    return manager
+
+
 def run_tasks(
     model: str | Path,
     tasks: Sequence[str],
@@ -73,21 +93,12 @@ def run_tasks(
     Raises:
         MorError: lm-eval is not installed, a task is not known, or data is missing.
     """
-    need_harness()
+    metadata = {"pretrained": str(model)} | ({"data": str(data)} if data else {})
+    manager = open_tasks(tasks, metadata)
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
     from mor.eval.harness.lm import MorLM
 
-    metadata = {"pretrained": str(model)} | ({"data": str(data)} if data else {})
-    # Looking through lm-eval's own ten thousand files takes seconds.
-    ours = set(tasks) <= set(local_tasks())
-    manager = TaskManager(include_path=str(TASKS), include_defaults=not ours, metadata=metadata)
-    unknown = [task for task in tasks if task not in manager.all_tasks]
-    if unknown:
-        raise MorError(
-            f"task {unknown[0]!r} is not known; without a hub there are {', '.join(local_tasks())}"
-        )
     lm = MorLM(str(model), engine=engine, batch_size=batch_size, **options)
     found = simple_evaluate(
         lm,
