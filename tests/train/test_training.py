@@ -120,12 +120,11 @@ def test_warmup_and_decay_never_overlap(steps: int, warmup: float, data: Path) -
 
 
 def test_evaluation_on_the_way(run: Path, data: Path) -> None:
-    """Every eval_steps, and after the last step; by the causal rule, as ``mor eval`` scores."""
+    """Every eval_steps, and after the last step; the rule and the sample are ``mor eval``'s."""
     scores = {entry["step"]: entry["eval_nll"] for entry in log_of(run) if "eval_nll" in entry}
     assert list(scores) == [3, 6, 8]
     dataset = PackedDataset(data, "validation", SEQ_LEN)
-    rows = [dataset[place] for place in range(3)]  # the first ones
-    found = run_pass(load_model(run).eval(), rows, 3, 3, "causal")  # type: ignore[arg-type]
+    found = run_pass(load_model(run).eval(), dataset, 3, 3, "causal")
     assert found.nll == pytest.approx(scores[8], rel=1e-5)
 
 
