@@ -30,7 +30,8 @@ def variants(args: argparse.Namespace) -> dict[str, Any]:
 
     def shaped(family: str, **fields: Any) -> Callable[[], MoRConfig]:
         room = {"max_position_embeddings": max(2048, args.seq_len)}
-        return lambda: preset(args.preset, family, num_recursions=recursions, **room, **fields)
+        depth = {} if family == "vanilla" else {"num_recursions": recursions}
+        return lambda: preset(args.preset, family, **depth, **room, **fields)
 
     block = {"num_recursions": recursions, "num_recursion_layers": 9 // recursions}
     made: dict[str, Any] = {

@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import itertools
 import logging
 import sys
 import time
@@ -37,6 +38,7 @@ import torch
 from rich.console import Console
 
 from mor import MoRConfig, MoRForCausalLM
+from mor.bench.checks import Checks
 from mor.bench.device import label, parse_device
 from mor.bench.forms import check_forms
 from mor.bench.serve import Settings, run_serve
@@ -84,46 +86,46 @@ def small_model(router: str, kv_sharing: str) -> MoRForCausalLM:
     return model.eval()
 
 
-def check_engine(device: torch.device, static: bool) -> None:
-    """Every router and KV mode, prompts of unequal lengths, chunks, and few pages to give way."""
-    for router in ROUTERS:
-        for kv_sharing in KV_MODES:
-            model = small_model(router, kv_sharing)
-            model.to(device)
-            draw = torch.Generator().manual_seed(1)
-            prompts = [
-                torch.randint(VOCABULARY, (length,), generator=draw).tolist()
-                for length in (1, 40, 3, 17, 9)
-            ]
-            # On the CPU the plain form: what it is given there is what kernels are given on a GPU.
-            engine = Engine(
-                model, max_num_seqs=4, max_residents=5, prefill_chunk=11, page_size=4,
-                max_model_len=64, attention="plain" if device.type == "cpu" else "auto",
-                static_stages=static,
-            )  # fmt: skip
-            name = f"engine, {router}, KV {kv_sharing}, {'static' if static else 'plain'} stages"
-            seen: set[int] = set()
-            for output in engine.generate(prompts, greedy(NEW)):
-                seen |= check_output(name, model, output)
-            engine.check_integrity()
-            if router != "fixed" and len(seen) < 2:
-                raise SystemExit(f"{name}: all tokens ran the same depth, so nothing was mixed")
-            print(f"ok {name}, depths {sorted(seen)}", flush=True)
+def check_engine(device: torch.device, static: bool, router: str, kv_sharing: str) -> None:
+    """Prompts of unequal lengths, chunks, and few pages to give way.
+
+    Raises:
+        MorError: an answer is not that of the request alone.
+    """
+    model = small_model(router, kv_sharing)
+    model.to(device)
+    draw = torch.Generator().manual_seed(1)
+    prompts = [
+        torch.randint(VOCABULARY, (length,), generator=draw).tolist()
+        for length in (1, 40, 3, 17, 9)
+    ]
+    # On the CPU the plain form: what it is given there is what kernels are given on a GPU.
+    engine = Engine(
+        model, max_num_seqs=4, max_residents=5, prefill_chunk=11, page_size=4, max_model_len=64,
+        attention="plain" if device.type == "cpu" else "auto", static_stages=static,
+    )  # fmt: skip
+    seen: set[int] = set()
+    for output in engine.generate(prompts, greedy(NEW)):
+        seen |= check_output(model, output)
+    engine.check_integrity()
+    if router != "fixed" and len(seen) < 2:
+        raise MorError("all tokens ran the same depth, so nothing was mixed")
+    print(f"   depths {sorted(seen)}", flush=True)
 
 
-def check_output(name: str, model: MoRForCausalLM, output: RequestOutput) -> set[int]:
-    """Stop unless tokens and depths are those of the request alone; the depths that occur."""
+def check_output(model: MoRForCausalLM, output: RequestOutput) -> set[int]:
+    """The depths that occur; tokens and depths have to be those of the request alone."""
     prompt, (done,) = output.prompt_token_ids, output.completions
     wanted = reference_tokens(model, prompt, NEW)
     if list(done.token_ids) != wanted:
-        raise SystemExit(f"{name}: wrote {list(done.token_ids)}, generate writes {wanted}")
+        raise MorError(f"wrote {list(done.token_ids)}, generate writes {wanted}")
     ids = torch.tensor([[*prompt, *wanted[:-1]]], device=model.device)
     with torch.inference_mode():
         depths = model(ids, use_cache=False, routing="causal").depths[0].tolist()
     # The first new token was sampled from the prompt's last place, which both lists hold.
     found = [*done.prompt_depths, *done.depths[1:]]
     if found != depths or done.depths[0] != done.prompt_depths[-1]:
-        raise SystemExit(f"{name}: depths {found}, the whole forward runs {depths}")
+        raise MorError(f"depths {found}, the whole forward runs {depths}")
     return set(depths)
 
 
@@ -173,12 +175,12 @@ def main() -> None:
     except MorError as error:
         parser.error(f"{error}, to try the steps out")
     torch.backends.cuda.matmul.allow_tf32 = False
-    try:
-        check_forms(device, lambda line: print(line, flush=True))
-    except MorError as error:
-        raise SystemExit(f"wrong: {error}") from None
-    for static in (True, False):
-        check_engine(device, static)
+    checks = Checks()
+    checks.run("forms", check_forms, device, lambda line: print(line, flush=True))
+    for static, router, kv_sharing in itertools.product((True, False), ROUTERS, KV_MODES):
+        name = f"engine, {router}, KV {kv_sharing}, {'static' if static else 'plain'} stages"
+        checks.run(name, check_engine, device, static, router, kv_sharing)
+    checks.finish()
     if args.checks_only:
         return
     toy = device.type == "cpu"

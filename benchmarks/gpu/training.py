@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import itertools
 import os
 import subprocess
 import sys
@@ -32,6 +33,8 @@ import torch
 from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
+from mor.bench.checks import Checks
+from mor.errors import MorError
 from mor.ops.attention import (
     SharedSegments,
     padded_segment_attention,
@@ -43,6 +46,8 @@ from mor.ops.segments import Runs, Segments
 
 ROOT = Path(__file__).parents[2]
 OUT = "runs/bench/gpu_training.jsonl"
+ROUTERS = ("fixed", "expert_choice", "threshold", "token_choice")
+KV_MODES = ("none", "recursive", "recursive_update")
 
 
 def close(name: str, found: list[Tensor], wanted: list[Tensor], limit: float) -> None:
@@ -50,8 +55,7 @@ def close(name: str, found: list[Tensor], wanted: list[Tensor], limit: float) ->
     for number, (one, two) in enumerate(zip(found, wanted, strict=True)):
         gap = float((one.float().cpu() - two.float().cpu()).norm() / two.float().norm())
         if not gap < limit:
-            raise SystemExit(f"{name}: tensor {number} is {gap:.2e} off, more than {limit}")
-    print(f"ok {name}")
+            raise MorError(f"{name}: tensor {number} is {gap:.2e} off, more than {limit}")
 
 
 def check_attention(device: str, dtype: torch.dtype, limit: float) -> None:
@@ -102,7 +106,7 @@ def check_runs(
     padded = [torch.cat((leaf, leaf.new_full((more, *leaf.shape[1:]), 7.0))) for leaf in leaves]
     out = segment_attention(*padded, Runs(row_of, real, 3, 200))
     if not out[332:].isfinite().all():
-        raise SystemExit(f"runs of unknown lengths, {dtype}: places behind them are not finite")
+        raise MorError(f"runs of unknown lengths, {dtype}: places behind them are not finite")
     grads = torch.autograd.grad(out[:332], leaves, direction.to(device, out.dtype))
     close(f"runs of unknown lengths, {dtype}", [out[:332].detach(), *grads], wanted, limit)
 
@@ -125,35 +129,31 @@ def check_loss(device: str, dtype: torch.dtype, limit: float) -> None:
     close(f"loss, {dtype}", results[0], results[1], limit)
 
 
-def check_models(device: str) -> None:
-    """One training step in float32 on the device and on the CPU, documents included."""
+def check_model(device: str, router: str, kv_sharing: str, masked: bool) -> None:
+    """One training step in float32 on the device and on the CPU."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(97, (3, 140), generator=generator)
     documents = (torch.rand(3, 140, generator=generator) < 0.05).cumsum(1)
-    for router in ("fixed", "expert_choice", "threshold", "token_choice"):
-        for kv_sharing in ("none", "recursive", "recursive_update"):
-            for masked in (None, documents):
-                found = []
-                for place in (device, "cpu"):
-                    torch.manual_seed(0)
-                    config = MoRConfig(
-                        vocab_size=97,
-                        hidden_size=64,
-                        num_recursions=3,
-                        num_recursion_layers=2,
-                        router=router,
-                        kv_sharing=kv_sharing,
-                        initializer_range=0.1,
-                    )
-                    model = MoRForCausalLM(config).to(place).train()
-                    rows = ids.to(place)
-                    mask = None if masked is None else masked.to(place)
-                    out = model(rows, labels=rows, document_ids=mask, return_logits=False)
-                    out.loss.backward()
-                    grads = [p.grad for p in model.parameters() if p.grad is not None]
-                    found.append([out.loss.detach(), *grads])
-                name = f"step, {router}, KV {kv_sharing}, documents {masked is not None}"
-                close(name, found[0], found[1], 2e-3)
+    found = []
+    for place in (device, "cpu"):
+        torch.manual_seed(0)
+        config = MoRConfig(
+            vocab_size=97,
+            hidden_size=64,
+            num_recursions=3,
+            num_recursion_layers=2,
+            router=router,
+            kv_sharing=kv_sharing,
+            initializer_range=0.1,
+        )
+        model = MoRForCausalLM(config).to(place).train()
+        rows = ids.to(place)
+        mask = documents.to(place) if masked else None
+        out = model(rows, labels=rows, document_ids=mask, return_logits=False)
+        out.loss.backward()
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        found.append([out.loss.detach(), *grads])
+    close("step", found[0], found[1], 2e-3)
 
 
 def benchmark(deadline: float, out: str, *words: str) -> None:
@@ -184,10 +184,14 @@ def main() -> None:
     if cuda and not torch.cuda.is_available():
         parser.error("--device=cuda, but torch sees no GPU; use --device cpu to try the steps out")
     torch.backends.cuda.matmul.allow_tf32 = False
+    checks = Checks()
     for dtype, limit in ((torch.float32, 1e-4), (torch.bfloat16, 2e-2)):
-        check_attention(args.device, dtype, limit)
-        check_loss(args.device, dtype, limit)
-    check_models(args.device)
+        checks.run(f"attention, {dtype}", check_attention, args.device, dtype, limit)
+        checks.run(f"loss, {dtype}", check_loss, args.device, dtype, limit)
+    for case in itertools.product(ROUTERS, KV_MODES, (False, True)):
+        name = "step, {}, KV {}, documents {}".format(*case)
+        checks.run(name, check_model, args.device, *case)
+    checks.finish()
     if args.checks_only:
         return
     if not cuda:

@@ -1,9 +1,7 @@
 """Stages over buffers that stay where they are, at a few padded sizes, captured once.
 
 What differs from call to call lies in one buffer of whole numbers per size, a column per token:
-where its stream is kept, its depth, which pages it reads. On CUDA a stage is captured as a graph
-and replayed. Elsewhere :class:`Recorded` replays the same function over the same buffers, with a
-graph's habits: what it gives lies always in the same place, so that the next replay writes over it.
+where its stream is kept, its depth, which pages it reads. See :mod:`mor.ops.replay`.
 """
 
 from __future__ import annotations
@@ -15,44 +13,7 @@ import torch
 from torch import Tensor
 
 from mor.engine.mirror import to_device
-
-
-class Recorded:
-    """What a graph does, without one.
-
-    Args:
-        function: reads and writes tensors that stay; gives a tensor of one shape.
-    """
-
-    def __init__(self, function: Callable[[], Tensor]) -> None:
-        self.function, self.found = function, function()
-
-    def __call__(self) -> Tensor:
-        """Run it over what lies in its tensors now."""
-        return self.found.copy_(self.function())
-
-
-class Captured:
-    """A CUDA graph. Nothing else may run on the device while it is made.
-
-    Args:
-        function: as of :class:`Recorded`.
-    """
-
-    def __init__(self, function: Callable[[], Tensor]) -> None:
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):  # libraries set themselves up at the first call
-            function()
-        torch.cuda.current_stream().wait_stream(side)
-        self.graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self.graph):
-            self.found = function()
-
-    def __call__(self) -> Tensor:
-        """Run it over what lies in its tensors now."""
-        self.graph.replay()
-        return self.found
+from mor.ops.replay import Replay, record
 
 
 class Stage:
@@ -74,7 +35,7 @@ class Stage:
     ) -> None:
         self.function, self.device, self.most = function, device, most
         self.idle = np.array(idle, dtype=np.int64)[:, None]
-        self._made: dict[int, tuple[Tensor, Recorded | Captured]] = {}
+        self._made: dict[int, tuple[Tensor, Replay]] = {}
 
     def size(self, count: int) -> int:
         """The next power of two, or the largest size."""
@@ -89,10 +50,9 @@ class Stage:
         size = self.size(count)
         if size not in self._made:
             buffer = to_device(self.idle.repeat(size, 1), self.device)
-            make = Captured if self.device.type == "cuda" else Recorded
-            self._made[size] = buffer, make(lambda: self.function(buffer))
+            self._made[size] = buffer, record(lambda: (self.function(buffer),), self.device)
         buffer, replay = self._made[size]
         padded = self.idle.repeat(size, 1)
         padded[:, :count] = columns
         buffer.copy_(to_device(padded, self.device))
-        return replay()[:count]
+        return replay()[0][:count]

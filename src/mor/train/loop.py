@@ -20,6 +20,7 @@ from torch import Tensor
 
 from mor.model.network import find_router
 from mor.ops.ranks import any_rank
+from mor.train.backward import Backward
 from mor.train.distributed import Parallel, all_finite
 from mor.train.guards import FiniteGuard, StopSignals
 from mor.train.logs.log import RunLog
@@ -56,6 +57,7 @@ class Loop:
         epoch_at: passes over the data after a number of optimiser steps.
         guard: stops the run when a number is not finite.
         depth_caps: on recursions, of every optimiser step; None: no cap.
+        backward: runs a micro-batch forward and backward; None: operator after operator.
 
     Attributes:
         step: optimiser steps done.
@@ -79,8 +81,10 @@ class Loop:
         epoch_at: Callable[[int], float] | None = None,
         guard: FiniteGuard | None = None,
         depth_caps: np.ndarray | None = None,
+        backward: Backward | None = None,
     ) -> None:
         self.parallel, self.objective = parallel, objective
+        self.backward = backward or Backward(parallel)
         self.section, self.steps = section, steps
         self.read, self.meter, self.log = read, meter, log
         self.validate, self.save_checkpoint = validate, save
@@ -134,11 +138,8 @@ class Loop:
         self.meter.start()
         logged = last and self._logs_next
         with self.parallel.accumulating(last=last):
-            parts = self.objective(self.parallel.model, batch, items, traces=logged)
-            # Gradients are averaged over ranks, and `items` counts the targets of all of them.
-            loss = parts.total * self.parallel.ranks
-            loss.backward()
-        self.meter.add(loss.detach(), parts, self.router if logged else None)
+            loss, parts = self.backward(self.objective, batch, items, traces=logged)
+        self.meter.add(loss, parts, self.router if logged else None)
 
     def clip(self) -> dict[str, Tensor]:
         """Clip the gradients, and look at their norms and the loss before the optimiser does.

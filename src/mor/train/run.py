@@ -18,6 +18,7 @@ from mor.hf.processors import save_processor
 from mor.hf.register import class_for
 from mor.ops.ranks import world_size
 from mor.run_files import SUMMARY
+from mor.train.backward import make_backward
 from mor.train.classify.data import resolve_media
 from mor.train.classify.objective import Labels
 from mor.train.classify.validation import validate_examples
@@ -238,6 +239,7 @@ def make_loop(
         epoch_at=lambda step: data.samples.epoch_at(step * per_step),
         guard=FiniteGuard(section.learning_rate, folder.checkpoints),
         depth_caps=caps,
+        backward=make_backward(recipe, model, parallel),
     )
 
 
