@@ -13,6 +13,7 @@ from mor.engine.batch import KVView
 from mor.engine.pages import PagePool
 from mor.ops.paged import FlashInfer, Pages, PagesAttention, Rows
 from mor.ops.paged.flashinfer import WORKSPACE, make_wrapper
+from mor.ops.planned import explain_no_triton
 
 
 def pages_of(pool: PagePool, size: int | None = None) -> Pages:
@@ -40,9 +41,23 @@ def rows_of(view: KVView, layer: int) -> tuple[Rows, int | None]:
 
 def write(key: Tensor | None, value: Tensor | None, view: KVView, layer: int) -> None:
     """Leave entries of new tokens, if there are any, in their pages."""
-    if key is not None:
-        assert value is not None
-        view.table.pool.write(view.write_slots[:, layer], key, value)
+    if key is None:
+        return
+    assert value is not None
+    pool, slots = view.table.pool, view.write_slots[:, layer]
+    if key.device.type == "cuda" and writes_in_one_kernel(pool, key):
+        # Here: it compiles at the first call, and machines without Triton run the other form.
+        from mor.ops.fused import fused_write
+
+        fused_write(pool.keys, pool.values, slots, key, value)
+    else:
+        pool.write(slots, key, value)
+
+
+def writes_in_one_kernel(pool: PagePool, key: Tensor) -> bool:
+    """Whether entries are kept as they come, and kernels in Triton can run."""
+    same = pool.scales is None and pool.keys.dtype == key.dtype
+    return same and explain_no_triton(key.device, key.dtype) is None
 
 
 class DeviceAttention:

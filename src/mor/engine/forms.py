@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-from importlib.util import find_spec
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -27,6 +25,7 @@ from mor.ops.paged import (
     plain_attention,
     varlen_attention,
 )
+from mor.ops.planned import explain_no_triton
 
 log = logging.getLogger("mor.engine")
 
@@ -107,7 +106,7 @@ def explain_missing(name: str, setting: Setting) -> str | None:
         known = ", ".join(map(str, native.HEAD_DIMS))
         return None if head_dim in native.HEAD_DIMS else f"head_dim={head_dim} is none of {known}"
     if name == "triton":
-        return _explain_triton(setting)
+        return explain_no_triton(device, setting.dtype)
     if device.type != "cuda":
         return f"it is for NVIDIA's GPUs, and the model is on {device}"
     if setting.dtype not in _HALF or setting.entries != setting.dtype:
@@ -120,21 +119,6 @@ def explain_missing(name: str, setting: Setting) -> str | None:
     fits = head_dim in (64, 128, 256)
     reason = None if fits else f"head_dim={head_dim} is none of 64, 128, 256"
     return reason or missing_flashinfer(capability)
-
-
-def _explain_triton(setting: Setting) -> str | None:
-    if find_spec("triton") is None:
-        return "the package triton is not installed"
-    if setting.dtype not in (*_HALF, torch.float32):
-        return f"it takes bfloat16, float16 and float32; weights are {setting.dtype}"
-    if setting.device.type == "cuda":
-        capability = torch.cuda.get_device_capability(setting.device)
-        return (
-            None if capability >= (8, 0) else f"it needs compute capability 8.0, not {capability}"
-        )
-    if setting.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return None
-    return f"it needs a GPU, or TRITON_INTERPRET=1 on the CPU; the model is on {setting.device}"
 
 
 _FUNCTIONS: dict[str, PagedAttention] = {

@@ -26,6 +26,7 @@ from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
+from mor.model.fused_layers import fused_view
 from mor.model.model import MoRModel
 from mor.model.packed import PackedModel, Quantization, serving_view
 
@@ -106,8 +107,8 @@ def make_plan(
             "tick late; set static_stages=False, or speculate=0"
         )
     # Its packed weights first: pages take a share of the memory that is left.
-    plain = static and quantization is None
-    network = model.model if plain else serving_view(model.model, quantization)
+    fused = static and quantization is None
+    network = fused_view(model.model) if fused else serving_view(model.model, quantization)
     if release_weights and isinstance(network, PackedModel):
         network.release_plain()
     if num_pages is None:

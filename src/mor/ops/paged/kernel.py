@@ -184,7 +184,9 @@ def triton_attention(query: Tensor, pages: Pages, rows: Rows, scale: float | Non
     tiles = len(rows.table)
     if ragged:
         tiles += count // sizes["QUERIES"]
-    out = torch.zeros((count, heads, width), dtype=query.dtype, device=query.device)
+    # Rows of one query each are all written; where rows are ragged, some queries may be in none.
+    make = torch.zeros if ragged else torch.empty
+    out = make((count, heads, width), dtype=query.dtype, device=query.device)
     # Where there are no scales and no starts the kernel reads none: it needs any pointer.
     _attend[(tiles, kv_heads)](
         out, query, keys, values,
