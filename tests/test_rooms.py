@@ -56,6 +56,7 @@ OTHERS = {
 # Modules that need a package which is left out now and then: looked into where it is there.
 EXTRA = {
     "eval/harness/lm.py": "lm_eval",
+    "ops/fused.py": "triton",
     "ops/paged/kernel.py": "triton",
     **{f"server/ray/{name}.py": "ray" for name in ("application", "deploy", "launch", "router")},
 }

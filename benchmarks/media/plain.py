@@ -30,9 +30,9 @@ from mor.disk import append_jsonl
 from mor.provenance import provenance
 from mor.train import load_recipe
 from mor.train.data import find_config, load_batches, open_run_data
-from mor.train.optimiser import group_parameters, rate_factor, trapezoid
 from mor.train.plan.budget import plan_budget
 from mor.train.recipe.sections import TrainSection
+from mor.train.step.optimiser import group_parameters, rate_factor, trapezoid
 
 RECORDS = Path("runs/bench/plain.jsonl")
 

@@ -34,7 +34,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> Any:
             return name in installed or None
 
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        for module in ("mor.engine.forms", "mor.ops.paged.varlen", "mor.ops.paged.flashinfer"):
+        for module in ("mor.ops.planned", "mor.ops.paged.varlen", "mor.ops.paged.flashinfer"):
             monkeypatch.setattr(f"{module}.find_spec", find)
         monkeypatch.setattr(forms, "_make", lambda name, setting: name)
 

@@ -32,10 +32,10 @@ def prompts(count: int) -> list[list[int]]:
 
 
 @pytest.mark.parametrize(("router", "kv_sharing"), CASES)
-def test_whole_ticks_wait_for_nothing_but_one_read_and_are_exact(
+def test_whole_ticks_wait_for_nothing_but_their_reads_and_are_exact(
     router: str, kv_sharing: str
 ) -> None:
-    """Tokens and depths are ``generate``'s, though each tick reads what the one before asked."""
+    """Tokens and depths are ``generate``'s, though a tick may read what the one before asked."""
     model = make_model(small_config(router, kv_sharing), 1, torch.float64)
     oracle = Oracle(model)
     engine = Engine(model, static_stages=True, **SIZES)
@@ -48,7 +48,8 @@ def test_whole_ticks_wait_for_nothing_but_one_read_and_are_exact(
                 break
             before = lint.reads
             found |= {out.request_id: out for out in engine.step() if out.finished}
-            assert lint.reads - before <= 1
+            # One for this tick and one for the tick before, where that was not waited for.
+            assert lint.reads - before <= 2
     assert len(found) == 5
     for output in found.values():
         oracle.check(output, 6)

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 from mor.errors import MorError
 from mor.ops.replay import Recorded
 from mor.train import Recipe
-from mor.train.backward import Backward, ReplayedBackward, make_backward
 from mor.train.distributed import Parallel
 from mor.train.objective import NextToken, count_targets
+from mor.train.step.backward import Backward, ReplayedBackward, make_backward
 from tests.strategies import make_model, random_ids, small_config
 from tests.train.loops import loop_of
 

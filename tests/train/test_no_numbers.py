@@ -13,8 +13,8 @@ from mor.errors import MorError
 from mor.train import Recipe, train
 from mor.train.loop import Loop
 from mor.train.objective import LossParts, NextToken
-from mor.train.optimiser import Optimiser
 from mor.train.state import checkpoints
+from mor.train.step.optimiser import Optimiser
 from tests.tiny import tiny_recipe
 from tests.train.stopping import fields, kept, weights
 

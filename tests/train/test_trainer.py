@@ -21,8 +21,8 @@ from mor.data import PackedDataset
 from mor.hf.load import load_model
 from mor.model.routers import BoundaryRouter
 from mor.train import RouterCallback, dump_recipe, train
-from mor.train.optimiser import Optimiser
 from mor.train.recipe.sections import TrainSection
+from mor.train.step.optimiser import Optimiser
 from tests.processes import run_group
 from tests.strategies import random_ids, small_config
 from tests.tiny import SEQ_LEN, tiny_recipe

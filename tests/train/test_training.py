@@ -20,8 +20,8 @@ from mor.hf.load import load_model, load_tokenizer
 from mor.model.flops import count_parameters
 from mor.train import load_recipe, train
 from mor.train.logs.log import ProgressBar
-from mor.train.optimiser import trapezoid
 from mor.train.plan.budget import training_flops
+from mor.train.step.optimiser import trapezoid
 from tests.tiny import SEQ_LEN, prepare_tiny, tiny_recipe
 
 TOKENS = 2 * 2 * SEQ_LEN  # of one step of the tiny recipe

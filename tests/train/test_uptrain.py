@@ -19,7 +19,7 @@ from mor.model.attend.rows import CausalAttend
 from mor.train import parse_recipe, train
 from mor.train.loop import Loop
 from mor.train.objective import Distilled
-from mor.train.optimiser import Optimiser
+from mor.train.step.optimiser import Optimiser
 from mor.train.uptrain.groups import parameters_of_group
 from tests.train.uptraining import fields, steps_of, weights
 

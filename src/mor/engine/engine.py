@@ -19,6 +19,7 @@ from mor.engine.entries import KVCacheType
 from mor.engine.forms import AttentionName, name_of
 from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
+from mor.engine.landing import note_capped, note_entered
 from mor.engine.memory import resident_memory
 from mor.engine.options import check_speculation, resolve_sizes
 from mor.engine.outputs import RequestOutput
@@ -167,15 +168,18 @@ class Engine:
             self.leaving.leave(leaving)
         if entering := scheduler.select_entering():
             going = runner.enter(entering)
-            reads.ask([going], partial(scheduler.note_entered, entering))
+            if runner.starts_all:
+                note_entered(scheduler, entering, [True] * len(going))
+            else:
+                reads.ask([going], partial(note_entered, scheduler, entering))
             stats.note_entered(len(going))
         if pieces := scheduler.select_pieces():
             ran, going = runner.tick(pieces)
-            per_tick = runner.recursions_per_tick
-            reads.ask([going], partial(scheduler.note_ticked, ran, recursions=per_tick))
+            if more := note_capped(scheduler, ran, runner.recursions_per_tick):
+                reads.ask([going], more)
             stats.ticks += 1
             stats.tick_tokens += len(going)
-        reads.end_tick()
+        reads.end_tick(wait=not scheduler.fills_tick)
         stats.peak_pages = self.store.pool.peak
         took = time.perf_counter() - start
         self.drafting.note_step(took, stats.sampled - sampled, scheduler.running)

@@ -84,16 +84,20 @@ class Reads:
         else:
             self._asked.append((answers, then))
 
-    def end_tick(self) -> None:
+    def end_tick(self, wait: bool = False) -> None:
         """Send off what this tick asked, and read what ticks before asked.
 
         A tick that asked nothing has nothing to do before all answers are there.
+
+        Args:
+            wait: read what this tick asked too: the next one would have too little to do without.
         """
         asked, self._asked = self._asked, []
         if asked:
             every = Answers([answer for answers, _ in asked for answer in answers])
             self._flights.append((every, [(len(answers), then) for answers, then in asked]))
-        while len(self._flights) > (self.late if asked and self.late else 0):
+        on_their_way = 0 if wait or not asked else self.late or 0
+        while len(self._flights) > on_their_way:
             every, asking = self._flights.popleft()
             lists = iter(every.lists())
             for count, then in asking:

@@ -18,7 +18,7 @@ from mor.engine.sampler import Choice, choose
 from mor.engine.store import KVStore
 from mor.model.model import MoRModel
 from mor.model.routers import as_mask
-from mor.model.routers.base import Scores
+from mor.model.routers.base import Scores, active_router
 from mor.ops.rope import Rotation
 
 
@@ -32,6 +32,9 @@ class Runner:
         attention: form of paged attention.
         limit: depth cap of the engine.
         full_depth: every token runs all recursions up to its cap, whatever the router says.
+
+    Attributes:
+        starts_all: whether every token runs depth 0, so that nobody has to read who does.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class Runner:
         self.recursions_per_tick = limit if self.interleaved else 1
         self.turns: Rotation | None = None
         self.needs_origin = model.needs_origin
+        self.starts_all: bool = full_depth or active_router(model.router).starts_all
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
         """``embed`` and ``prelude`` of new tokens; [N] which of them run depth 0."""

@@ -218,16 +218,6 @@ class Scheduler:
             return None  # until the chunks of others are through
         return Wave(request, request.computed, [-1] * count, left > 1)
 
-    def note_entered(self, waves: list[Wave], go_on: list[bool]) -> None:
-        """Note the router's answers at depth 0, token by token."""
-        answers = iter(go_on)
-        for wave in waves:
-            going = [next(answers) for _ in wave.lanes]
-            if not self._landed(wave):
-                continue
-            wave.pending = [place for place, goes in enumerate(going) if goes]
-            (self.exited if wave.exited else self.ready).append(wave)
-
     def select_pieces(self) -> list[Piece]:
         """Tokens of one tick: of any depth, oldest first, as many as it carries."""
         if self.policy == "no_refill" and not self.cohort and not self.exited:
@@ -252,13 +242,6 @@ class Scheduler:
             return self.ready
         return [w for w in self.cohort if not w.exited and w not in self.flying]
 
-    def _landed(self, wave: Wave) -> bool:
-        """The answers for ``wave`` are read; False where it was dropped while it flew."""
-        if wave.request.wave is not wave:
-            return False
-        self.flying.remove(wave)
-        return True
-
     def _fit_into_tick(self, waves: list[Wave]) -> list[tuple[Wave, int]]:
         """Waves that fit into one tick, and how many of their tokens."""
         new, prompt = self.max_num_seqs, self.prefill_chunk
@@ -273,18 +256,13 @@ class Scheduler:
                     new -= count
         return chosen
 
-    def note_ticked(self, pieces: tuple[Piece, ...], go_on: list[bool], recursions: int) -> None:
-        """Note the router's answers after a tick."""
-        answers = iter(go_on)
-        for piece in pieces:
-            wave, places = piece.wave, piece.places
-            going = [next(answers) for _ in places]
-            if not self._landed(wave):
-                continue
-            wave.note_ran(places, going, recursions)
-            if wave.exited:
-                self.exited.append(wave)
-                if wave in self.cohort:
-                    self.cohort.remove(wave)
-            else:
-                self.ready.append(wave)
+    @property
+    def fills_tick(self) -> bool:
+        """Whether what is ready now nearly fills the next tick, without any answer."""
+        enough = (3 * self.max_num_seqs) // 4
+        count = 0
+        for wave in self.ready:
+            count += len(wave.pending)
+            if count >= enough:
+                return True
+        return False

@@ -5,7 +5,7 @@
     loop.run()
 
 What is learnt is an objective (:mod:`mor.train.objective`), what moves the weights is in
-:mod:`mor.train.optimiser`, how ranks work together in :mod:`mor.train.distributed`.
+:mod:`mor.train.step.optimiser`, how ranks work together in :mod:`mor.train.distributed`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from torch import Tensor
 
 from mor.model.network import find_router
 from mor.ops.ranks import any_rank
-from mor.train.backward import Backward
 from mor.train.distributed import Parallel, all_finite
 from mor.train.guards import FiniteGuard, StopSignals
 from mor.train.logs.log import RunLog
 from mor.train.logs.meter import Meter
 from mor.train.objective import Objective, count_targets
-from mor.train.optimiser import Optimiser
 from mor.train.recipe.sections import TrainSection
 from mor.train.state.content import (
     Progress,
@@ -35,6 +33,8 @@ from mor.train.state.content import (
     read_progress,
     save_content,
 )
+from mor.train.step.backward import Backward
+from mor.train.step.optimiser import Optimiser
 
 Batch = dict[str, Any]
 

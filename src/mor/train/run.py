@@ -18,7 +18,6 @@ from mor.hf.processors import save_processor
 from mor.hf.register import class_for
 from mor.ops.ranks import world_size
 from mor.run_files import SUMMARY
-from mor.train.backward import make_backward
 from mor.train.classify.data import resolve_media
 from mor.train.classify.objective import Labels
 from mor.train.classify.validation import validate_examples
@@ -47,6 +46,7 @@ from mor.train.state import sharded
 from mor.train.state.branches import expand_branches
 from mor.train.state.run_folder import RunFolder
 from mor.train.state.summary import summarise
+from mor.train.step.backward import make_backward
 from mor.train.uptrain.start import check_origin, keep_map, resolve_model
 from mor.train.uptrain.uptraining import Uptraining
 from mor.train.validation import validate

@@ -111,6 +111,11 @@ class Router(StaysWide):
         self.lockstep = False
 
     @property
+    def starts_all(self) -> bool:
+        """Whether ``decide`` lets every token run depth 0, so that nobody has to ask."""
+        return self.chooses_once or self.lets_all_through(0) is True
+
+    @property
     def in_step(self) -> bool:
         """Whether this pass must meet the other ranks at every depth, with or without a token."""
         return self.lockstep or self.over_ranks

@@ -20,6 +20,7 @@ class FixedRouter(Router):
     """Every token runs the same number of recursions; the block's output replaces the stream."""
 
     carried = ()
+    starts_all = True
 
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None

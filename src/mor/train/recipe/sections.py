@@ -174,12 +174,7 @@ class TrainSection(Section):
     dtype: Literal["float32", "bfloat16"] = decides("weights and speed", "float32")
     gradient_checkpointing: bool = decides("speed", False)
     compile: bool = decides("speed", False, description="run the layers through torch.compile")
-    cuda_graphs: bool = decides(
-        "speed",
-        False,
-        description="on a GPU, capture forward and backward once and replay them; for small models "
-        "at fixed depth (router: fixed) in one process",
-    )
+    cuda_graphs: bool = decides("speed", False, description="on a GPU: steps as one graph")
     parallel: Literal["ddp", "fsdp"] = decides(
         "speed",
         "ddp",

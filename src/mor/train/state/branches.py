@@ -14,7 +14,6 @@ from typing import Any
 
 from mor.errors import MorError
 from mor.run_files import CHECKPOINTS, RECIPE
-from mor.train.optimiser import trapezoid
 from mor.train.plan.depth import first_difference
 from mor.train.recipe.fields import fields_that_decide
 from mor.train.recipe.recipe import Recipe
@@ -27,6 +26,7 @@ from mor.train.state.differences import (
     find_optimiser_changes,
     read_recipe,
 )
+from mor.train.step.optimiser import trapezoid
 
 
 def expand_branches(recipe: Recipe, steps: list[int]) -> list[Recipe]:

@@ -25,8 +25,8 @@ from transformers.trainer_pt_utils import safe_globals
 
 from mor.errors import MorError
 from mor.train.distributed import is_sharded, rank
-from mor.train.optimiser import Optimiser
 from mor.train.state import sharded
+from mor.train.step.optimiser import Optimiser
 
 STATE = "trainer_state.json"
 

@@ -1,0 +1,77 @@
+"""What the router's answers change: waves that were in flight are through, or ready for more.
+
+Some answers are known before they are read: who starts where every token runs depth 0, and that
+nobody goes deeper than its cap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+from mor.engine.batch import Piece
+from mor.engine.request import Wave
+from mor.engine.scheduler import Scheduler
+
+
+def note_entered(scheduler: Scheduler, waves: list[Wave], go_on: list[bool]) -> None:
+    """Note the router's answers at depth 0, token by token."""
+    answers = iter(go_on)
+    for wave in waves:
+        going = [next(answers) for _ in wave.lanes]
+        if _lands(scheduler, wave):
+            wave.pending = [place for place, goes in enumerate(going) if goes]
+            _sort(scheduler, wave)
+
+
+def note_capped(
+    scheduler: Scheduler, pieces: tuple[Piece, ...], recursions: int
+) -> Callable[[list[bool]], None] | None:
+    """Note what is known of a tick before its answers: tokens at their cap go no deeper.
+
+    Returns:
+        What takes the answers of all its tokens; None where nothing is left to know.
+    """
+    capped = [piece.wave.depth + recursions >= piece.wave.limit for piece in pieces]
+    for piece, known in zip(pieces, capped, strict=True):
+        if known:
+            _note_ran(scheduler, piece, [False] * len(piece.places), recursions)
+    if all(capped):
+        return None
+    return partial(_note_ticked, scheduler, pieces, capped, recursions)
+
+
+def _note_ticked(
+    scheduler: Scheduler,
+    pieces: Sequence[Piece],
+    known: Sequence[bool],
+    recursions: int,
+    go_on: list[bool],
+) -> None:
+    """Note the router's answers after a tick, but for pieces that are ``known`` already."""
+    answers = iter(go_on)
+    for piece, done in zip(pieces, known, strict=True):
+        going = [next(answers) for _ in piece.places]
+        if not done:
+            _note_ran(scheduler, piece, going, recursions)
+
+
+def _note_ran(scheduler: Scheduler, piece: Piece, going: list[bool], recursions: int) -> None:
+    wave = piece.wave
+    if _lands(scheduler, wave):
+        wave.note_ran(piece.places, going, recursions)
+        _sort(scheduler, wave)
+        if wave.exited and wave in scheduler.cohort:
+            scheduler.cohort.remove(wave)
+
+
+def _lands(scheduler: Scheduler, wave: Wave) -> bool:
+    """Take a wave out of the air; False where it was dropped while it flew."""
+    if wave.request.wave is not wave:
+        return False
+    scheduler.flying.remove(wave)
+    return True
+
+
+def _sort(scheduler: Scheduler, wave: Wave) -> None:
+    (scheduler.exited if wave.exited else scheduler.ready).append(wave)
