@@ -138,6 +138,7 @@ def time_all(names: list[str], args: argparse.Namespace) -> dict[str, list[float
         made[-1].check()
         for _ in range(2):
             made[-1].step()
+        print(f"{name}: checked and warm", flush=True)  # compiling takes most of a short lease
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(args.rounds):
         for variant in made:

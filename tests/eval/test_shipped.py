@@ -39,6 +39,20 @@ def test_the_routed_model_answers_with_half_of_the_passes(documents: PackedDatas
     assert causal["depth_by_level"][3] > causal["depth_by_level"][1] + 1
 
 
+def test_one_layer_runs_as_often_as_a_query_asks_for_steps(tmp_path: Path) -> None:
+    prepare("task:hops:symbols=12,graph=cycle,documents=300,seed=11", tmp_path / "data",
+            validation_fraction=0.6)  # fmt: skip
+    documents = PackedDataset(tmp_path / "data", "validation", 29, loss_on="answers")
+    result: dict[str, Any] = score_answers(load_model("steps"), documents)
+    causal = result["causal"]
+    assert causal["exact_match"] >= 0.93
+    assert causal["mean_depth"] <= 0.45 * 8
+    assert result["depth_cap"][2]["exact_match"] < 0.45  # three passes are too few
+    assert result["random_routes"]["exact_match"] < 0.75
+    assert causal["rank_correlation"] > 0.85
+    assert causal["depth_by_level"][8] > causal["depth_by_level"][2] + 4
+
+
 def test_the_dense_twin_of_equal_weights_does_not(documents: PackedDataset) -> None:
     dense, routed = load_model("hops-dense"), load_model("hops")
     weights = [sum(p.numel() for p in model.parameters()) for model in (dense, routed)]
@@ -64,7 +78,7 @@ def test_the_engine_answers_as_generate_does(documents: PackedDataset) -> None:
 
 
 def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped_models() == ["hops", "hops-dense", "prose"]
+    assert shipped_models() == ["hops", "hops-dense", "prose", "steps"]
     assert model_folder(Path("hops")).name == "hops"
     assert len(load_tokenizer("hops")) == load_model("hops").config.vocab_size
     with pytest.raises(MorError, match="'hop' does not exist"):

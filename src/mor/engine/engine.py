@@ -166,23 +166,23 @@ class Engine:
         scheduler.admit(start)
         if leaving := scheduler.select_leaving():
             self.leaving.leave(leaving)
+            reads.settle(not scheduler.fills_tick)  # who is read enters at once
         if entering := scheduler.select_entering():
-            going = runner.enter(entering)
+            going, told = runner.enter(entering), partial(note_entered, scheduler, entering)
             if runner.starts_all:
-                note_entered(scheduler, entering, [True] * len(going))
+                told([True] * len(going))
             else:
-                reads.ask([going], partial(note_entered, scheduler, entering))
+                reads.ask([going], told)
             stats.note_entered(len(going))
         if pieces := scheduler.select_pieces():
             ran, going = runner.tick(pieces)
             if more := note_capped(scheduler, ran, runner.recursions_per_tick):
                 reads.ask([going], more)
-            stats.ticks += 1
-            stats.tick_tokens += len(going)
+            stats.note_ticked(len(going))
         reads.end_tick(wait=not scheduler.fills_tick)
         stats.peak_pages = self.store.pool.peak
-        took = time.perf_counter() - start
-        self.drafting.note_step(took, stats.sampled - sampled, scheduler.running)
+        new = stats.sampled - sampled
+        self.drafting.note_step(time.perf_counter() - start, new, scheduler.running)
         # One that was given up while its answers were on their way is not known any more.
         return {name: None for name in self.leaving.touched() if name in self._groups}
 

@@ -103,6 +103,11 @@ class Reads:
             for count, then in asking:
                 then(*islice(lists, count))
 
+    def settle(self, wait: bool) -> None:
+        """Within a tick: read all that was asked so far, if ``wait``; else ask on."""
+        if wait:
+            self.end_tick(wait=True)
+
 
 class Mirror:
     """One table in two places.

@@ -53,6 +53,11 @@ class EngineStats:
         self.depths = [0] * (self.recursions + 1)
         self.new_depths = [0] * (self.recursions + 1)
 
+    def note_ticked(self, tokens: int) -> None:
+        """One more tick, of so many tokens."""
+        self.ticks += 1
+        self.tick_tokens += tokens
+
     def note_entered(self, tokens: int) -> None:
         """Count a pass of embedding and prelude."""
         self.entries += 1
