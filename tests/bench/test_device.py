@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from mor.bench import serve
 from mor.bench.bound import Work, seconds_per_token
+from mor.bench.checks import Checks
 from mor.bench.device import parse_device, parse_dtype
 from mor.bench.forced import bench_config, bench_model, depths_of_tokens
 from mor.bench.serve import run_serve
@@ -139,5 +140,24 @@ def test_the_script_stops_at_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> 
         return [*right(*arguments)[:-1], -1]
 
     monkeypatch.setitem(script["check_output"].__globals__, "reference_tokens", wrong)
-    with pytest.raises(SystemExit, match="generate writes"):
-        script["check_engine"](torch.device("cpu"), False)
+    with pytest.raises(MorError, match="generate writes"):
+        script["check_engine"](torch.device("cpu"), False, "threshold", "none")
+
+
+def test_all_checks_run_and_those_that_failed_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    checks, ran = Checks(), []
+
+    def check(name: str, right: bool) -> None:
+        ran.append(name)
+        if not right:
+            raise MorError(f"{name} is off")
+
+    for name, right in (("one", True), ("two", False), ("three", True), ("four", False)):
+        checks.run(name, check, name, right=right)
+    assert ran == ["one", "two", "three", "four"]
+    out = capsys.readouterr().out
+    assert "ok one\n" in out
+    assert "wrong two: MorError: two is off" in out
+    with pytest.raises(SystemExit, match=r"2 checks failed, so nothing is timed:\n  two\n  four"):
+        checks.finish()
+    Checks().finish()
