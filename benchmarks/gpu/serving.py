@@ -38,7 +38,7 @@ import torch
 from rich.console import Console
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.bench.checks import Checks
+from mor.bench.checks import KV_MODES, ROUTERS, Checks
 from mor.bench.device import label, parse_device
 from mor.bench.forms import check_forms
 from mor.bench.serve import Settings, run_serve
@@ -51,8 +51,6 @@ from mor.errors import MorError
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / "runs/bench/gpu_serving.jsonl"
-ROUTERS = ("fixed", "expert_choice", "threshold", "token_choice")
-KV_MODES = ("none", "recursive", "recursive_update")
 # The paper's "relative maximum" batch sizes, by R.
 RELATIVE = ((2, 42), (3, 48), (4, 51))
 VOCABULARY, NEW = 97, 8

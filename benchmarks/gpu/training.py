@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.bench.checks import Checks
+from mor.bench.checks import KV_MODES, ROUTERS, Checks
 from mor.errors import MorError
 from mor.ops.attention import (
     SharedSegments,
@@ -46,8 +46,6 @@ from mor.ops.segments import Runs, Segments
 
 ROOT = Path(__file__).parents[2]
 OUT = "runs/bench/gpu_training.jsonl"
-ROUTERS = ("fixed", "expert_choice", "threshold", "token_choice")
-KV_MODES = ("none", "recursive", "recursive_update")
 
 
 def close(name: str, found: list[Tensor], wanted: list[Tensor], limit: float) -> None:

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable
-from typing import ParamSpec
+from typing import ParamSpec, get_args
+
+from mor.config.choices import KVSharing
 
 P = ParamSpec("P")
+
+# What a check of all models goes through.
+ROUTERS = ("fixed", "expert_choice", "threshold", "token_choice")
+KV_MODES = get_args(KVSharing)
 
 
 class Checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,7 +58,13 @@ def write(key: Tensor | None, value: Tensor | None, view: KVView, layer: int) ->
 def writes_in_one_kernel(pool: PagePool, key: Tensor) -> bool:
     """Whether entries are kept as they come, and kernels in Triton can run."""
     same = pool.scales is None and pool.keys.dtype == key.dtype
-    return same and explain_no_triton(key.device, key.dtype) is None
+    return same and _has_triton(key.device, key.dtype)
+
+
+@cache
+def _has_triton(device: torch.device, dtype: torch.dtype) -> bool:
+    """Asked once: every layer of every tick writes, and looking for a package takes time."""
+    return explain_no_triton(device, dtype) is None
 
 
 class DeviceAttention:

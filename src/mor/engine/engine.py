@@ -166,7 +166,7 @@ class Engine:
         scheduler.admit(start)
         if leaving := scheduler.select_leaving():
             self.leaving.leave(leaving)
-            reads.settle(not scheduler.fills_tick)  # who is read enters at once
+            reads.settle(scheduler.fills_tick)  # who is read enters at once
         if entering := scheduler.select_entering():
             going, told = runner.enter(entering), partial(note_entered, scheduler, entering)
             if runner.starts_all:
@@ -179,7 +179,7 @@ class Engine:
             if more := note_capped(scheduler, ran, runner.recursions_per_tick):
                 reads.ask([going], more)
             stats.note_ticked(len(going))
-        reads.end_tick(wait=not scheduler.fills_tick)
+        reads.end_tick(scheduler.fills_tick)
         stats.peak_pages = self.store.pool.peak
         new = stats.sampled - sampled
         self.drafting.note_step(time.perf_counter() - start, new, scheduler.running)

@@ -84,29 +84,32 @@ class Reads:
         else:
             self._asked.append((answers, then))
 
-    def end_tick(self, wait: bool = False) -> None:
+    def end_tick(self, busy: Callable[[], bool] = lambda: True) -> None:
         """Send off what this tick asked, and read what ticks before asked.
 
         A tick that asked nothing has nothing to do before all answers are there.
 
         Args:
-            wait: read what this tick asked too: the next one would have too little to do without.
+            busy: whether the next tick has enough to do without what this one asked; else that is
+                read too. Nobody asks where everything is read at once.
         """
+        if self.late is None:
+            return
         asked, self._asked = self._asked, []
         if asked:
             every = Answers([answer for answers, _ in asked for answer in answers])
             self._flights.append((every, [(len(answers), then) for answers, then in asked]))
-        on_their_way = 0 if wait or not asked else self.late or 0
+        on_their_way = self.late if asked and busy() else 0
         while len(self._flights) > on_their_way:
             every, asking = self._flights.popleft()
             lists = iter(every.lists())
             for count, then in asking:
                 then(*islice(lists, count))
 
-    def settle(self, wait: bool) -> None:
-        """Within a tick: read all that was asked so far, if ``wait``; else ask on."""
-        if wait:
-            self.end_tick(wait=True)
+    def settle(self, busy: Callable[[], bool]) -> None:
+        """Within a tick: read all that was asked so far, unless it is ``busy``; else ask on."""
+        if self.late is not None and not busy():
+            self.end_tick(lambda: False)
 
 
 class Mirror:

@@ -256,7 +256,6 @@ class Scheduler:
                     new -= count
         return chosen
 
-    @property
     def fills_tick(self) -> bool:
         """Whether what is ready now nearly fills the next tick, without any answer."""
         enough = (3 * self.max_num_seqs) // 4
