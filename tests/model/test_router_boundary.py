@@ -85,14 +85,14 @@ def test_the_running_mean_is_plain_at_first_and_then_has_momentum() -> None:
     wanted, steps = 0.0, 0
     for value in values:
         for shift in (-0.5, 0.5):  # micro-batches count alike
-            router._seen[1].append(torch.tensor(value + shift))
+            router.noted.append((1, torch.tensor(value + shift)))
         router.finish_step()
         keep = min(0.75, steps / (steps + 1))
         wanted, steps = keep * wanted + (1 - keep) * value, steps + 1
         assert float(router.boundary[1]) == pytest.approx(wanted)
     before = router.boundary.clone()
     router.finish_step()  # a step in which nothing was seen
-    router._seen[1].append(torch.tensor(torch.nan))
+    router.noted.append((1, torch.tensor(torch.nan)))
     router.finish_step()  # and one that came to nothing
     assert torch.equal(router.boundary, before)
 
@@ -105,11 +105,11 @@ def test_evaluation_observes_nothing() -> None:
         model(ids)
         model(ids, routing="topk")
         model.train()(ids, routing="causal")
-        assert not any(router._seen)
+        assert not router.noted
         model.eval()
         router.train()  # the router alone, over a trunk in evaluation mode
         model(ids, routing="topk")
-        assert [len(seen) for seen in router._seen] == [0, 1, 1]
+        assert [depth for depth, _ in router.noted] == [1, 2]
 
 
 @pytest.mark.parametrize("activation", ["sigmoid", "tanh", "none"])
@@ -135,10 +135,10 @@ def test_ranks_take_one_mean(monkeypatch: pytest.MonkeyPatch) -> None:
     others = {2: torch.tensor([5.0, 1.0]), 3: torch.tensor([0.0, 30.0, 0.0])}
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda x: x.add_(others[len(x)]))
     router = ThresholdRouter(small_config("threshold"))
-    router._seen[1] += [torch.tensor(1.0), torch.tensor(3.0)]
+    router.noted += [(1, torch.tensor(1.0)), (1, torch.tensor(3.0))]
     router.finish_step()
     assert router.boundary.tolist() == pytest.approx([5.0, 3.0, 5.0])
     choice = TokenChoiceRouter(small_config("token_choice", router_balancing="loss_free"))
-    choice._load = torch.tensor([20.0, 0.0, 10.0])
+    choice.noted.append((0, torch.tensor([20.0, 0.0, 10.0])))
     choice.finish_step()  # 20, 30, 10 of a mean of 20
     assert choice.bias.tolist() == pytest.approx([0.0, -0.001, 0.001])

@@ -17,6 +17,7 @@ from mor.train.objective import NextToken, count_targets
 from mor.train.step.backward import Backward, ReplayedBackward, make_backward
 from tests.strategies import make_model, random_ids, small_config
 from tests.train.loops import loop_of
+from tests.train.test_waits import as_on_a_gpu
 
 
 def test_recorded_writes_where_it_wrote() -> None:
@@ -30,17 +31,35 @@ def test_recorded_writes_where_it_wrote() -> None:
 
 
 @pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("recursions", [1, 3])
-def test_a_run_is_the_same(data: Path, tmp_path: Path, accumulation: int, recursions: int) -> None:
+@pytest.mark.parametrize(
+    ("router", "fields"),
+    [
+        ("fixed", {"num_recursions": 1}),
+        ("fixed", {}),
+        ("expert_choice", {}),
+        ("expert_choice", {"kv_sharing": "recursive", "router_objective": "aux_router"}),
+        ("expert_choice", {"router_capacity_warmup_steps": 4}),
+        ("threshold", {"router_z_loss_coef": 0.01}),
+        ("threshold", {"kv_sharing": "recursive_update"}),
+    ],
+)
+def test_a_run_is_the_same(
+    data: Path,
+    tmp_path: Path,
+    accumulation: int,
+    router: str,
+    fields: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Logged steps, which are not replayed, lie between those that are."""
+    as_on_a_gpu(monkeypatch)
     weights, entries = [], []
     for replayed in (False, True):
-        config = small_config("fixed", vocab_size=300, num_recursions=recursions)
-        model = make_model(config)
+        model = make_model(small_config(router, **{"vocab_size": 300} | fields))
         folder = tmp_path / str(replayed)
         folder.mkdir()
         loop = loop_of(
-            model, data, folder, steps=7, batch_size=2, logging_steps=3,
+            model, data, folder, steps=10, batch_size=2, logging_steps=4,
             gradient_accumulation_steps=accumulation,
         )  # fmt: skip
         if replayed:
@@ -85,11 +104,13 @@ def test_without_a_gpu_nothing_changes(recipe: Recipe) -> None:
 
 
 def test_refusals(recipe: Recipe) -> None:
-    model = make_model(small_config("threshold"))
-    parallel = Parallel(model, torch.device("cpu"))
-    with pytest.raises(MorError, match=r"model\.router='threshold' chooses shapes .* use fixed"):
-        make_backward(recipe_with(recipe), model, parallel)
+    for router in ("random", "token_choice"):
+        model = make_model(small_config(router))
+        parallel = Parallel(model, torch.device("cpu"))
+        with pytest.raises(MorError, match=rf"model\.router='{router}' does other .* use fixed"):
+            make_backward(recipe_with(recipe), model, parallel)
     model = make_model(small_config("fixed"))
+    parallel = Parallel(model, torch.device("cpu"))
     masked = recipe.data.model_copy(update={"document_mask": True})
     with pytest.raises(MorError, match=r"whole rows of text, without data\.document_mask"):
         make_backward(recipe_with(recipe, data=masked), model, parallel)

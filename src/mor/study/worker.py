@@ -82,13 +82,13 @@ def score(part: Recipe, settings: dict[str, Any]) -> None:
     """Write `eval.json`, and `tasks.json` where there are tasks."""
     from mor.eval import evaluate
     from mor.eval.harness.run import run_tasks
-    from mor.hf.load import load_model, load_tokenizer
+    from mor.hf.load import load_tokenizer, open_model
 
     run, section = part.run_dir, part.data
     held_out = section.validation_path or section.folders[0][0]
     dataset = PackedDataset(held_out, section.validation_split, section.seq_len)
     sizes = {name: settings[name] for name in ("max_sequences", "batch_size")}
-    result = evaluate(load_model(run), dataset, load_tokenizer(run), **sizes)
+    result = evaluate(open_model(run), dataset, load_tokenizer(run), **sizes)
     write_whole(run / EVAL, json.dumps(result | {"study": settings}) + "\n")
     if settings["tasks"]:
         folder, limit = section.folders[0][0], settings["questions"]

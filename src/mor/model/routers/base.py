@@ -85,6 +85,9 @@ class Router(StaysWide):
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
+        repeats: whether two training passes of one shape and the same capacities do the same
+            operations, so that one can be recorded and replayed.
+        noted: depth and number of everything that ``observe`` noted since :meth:`finish_step`.
         lockstep: whether every rank runs every depth in evaluation too, from
             :meth:`run_every_depth`.
         micro_batches, loss_scale, loss_elsewhere: of the optimiser step, from :meth:`begin_step`.
@@ -96,6 +99,7 @@ class Router(StaysWide):
     chooses_once = False
     carried: tuple[str, ...] = ("gate",)
     looks_ahead = False
+    repeats = False
     selects_in_rows = False
     ignores_rows = False
     returns_to_origin = False
@@ -109,6 +113,7 @@ class Router(StaysWide):
         self.loss_scale = 1.0
         self.loss_elsewhere = False
         self.lockstep = False
+        self.noted: list[tuple[int, Tensor]] = []
 
     @property
     def starts_all(self) -> bool:

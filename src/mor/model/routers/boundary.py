@@ -27,6 +27,7 @@ class BoundaryRouter(Router):
     """
 
     has_objective = False
+    repeats = True
     boundary: Tensor
     boundary_steps: Tensor
 
@@ -37,7 +38,6 @@ class BoundaryRouter(Router):
         self.auxiliary = RouterNet(config, config.num_recursions, 1) if auxiliary else None
         self.register_buffer("boundary", torch.full((config.num_recursions,), self.half_rule))
         self.register_buffer("boundary_steps", torch.zeros(config.num_recursions))
-        self._seen: list[list[Tensor]] = [[] for _ in range(config.num_recursions)]
 
     @property
     def half_rule(self) -> float:
@@ -121,7 +121,7 @@ class BoundaryRouter(Router):
         kept = as_mask(active, values, valid).sum()
         if self.over_ranks:
             (kept,) = sum_over_ranks(kept, like=values)
-        self._seen[depth].append(self._boundary_of(values, kept, valid))
+        self.noted.append((depth, self._boundary_of(values, kept, valid)))
 
     def _boundary_of(self, values: Tensor, kept: Tensor, valid: Tensor | None) -> Tensor:
         """:func:`batch_boundary`, over the candidates of all ranks where they train along."""
@@ -130,7 +130,8 @@ class BoundaryRouter(Router):
 
     def finish_step(self) -> None:
         """Running mean: plain at first, then with ``router_boundary_momentum``."""
-        for depth, seen in enumerate(self._seen):
+        for depth in range(self.num_recursions):
+            seen = [value for at, value in self.noted if at == depth]
             if not seen and not is_distributed():
                 continue
             zero = torch.zeros((), device=self.boundary.device)
@@ -144,7 +145,7 @@ class BoundaryRouter(Router):
             new = keep.to(old.dtype) * old + (1 - keep).to(value.dtype) * value
             self.boundary[depth] = torch.where(counts, new, old)
             self.boundary_steps[depth] += counts
-            seen.clear()
+        self.noted.clear()
 
 
 class ExpertChoiceRouter(BoundaryRouter):

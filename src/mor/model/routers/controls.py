@@ -21,6 +21,7 @@ class FixedRouter(Router):
 
     carried = ()
     starts_all = True
+    repeats = True
 
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None

@@ -31,7 +31,6 @@ class TokenChoiceRouter(Router):
         super().__init__(config)
         self.net = RouterNet(config, 1, config.num_recursions)
         self.register_buffer("bias", torch.zeros(config.num_recursions))
-        self._load: Tensor | None = None
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """softmax or sigmoid over depths, times alpha; [..., R]."""
@@ -115,17 +114,18 @@ class TokenChoiceRouter(Router):
     ) -> None:
         """Count the load of each depth."""
         if depth == 0 and scores.choice is not None:
-            load = self._shares(scores.choice, candidates.valid)
-            self._load = load if self._load is None else self._load + load
+            self.noted.append((depth, self._shares(scores.choice, candidates.valid)))
 
     def finish_step(self) -> None:
         """Loss-free balancing: move the bias of each depth by u towards the mean load."""
-        load, self._load = self._load, None
-        if self.config.router_balancing != "loss_free" or load is None:
+        loads = [load for _, load in self.noted]
+        self.noted.clear()
+        if self.config.router_balancing != "loss_free" or not loads:
             return
         if self.step < self.config.router_balance_warmup_steps:
             self.bias.zero_()
             return
+        load = torch.stack(loads).sum(0)
         if is_distributed():
             torch.distributed.all_reduce(load)
         self.bias += self.config.router_bias_update_rate * torch.sign(load.mean() - load)

@@ -1,8 +1,8 @@
 """Forward and backward of one micro-batch: operator after operator, or captured and replayed.
 
 A small model on a GPU waits for the host, which starts some thousand kernels per step. As a CUDA
-graph the host starts one. What is captured must do the same work each time, so depth has to be
-fixed: which tokens a router lets through is no shape that a graph knows.
+graph the host starts one. What is captured must do the same work each time, so how many tokens a
+router lets through has to hang on capacities alone, as under expert choice and threshold.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mor.errors import MorError
+from mor.model.network import find_router
 from mor.ops.replay import Replay, record
 from mor.train.distributed import Parallel
 from mor.train.objective import LossParts, Objective
@@ -50,7 +51,8 @@ class Backward:
 class ReplayedBackward(Backward):
     """The same, captured for each shape of a micro-batch and replayed.
 
-    A micro-batch whose traces the log wants goes operator after operator, once per log entry. The
+    A shape that is seen for the first time goes operator after operator: while capacities warm up
+    most are seen once. So does a micro-batch whose traces the log wants, once per log entry. The
     objective has to stay the same.
 
     Args:
@@ -63,7 +65,8 @@ class ReplayedBackward(Backward):
         super().__init__(parallel)
         self.alone = alone
         self.parameters = [p for p in parallel.plain.parameters() if p.requires_grad]
-        self._made: dict[Any, _Step] = {}
+        self.router = find_router(parallel.plain)
+        self._made: dict[Any, _Step | None] = {}
 
     def __call__(
         self, objective: Objective, batch: dict[str, Any], items: Tensor, traces: bool = False
@@ -76,11 +79,16 @@ class ReplayedBackward(Backward):
         key = (
             *((name, one.shape, one.dtype) for name, one in tensors.items()),
             *others.items(),
+            *(self.router.capacity(depth) for depth in range(self.router.num_recursions)),
         )
         if key not in self._made:
+            self._made[key] = None
+            return super().__call__(objective, batch, items)
+        step = self._made[key]
+        if step is None:
             inputs = {name: one.clone() for name, one in tensors.items()} | others
-            self._made[key] = _Step(self, objective, inputs, items.clone())
-        return self._made[key](tensors, items)
+            step = self._made[key] = _Step(self, objective, inputs, items.clone())
+        return step(tensors, items)
 
 
 class _Step:
@@ -93,18 +101,23 @@ class _Step:
         self.inputs, self.items = inputs, items
         self.parts = LossParts(items)
         self.trained: list[torch.nn.Parameter] = []
+        self.noted: list[int] = []
         device = owner.parallel.device
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             self.replay: Replay = record(self._run, device, tries=3)
 
     def _run(self) -> tuple[Tensor, ...]:
-        """The loss, its parts in their order, and the gradient of each parameter that has one."""
+        """The loss, its parts in their order, what the router noted, and each gradient there is."""
         parallel, parameters = self.owner.parallel, self.owner.parameters
+        router = self.owner.router
+        before, router.noted = router.noted, []
         parts = self.parts = self.objective(parallel.model, self.inputs, self.items)
         gradients = torch.autograd.grad(parts.total, parameters, allow_unused=True)
         pairs = zip(parameters, gradients, strict=True)
         self.trained = [parameter for parameter, found in pairs if found is not None]
-        told = (parts.total, *parts.shares.values(), *parts.means.values())
+        self.noted = [depth for depth, _ in router.noted]
+        notes, router.noted = [note for _, note in router.noted], before
+        told = (parts.total, *parts.shares.values(), *parts.means.values(), *notes)
         return (*(one.detach() for one in told), *(g for g in gradients if g is not None))
 
     def __call__(self, tensors: dict[str, Tensor], items: Tensor) -> tuple[Tensor, LossParts]:
@@ -121,7 +134,9 @@ class _Step:
         # The next replay writes over them, and the log looks at them later.
         loss, *rest = (one.clone() for one in found[:count])
         shares = dict(zip(self.parts.shares, rest, strict=False))
-        means = dict(zip(self.parts.means, rest[len(shares) :], strict=True))
+        means = dict(zip(self.parts.means, rest[len(shares) :], strict=False))
+        notes = rest[len(shares) + len(means) :]
+        self.owner.router.noted += zip(self.noted, notes, strict=True)
         return loss, LossParts(loss, shares, means)
 
 
@@ -135,8 +150,11 @@ def make_backward(recipe: Recipe, model: Any, parallel: Parallel) -> Backward:
         return Backward(parallel)
     config = model.config
     reason = None
-    if config.is_routed:
-        reason = f"model.router={config.router!r} chooses shapes as it goes; use fixed"
+    if not find_router(parallel.plain).repeats:
+        reason = (
+            f"model.router={config.router!r} does other work at every step; use fixed, "
+            "expert_choice or threshold"
+        )
     elif parallel.ranks > 1:
         reason = f"{parallel.ranks} processes train along; start one"
     elif recipe.uptrain is not None and (recipe.uptrain.gain or recipe.uptrain.distill):
