@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mor.engine.mirror import Answers
+from mor.model.routers import tables
 from mor.ops import planned
 
 # A number for the host, or a result whose size hangs on numbers.
@@ -90,10 +92,24 @@ def no_waits() -> Iterator[NoWaits]:
 
         return mock.patch.object(Tensor, name, call)
 
+    def making(name: str) -> Any:
+        original = getattr(torch, name)
+
+        def call(data: Any, *args: Any, **kwargs: Any) -> Any:
+            caller = sys._getframe(1).f_code.co_filename
+            kept = caller == tables.__file__  # made once
+            there = isinstance(kwargs.get("device"), torch.device)
+            if there and not kept and not lint.lifted and not isinstance(data, Tensor):
+                raise WaitError(f"torch.{name} from numbers of the host")
+            return original(data, *args, **kwargs)
+
+        return mock.patch.object(torch, name, call)
+
     # These reach the numbers of a CPU tensor without an operator.
     reads = (
         mock.patch.object(Answers, "lists", lift(Answers.lists)),
         mock.patch.object(planned, "read", lift(planned.read)),
     )
-    with refusing("tolist"), refusing("numpy"), reads[0], reads[1], lint:
+    makes = making("tensor"), making("as_tensor")
+    with refusing("tolist"), refusing("numpy"), reads[0], reads[1], makes[0], makes[1], lint:
         yield lint

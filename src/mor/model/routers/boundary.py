@@ -215,9 +215,9 @@ class ThresholdRouter(BoundaryRouter):
         number: Tensor | int = values.numel() if valid is None else valid.sum()
         if self.over_ranks:
             total, number = sum_over_ranks(total, number, like=values)
-        share = torch.as_tensor(total, device=values.device).double() * capacity
-        kept = share.round().long().clamp(min=1)
-        kept = kept.minimum(torch.as_tensor(number, device=values.device))
+        # Filled, not copied: a copy from the host cannot be part of a CUDA graph.
+        share = total * torch.full((), capacity, dtype=torch.float64, device=values.device)
+        kept = share.round().long().clamp(min=1).clamp(max=number)
         mask = values > self._boundary_of(values, kept, valid)
         return mask if valid is None else mask & valid
 
