@@ -50,6 +50,20 @@ def test_the_law_at_equal_tokens_and_its_interval() -> None:
     assert law.interval[1] - law.interval[0] < 0.5
 
 
+def test_constants_have_a_meaning_where_the_law_does_not_hold() -> None:
+    """A free fit of losses that fall ever faster has E above all of them, and A below 0."""
+    points = []
+    for size in (1e6, 2e6, 4e6):
+        for passes in (1, 3):
+            for amount in (1e6, 2e6, 4e6):
+                fall = ((passes * size / 1e6) ** 0.5 + (amount / 1e6) ** 0.5) / 4
+                points.append(Point(0.2 * size, size, passes, amount, 5 - fall))
+    law = fit_recurrence_law(points)
+    assert 0 <= law.e < min(point.nll for point in points)
+    assert min(law.a, law.b, law.alpha, law.beta) >= 0
+    assert law.error < 0.2
+
+
 def test_the_law_needs_loops_and_points() -> None:
     with pytest.raises(MorError, match=r"4 points, expected at least 5"):
         fit_recurrence_law(synthetic(0.5, (1e7,))[:4])

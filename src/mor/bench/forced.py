@@ -72,7 +72,10 @@ def _tiny(recursions: int, **more: Any) -> MoRConfig:
 
 
 def bench_model(
-    config: MoRConfig, seed: int = 0, capacities: Sequence[float] | None = None
+    config: MoRConfig,
+    seed: int = 0,
+    capacities: Sequence[float] | None = None,
+    device: torch.device | None = None,
 ) -> MoRForCausalLM:
     """A random model of ``config`` in evaluation mode; exits are forced where a router decides.
 
@@ -82,11 +85,13 @@ def bench_model(
         config: ``threshold`` router for forced exits, ``fixed`` for the baselines.
         seed: weights, and which token has which depth.
         capacities: share of token ids that run each depth; default (R - depth) / R.
+        device: where weights are drawn, other ones on each kind; default the CPU.
 
     Raises:
         MorError: another router, whose answer cannot be forced; wrong capacities.
     """
-    with torch.random.fork_rng(devices=[]):
+    device = torch.device("cpu") if device is None else device
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), device:
         torch.manual_seed(seed)
         model = MoRForCausalLM(config).eval().requires_grad_(False)
     core = model.model

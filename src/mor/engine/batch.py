@@ -20,7 +20,7 @@ from mor.ops.native import Ragged
 from mor.ops.segments import Segments
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False, slots=True)  # not frozen: some are made for every token, and that costs
 class Piece:
     """Tokens of one wave that run a stage now.
 
@@ -29,12 +29,15 @@ class Piece:
         places: which of its tokens, ascending.
         slots: place of each among the tokens of the table row that it reads.
         written: place of each in the row that it writes.
+        row, own_row: the table rows that it reads and writes.
     """
 
     wave: Wave
     places: Sequence[int]
     slots: Sequence[int]
     written: Sequence[int]
+    row: int
+    own_row: int
 
 
 class TokenColumns(NamedTuple):
@@ -229,61 +232,66 @@ class ForwardBatch:
 def private_batch(waves: Sequence[Wave], store: KVStore) -> ForwardBatch:
     """All tokens of ``waves``, for prelude or coda: a token's place is its position."""
     store.push()
-    own = [range(w.start, w.end) for w in waves]
-    pieces = [Piece(w, range(len(w)), at, at) for w, at in zip(waves, own, strict=True)]
-    rows = [w.request.row for w in waves]
-    return _batch(pieces, store.private, rows, rows, sum(map(len, waves)), None)
+    return _batch(private_pieces(waves), store.private, sum(map(len, waves)), None)
+
+
+def private_pieces(waves: Sequence[Wave]) -> list[Piece]:
+    """All tokens of ``waves``, for prelude or coda."""
+    pieces = []
+    for wave in waves:
+        at, row = range(wave.start, wave.end), wave.request.row
+        assert row is not None
+        pieces.append(Piece(wave, range(len(at)), at, at, row, row))
+    return pieces
 
 
 def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     """Tokens of mixed depths for the block, those that leave entries first."""
     store.push()
-    ordered = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
-    rows = [store.read_row(piece.wave.request, piece.wave.depth) for piece in ordered]
-    own = [store.row(piece.wave.request, piece.wave.depth) for piece in ordered]
-    writes = sum(len(p.places) for p in ordered if store.writes(p.wave.depth))
-    return _batch(ordered, store.block, rows, own, writes, store.origins)
+    if store.shared:
+        pieces = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
+    writes = sum(len(p.places) for p in pieces if store.writes(p.wave.depth))
+    return _batch(pieces, store.block, writes, store.origins)
 
 
-def token_lists(pieces: Sequence[Piece], own: Sequence[int | None]) -> tuple[list[int], ...]:
-    """The columns of :class:`TokenColumns` as lists; ``own``: the row that each piece writes to."""
+def token_lists(pieces: Sequence[Piece]) -> tuple[list[int], ...]:
+    """The columns of :class:`TokenColumns` as lists."""
+    if all(len(piece.places) == 1 for piece in pieces):  # nearly always
+        waves = [piece.wave for piece in pieces]
+        return (
+            [p.wave.start + p.places[0] for p in pieces],
+            [wave.depth for wave in waves],
+            [wave.request.limit if wave.cap is None else wave.cap for wave in waves],
+            [p.slots[0] for p in pieces],
+            [p.written[0] for p in pieces],
+            [p.wave.lanes[p.places[0]] for p in pieces],
+            [p.own_row for p in pieces],
+        )
     names: tuple[list[int], ...] = tuple([] for _ in range(7))
     position, depth, limit, slot, written, lane, own_row = names
-    for piece, own_one in zip(pieces, own, strict=True):
+    for piece in pieces:
         wave, places = piece.wave, piece.places
         count = len(places)
         start, lanes = wave.start, wave.lanes
-        if count == 1:  # nearly always
-            place = places[0]
-            position.append(start + place)
-            depth.append(wave.depth)
-            limit.append(wave.limit)
-            slot.append(piece.slots[0])
-            written.append(piece.written[0])
-            lane.append(lanes[place])
-            own_row.append(own_one or 0)
-            continue
         position.extend(map(start.__add__, places))
         depth.extend([wave.depth] * count)
         limit.extend([wave.limit] * count)
         slot.extend(piece.slots)
         written.extend(piece.written)
         lane.extend(map(lanes.__getitem__, places))
-        own_row.extend([own_one or 0] * count)
+        own_row.extend([piece.own_row] * count)
     return names
 
 
 def _batch(
     pieces: Sequence[Piece],
     table: PageTables,
-    rows: Sequence[int | None],
-    own: Sequence[int | None],
     writes: int,
     origins: Tensor | None,
 ) -> ForwardBatch:
     counts = tuple(len(p.places) for p in pieces)
-    names = token_lists(pieces, own)
-    lengths, read, written = table.lengths, [r or 0 for r in rows], [r or 0 for r in own]
+    names, lengths = token_lists(pieces), table.lengths
+    read, written = [p.row for p in pieces], [p.own_row for p in pieces]
     of_piece = (
         read, [lengths[r] for r in read], written, [lengths[r] for r in written], counts,
     )  # fmt: skip

@@ -28,6 +28,7 @@ class OwnBoundaries:
     def __init__(self, lanes: int, recursions: int) -> None:
         self.shape = lanes, recursions
         self._own: Tensor | None = None  # [lanes, R], NaN where a token has none
+        self._set: set[int] = set()  # lanes that hold some
 
     def keep_always(self, device: torch.device) -> None:
         """Have a place for them from the start, which captured stages look into."""
@@ -35,15 +36,17 @@ class OwnBoundaries:
 
     def enter(self, waves: Sequence[Wave], device: torch.device) -> None:
         """Note what the requests of new tokens ask for."""
+        asked = {lane for w in waves if w.request.params.boundaries for lane in w.lanes}
+        if not asked and self._set.isdisjoint(lane for wave in waves for lane in wave.lanes):
+            return  # nearly always
         if self._own is None:
-            if not any(wave.request.params.boundaries for wave in waves):
-                return
             self.keep_always(device)
         assert self._own is not None
         none = [torch.nan] * self.shape[1]
         rows = [list(wave.request.params.boundaries or none) for wave in waves for _ in wave.lanes]
-        lanes = to_int64([lane for wave in waves for lane in wave.lanes], device)
-        self._own[lanes] = to_device(np.array(rows, dtype=np.float64), device)
+        lanes = [lane for wave in waves for lane in wave.lanes]
+        self._own[to_int64(lanes, device)] = to_device(np.array(rows, dtype=np.float64), device)
+        self._set = (self._set - set(lanes)) | asked
 
     def judge(self, scores: Scores, lanes: Tensor, depths: Tensor) -> Scores:
         """Scores [1, N] of the tokens in ``lanes`` [N] for ``decide`` at ``depths`` [1, N]."""

@@ -37,7 +37,10 @@ class Drafting:
         Never more guesses than the answer has room for beside the token that checking them adds,
         so that a request needs no place that it would not need anyway.
         """
-        wanted = min(self.pace.goal, request.max_new - request.made - 1)
+        goal = self.pace.goal
+        if not goal:
+            return None
+        wanted = min(goal, request.max_new - request.made - 1)
         if wanted < 1 or not request.made or request.limit <= self.asked.depth:
             return None
         if request.constraint is not None:  # it cannot take tokens back

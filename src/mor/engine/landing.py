@@ -16,12 +16,13 @@ from mor.engine.scheduler import Scheduler
 
 def note_entered(scheduler: Scheduler, waves: list[Wave], go_on: list[bool]) -> None:
     """Note the router's answers at depth 0, token by token."""
-    answers = iter(go_on)
+    start = 0
     for wave in waves:
-        going = [next(answers) for _ in wave.lanes]
+        end = start + len(wave.lanes)
         if _lands(scheduler, wave):
-            wave.pending = [place for place, goes in enumerate(going) if goes]
+            wave.pending = [place for place, goes in enumerate(go_on[start:end]) if goes]
             _sort(scheduler, wave)
+        start = end
 
 
 def note_capped(
@@ -49,11 +50,12 @@ def _note_ticked(
     go_on: list[bool],
 ) -> None:
     """Note the router's answers after a tick, but for pieces that are ``known`` already."""
-    answers = iter(go_on)
+    start = 0
     for piece, done in zip(pieces, known, strict=True):
-        going = [next(answers) for _ in piece.places]
+        end = start + len(piece.places)
         if not done:
-            _note_ran(scheduler, piece, going, recursions)
+            _note_ran(scheduler, piece, go_on[start:end], recursions)
+        start = end
 
 
 def _note_ran(scheduler: Scheduler, piece: Piece, going: list[bool], recursions: int) -> None:
@@ -61,17 +63,17 @@ def _note_ran(scheduler: Scheduler, piece: Piece, going: list[bool], recursions:
     if _lands(scheduler, wave):
         wave.note_ran(piece.places, going, recursions)
         _sort(scheduler, wave)
-        if wave.exited and wave in scheduler.cohort:
-            scheduler.cohort.remove(wave)
+        if scheduler.cohort and wave.exited:
+            scheduler.cohort.pop(wave, None)
 
 
 def _lands(scheduler: Scheduler, wave: Wave) -> bool:
     """Take a wave out of the air; False where it was dropped while it flew."""
     if wave.request.wave is not wave:
         return False
-    scheduler.flying.remove(wave)
+    del scheduler.flying[wave]
     return True
 
 
 def _sort(scheduler: Scheduler, wave: Wave) -> None:
-    (scheduler.exited if wave.exited else scheduler.ready).append(wave)
+    (scheduler.exited if wave.exited else scheduler.ready)[wave] = None

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Timings:
+class Timings(NamedTuple):
     """Seconds on the engine's clock; None for what has not happened yet.
 
     Attributes:
@@ -35,7 +35,7 @@ class TokenLogprobs:
     rank: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Completion:
     """One answer, complete or so far.
 
@@ -71,8 +71,7 @@ class Completion:
     cached_tokens: int = 0
 
 
-@dataclass(frozen=True)
-class RequestOutput:
+class RequestOutput(NamedTuple):
     """All completions of a request, as they stand.
 
     Attributes:

@@ -24,9 +24,12 @@ def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor]
     start = 0
     for wave in waves:
         request, count = wave.request, wave.request.params.prompt_logprobs
+        if count is None:
+            start += len(wave)
+            continue
         first = max(wave.start, request.params.prompt_logprobs_start - 1)
         end = min(wave.end, len(request.prompt) - 1)  # what follows the last one is no prompt
-        if count is not None and first < end:
+        if first < end:
             logits = head(hidden[start + first - wave.start : start + end - wave.start])
             targets, told = request.prompt[first + 1 : end + 1], request.prompt_logprobs
             told += [None] * (first + 1 - len(told))  # those before the first one asked for

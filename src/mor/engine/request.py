@@ -16,7 +16,7 @@ from mor.engine.prefix import Node
 from mor.engine.text import GrowingText
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Wave:
     """Consecutive tokens of one request that go through the recursions together.
 
@@ -82,11 +82,18 @@ class Wave:
 
     def note_ran(self, places: Sequence[int], go_on: Sequence[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
-        for place, goes in zip(places, go_on, strict=True):
+        if len(self.pending) == 1:  # nearly always
+            place = places[0]
             self.depths[place] += recursions
-            if goes:
+            self.pending = []
+            if go_on[0]:
                 self.deeper.append(place)
-        self.pending = self.pending[len(places) :]
+        else:
+            for place, goes in zip(places, go_on, strict=True):
+                self.depths[place] += recursions
+                if goes:
+                    self.deeper.append(place)
+            self.pending = self.pending[len(places) :]
         if not self.pending:
             self.pending, self.deeper = self.deeper, []
             self.depth += recursions
@@ -158,6 +165,7 @@ class Request:
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
     _told: tuple[TokenLogprobs | None, ...] = ()
+    _ran: tuple[int, ...] = ()
     _over: Completion | None = None
 
     def __post_init__(self) -> None:
@@ -206,6 +214,15 @@ class Request:
         if len(self._told) != len(self.prompt_logprobs):
             self._told = tuple(self.prompt_logprobs)
         return self._told
+
+    def _prompt_depths(self) -> tuple[int, ...]:
+        """Made once it is read, and not for each of the new tokens."""
+        if len(self._ran) == len(self.prompt):
+            return self._ran
+        ran = tuple(self.position_depths[: len(self.prompt)])
+        if self.made:  # it is read: no later pass changes these
+            self._ran = ran
+        return ran
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
         """Append a sampled token.
@@ -279,7 +296,7 @@ class Request:
             token_ids=tuple(self.new_tokens),
             text=None if self.text is None else self.text.text(self.finished),
             depths=tuple(self.token_depths),
-            prompt_depths=tuple(self.position_depths[: len(self.prompt)]),
+            prompt_depths=self._prompt_depths(),
             finish_reason=self.finish_reason,
             stop_reason=self.stop_reason,
             logprobs=None if self.params.logprobs is None else tuple(self.logprobs),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Collection
 from typing import Literal
 
 from mor.engine.batch import Piece
@@ -61,10 +62,10 @@ class Scheduler:
         self.min_gather, self.policy = min_gather, policy
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
-        self.ready: list[Wave] = []
-        self.exited: list[Wave] = []
-        self.cohort: list[Wave] = []
-        self.flying: list[Wave] = []
+        self.ready: dict[Wave, None] = {}
+        self.exited: dict[Wave, None] = {}
+        self.cohort: dict[Wave, None] = {}
+        self.flying: dict[Wave, None] = {}
         self.free_rows = list(range(residents - 1, -1, -1))
         # Every resident request has a lane for a new token; what is left over is for prompts.
         self.prompt_lanes = lanes.count - residents
@@ -116,8 +117,7 @@ class Scheduler:
 
     def _forget(self, wave: Wave) -> None:
         for waves in (self.ready, self.exited, self.cohort, self.flying):
-            if wave in waves:
-                waves.remove(wave)
+            waves.pop(wave, None)
         self.lanes.give(wave.lanes)
         if wave.prompt:
             self.prompt_lanes += len(wave)
@@ -150,7 +150,7 @@ class Scheduler:
         """Waves for the coda: when enough wait, or when nothing else can run."""
         enough = len(self.exited) >= self.min_gather and self.policy != "no_refill"
         if self.exited and (enough or not (self._candidates() or self.flying)):
-            waves, self.exited = self.exited, []
+            waves, self.exited = list(self.exited), {}
             return waves
         return []
 
@@ -182,7 +182,10 @@ class Scheduler:
             if request.row is None or request.wave is not None:
                 continue
             wave = self._next_wave(request)
-            if wave is None or not self._make_room(self.store.missing_to_enter(wave), request):
+            if wave is None:
+                continue
+            missing = self.store.missing_to_enter(wave)
+            if missing and not self._make_room(missing, request):
                 continue
             count = len(wave)
             wave.lanes = self.lanes.take(count)
@@ -190,23 +193,26 @@ class Scheduler:
             if wave.prompt:
                 self.prompt_lanes -= count
             self.store.enter(wave)
-            if request.draft is None:
+            if request.draft is None and count > 1:
                 self.reuse.claim(request)
             request.wave = wave
-            again = min(wave.end, request.furthest) - wave.start
-            self.stats.recomputed_tokens += max(0, again)
+            if request.furthest > wave.start:
+                again = min(wave.end, request.furthest) - wave.start
+                self.stats.recomputed_tokens += again
             waves.append(wave)
         entering = [w for w in waves if w.request.wave is w]
-        self.flying += entering
+        self.flying |= dict.fromkeys(entering)
         return entering
 
     def _next_wave(self, request: Request) -> Wave | None:
         """Of a request that has none; None where it has to wait."""
         if request.draft is None:
-            self.reuse.take(request)
-            if self.reuse.must_wait(request):
-                return None
             left = len(request.tokens) - request.computed
+            if left > 1:  # one token is less than a page: nothing cached can take its place
+                self.reuse.take(request)
+                if self.reuse.must_wait(request):
+                    return None
+                left = len(request.tokens) - request.computed
             if not left:  # its next token is not read yet
                 return None
             if left == 1:
@@ -221,32 +227,35 @@ class Scheduler:
     def select_pieces(self) -> list[Piece]:
         """Tokens of one tick: of any depth, oldest first, as many as it carries."""
         if self.policy == "no_refill" and not self.cohort and not self.exited:
-            self.cohort = [wave for wave, _ in self._fit_into_tick(self.ready)]
+            self.cohort = {wave: None for wave, _ in self._fit_into_tick(self.ready)}
         pieces = []
         for wave, count in self._fit_into_tick(self._candidates()):
             if wave.request.wave is not wave:
                 continue  # it had to give way to an older one just now
-            if self._make_room(self.store.missing_to_run(wave, count), wave.request):
+            missing = self.store.missing_to_run(wave, count)
+            if not missing or self._make_room(missing, wave.request):
                 places = wave.pending[:count]
                 pieces.append(Piece(wave, places, *self.store.run(wave, places)))
         pieces = [piece for piece in pieces if piece.wave.request.wave is piece.wave]
-        gone = {id(piece.wave) for piece in pieces}
-        self.ready = [wave for wave in self.ready if id(wave) not in gone]
-        self.flying += [piece.wave for piece in pieces]
+        for piece in pieces:
+            self.ready.pop(piece.wave, None)
+            self.flying[piece.wave] = None
         return pieces
 
-    def _candidates(self) -> list[Wave]:
+    def _candidates(self) -> Collection[Wave]:
         if self.policy != "no_refill":
             return self.ready
         if not self.cohort and not self.exited:
             return self.ready
         return [w for w in self.cohort if not w.exited and w not in self.flying]
 
-    def _fit_into_tick(self, waves: list[Wave]) -> list[tuple[Wave, int]]:
+    def _fit_into_tick(self, waves: Collection[Wave]) -> list[tuple[Wave, int]]:
         """Waves that fit into one tick, and how many of their tokens."""
         new, prompt = self.max_num_seqs, self.prefill_chunk
         chosen = []
         for wave in waves:
+            if not (new or prompt):
+                break
             count = min(len(wave.pending), prompt if wave.prompt else new)
             if count:
                 chosen.append((wave, count))

@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mor.engine.batch import ForwardBatch, KVView, Piece, PieceColumns, TokenColumns, token_lists
+from mor.engine.batch import (
+    ForwardBatch,
+    KVView,
+    Piece,
+    PieceColumns,
+    TokenColumns,
+    private_pieces,
+    token_lists,
+)
 from mor.engine.device import DeviceAttention
 from mor.engine.pages import PageTables
 from mor.engine.request import Request, Wave
@@ -51,12 +59,11 @@ class StaticRunner(Runner):
     def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
         """See :meth:`Runner.tick`."""
         store, spare = self.store, self.store.block.spare
-        rows = [store.read_row(piece.wave.request, piece.wave.depth) for piece in pieces]
-        own = [store.row(piece.wave.request, piece.wave.depth) for piece in pieces]
-        columns = self._columns(pieces, store.block, rows, own)
-        for place, depth in enumerate(columns[1]):
-            if not store.writes(depth):
-                columns[4][place], columns[6][place] = 0, spare
+        columns = self._columns(pieces, store.block)
+        if store.shared:
+            for place, depth in enumerate(columns[1]):
+                if not store.writes(depth):
+                    columns[4][place], columns[6][place] = 0, spare
         self._plan(self._tick, store.block, columns, mixed=store.origins is not None)
         return tuple(pieces), self._tick(columns)
 
@@ -110,22 +117,15 @@ class StaticRunner(Runner):
         return [0, 0, 0, 0, 0, self.lanes.count, table.spare, table.spare, 1, 1]
 
     def _private(self, waves: Sequence[Wave]) -> list[list[int]]:
-        own = [range(w.start, w.end) for w in waves]
-        pieces = [Piece(w, range(len(w)), at, at) for w, at in zip(waves, own, strict=True)]
-        rows = [w.request.row or 0 for w in waves]
-        return self._columns(pieces, self.store.private, rows, rows)
+        return self._columns(private_pieces(waves), self.store.private)
 
-    def _columns(
-        self, pieces: Sequence[Piece], table: PageTables, rows: Sequence[int], own: Sequence[int]
-    ) -> list[list[int]]:
+    def _columns(self, pieces: Sequence[Piece], table: PageTables) -> list[list[int]]:
         self.store.push()
-        columns: list[list[int]] = [*token_lists(pieces, own), [], [], []]
-        for piece, row, own_row in zip(pieces, rows, own, strict=True):
-            count = len(piece.places)
-            columns[7].extend([row] * count)
-            columns[8].extend([table.lengths[row]] * count)
-            columns[9].extend([table.lengths[own_row]] * count)
-        return columns
+        first, lengths = token_lists(pieces), table.lengths
+        rows = [piece.row for piece in pieces]
+        if len(first[0]) > len(pieces):
+            rows = [piece.row for piece in pieces for _ in piece.places]
+        return [*first, rows, [lengths[row] for row in rows], [lengths[row] for row in first[6]]]
 
     def _batch(
         self, table: PageTables, columns: Tensor, origins: Tensor | None = None

@@ -82,11 +82,8 @@ class KVStore:
     def row(self, request: Request, depth: int) -> int:
         """Row of the block's table that a token of ``request`` writes to at ``depth``."""
         assert request.row is not None
-        return request.row * self.groups + min(depth, self.groups - 1)
-
-    def read_row(self, request: Request, depth: int) -> int:
-        """Row of the block's table that the query of a token of ``request`` reads at ``depth``."""
-        return self.row(request, depth if self._origins is None else 0)
+        last = self.groups - 1
+        return request.row * self.groups + (depth if depth < last else last)
 
     def writes(self, depth: int) -> bool:
         """Whether a token leaves entries at ``depth``."""
@@ -109,28 +106,30 @@ class KVStore:
         row = self.row(wave.request, wave.depth)
         return self.block.missing(row, self.block.lengths[row] + count)
 
-    def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int]]:
+    def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int], int, int]:
         """Take the pages that the tokens at ``places`` of ``wave`` need at its depth.
 
         Returns:
-            The place of each token in the row that it reads, and in the row that it writes.
+            The place of each token in the row that it reads, and in the row that it writes; and
+            these rows.
         """
-        first = [wave.first_slots[place] for place in places]
-        if not self.writes(wave.depth):
-            return first, first
         row = self.row(wave.request, wave.depth)
-        before, after = self.block.lengths[row], self.block.lengths[row] + len(places)
+        if not self.writes(wave.depth):
+            first = [wave.first_slots[place] for place in places]
+            return first, first, row, row
+        before = self.block.lengths[row]
+        after = before + len(places)
         self.block.extend(row, after)
         slots = list(range(before, after))
         if wave.depth == 0:
-            first = slots
             for place, slot in zip(places, slots, strict=True):
                 wave.first_slots[place] = slot
         if self._origins is None:
-            return slots, slots
+            return slots, slots, row, row
+        first = [wave.first_slots[place] for place in places]
         self._origins.host[row, before:after] = first
         self._origins.note((row,))
-        return first, slots
+        return first, slots, self.row(wave.request, 0), row
 
     def adopt(self, request: Request, start: Node, goal: Node) -> None:
         """Let ``request``, which is at ``start``, read what is cached up to ``goal``.

@@ -2,6 +2,7 @@
 
     L = E + A (N_once + R^phi N_rec)^-a + B D^-b
 
+All constants are positive, but for phi: E is below every loss, and none grows with size or tokens.
 N_once are the parameters that a token passes once, N_rec those of the shared block, R the passes
 over it and D the tokens. phi = 1: a loop is worth as much as fresh parameters; phi = 0: nothing.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -57,9 +59,10 @@ class Law:
 
 
 def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 0) -> Law:
-    """Fit phi and the other five constants by least squares.
+    """Fit phi and the other five constants by least squares, those five at least 0.
 
     E, A and B are linear given the exponents, so only these are searched for, from several starts.
+    A constant that no number above 0 helps is 0: E is where losses are far from their floor.
 
     Args:
         points: runs with several numbers of passes and several sizes.
@@ -93,12 +96,12 @@ def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 
             rows = draw.integers(0, len(points), len(points))
             drawn = {settings[row] for row in rows}
             if len(drawn) >= needed and len({passes for _, _, passes, _ in drawn}) > 1:
-                start = tuple(best[0].tolist())
-                found.append(float(_search(table[rows], start, same_tokens)[0][0]))
+                start = tuple(_exponents(best[0]).tolist())
+                found.append(float(_exponents(_search(table[rows], start, same_tokens)[0])[0]))
         if 2 * len(found) >= resamples:  # of fewer the interval would be an accident
             low, high = np.quantile(found, [0.05, 0.95])
             interval = (float(low), float(high))
-    phi, alpha, beta = best[0].tolist()
+    phi, alpha, beta = _exponents(best[0]).tolist()
     columns, linear = _solve(table, best[0], same_tokens)
     scale_n, scale_d = _scales(table)
     constants = linear.tolist()
@@ -121,9 +124,14 @@ def _scales(table: Tensor) -> tuple[float, float]:
     return float((table[:, 0] + table[:, 1]).mean()), float(table[:, 3].mean())
 
 
-def _solve(table: Tensor, exponents: Tensor, same_tokens: bool) -> tuple[Tensor, Tensor]:
-    """The columns of the linear part [P, 2 or 3] and its least-squares solution."""
-    phi, alpha, beta = exponents
+def _exponents(searched: Tensor) -> Tensor:
+    """phi, a and b; the last two are searched for by their logarithms."""
+    return torch.cat((searched[:1], searched[1:].exp()))
+
+
+def _solve(table: Tensor, searched: Tensor, same_tokens: bool) -> tuple[Tensor, Tensor]:
+    """The columns of the linear part [P, 2 or 3] and its best solution without a negative one."""
+    phi, alpha, beta = _exponents(searched)
     once, shared, passes, tokens, nll = table.unbind(1)
     scale_n, scale_d = _scales(table)
     size = ((once + passes**phi * shared) / scale_n) ** -alpha
@@ -131,23 +139,37 @@ def _solve(table: Tensor, exponents: Tensor, same_tokens: bool) -> tuple[Tensor,
     if not same_tokens:
         columns.append((tokens / scale_d) ** -beta)
     matrix = torch.stack(columns, 1)
-    # A little ridge keeps the derivative finite where two columns are nearly the same.
-    gram = matrix.T @ matrix + 1e-12 * torch.eye(matrix.shape[1], dtype=matrix.dtype)
-    return matrix, torch.linalg.solve(gram, matrix.T @ nll)
+    solutions = []
+    for count in range(1, len(columns) + 1):
+        for kept in combinations(range(len(columns)), count):
+            part = matrix[:, list(kept)]
+            # A little ridge keeps the derivative finite where two columns are nearly the same.
+            gram = part.T @ part + 1e-12 * torch.eye(count, dtype=part.dtype)
+            own = torch.linalg.solve(gram, part.T @ nll)
+            if (own >= 0).all():
+                whole = torch.zeros(len(columns), dtype=own.dtype).index_put(
+                    (torch.tensor(kept),), own
+                )
+                error = (matrix @ whole - nll).detach().square().sum()
+                solutions.append((float(error), whole))
+    return matrix, min(solutions, key=lambda found: found[0])[1]
 
 
 def _search(table: Tensor, start: tuple[float, ...], same_tokens: bool) -> tuple[Tensor, float]:
     """Exponents near `start` with the smallest squared error, and that error."""
-    exponents = torch.tensor(start, dtype=torch.float64, requires_grad=True)
+    searched = torch.tensor(start, dtype=torch.float64)
+    searched[1:] = searched[1:].log()
+    searched.requires_grad_()
     search = torch.optim.LBFGS(
-        [exponents], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14,
+        [searched], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14,
         line_search_fn="strong_wolfe",
     )  # fmt: skip
 
     def loss() -> Tensor:
-        columns, linear = _solve(table, exponents, same_tokens)
+        columns, linear = _solve(table, searched, same_tokens)
         # Exponents of no meaning are kept away from; the bounds are far from any fit.
-        outside = (exponents - torch.tensor([0.5, 0.8, 0.8], dtype=torch.float64)).abs() - 2.0
+        middle, width = torch.tensor([[0.5, -1.5, -1.5], [2.0, 2.5, 2.5]], dtype=torch.float64)
+        outside = (searched - middle).abs() - width
         error = (columns @ linear - table[:, 4]).square().mean()
         return 1e4 * error + outside.clamp(min=0).square().sum()
 
@@ -160,4 +182,4 @@ def _search(table: Tensor, start: tuple[float, ...], same_tokens: bool) -> tuple
     search.step(closure)
     with torch.no_grad():
         value = float(loss())
-    return exponents.detach(), value if np.isfinite(value) else float("inf")
+    return searched.detach(), value if np.isfinite(value) else float("inf")
