@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 import types
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +16,15 @@ from typing import Any
 import pytest
 
 from mor.errors import Interrupted, MorError
-from mor.study.launchers import Launcher, ProcessLauncher, Task, make_launcher, process, rays
+from mor.study.launchers import (
+    Launcher,
+    ProcessLauncher,
+    Task,
+    make_launcher,
+    process,
+    rays,
+    taking_sigterm,
+)
 from mor.study.launchers.slurm import SlurmLauncher
 
 SAY = "import sys, os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), *sys.argv[1:]); "
@@ -51,6 +62,28 @@ def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = (tmp_path / "0.log").read_text().split()
     assert said == [said[0], "a", "b", "$x'"]
     assert {log.read_text().split()[0] for log in tmp_path.glob("[01].log")} <= {"4", "6"}
+
+
+def test_sigterm_stops_the_jobs_too(tmp_path: Path) -> None:
+    wait = (
+        "import signal, time, pathlib; own = pathlib.Path('stopped');"
+        "signal.signal(signal.SIGTERM, lambda *_: (own.touch(), sys.exit(130)));"
+        "pathlib.Path('began').touch(); time.sleep(60)"
+    )
+    (work,) = tasks(tmp_path, f"os.chdir({str(tmp_path)!r}); {wait}")
+
+    def stop() -> None:
+        while not (tmp_path / "began").is_file():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    stopper = threading.Thread(target=stop)
+    stopper.start()
+    with pytest.raises(Interrupted, match="the same command goes on"), taking_sigterm():
+        ProcessLauncher(1).run([work], lambda task: None, lambda task, reason: None, print)
+    stopper.join()
+    assert (tmp_path / "stopped").is_file()
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_gpus_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -75,7 +76,7 @@ def study(
     require_matplotlib()
     try:
         records = run_study(
-            loaded, folder, scale=scale, tell=lambda line: console.print(line, markup=False),
+            loaded, folder, scale=scale, tell=partial(console.print, markup=False, soft_wrap=True),
             launcher=make_launcher(launcher, folder, workers, launcher_option or []),
         )  # fmt: skip
     except StudyFailed as failure:
@@ -84,7 +85,8 @@ def study(
             console.print(f"report of what is done: {page}")
         raise
     page = write_report(loaded, records, folder / "report")
-    console.print((folder / "report" / "report.md").read_text(encoding="utf-8"), markup=False)
+    report = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    console.print(report, markup=False, soft_wrap=True)
     console.print(f"report: {page}")
 
 

@@ -20,7 +20,7 @@ from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import active_fractions
 from mor.run_files import EVAL, MODEL, SUMMARY
 from mor.study.file import Job, Study, expand, more_seeds
-from mor.study.launchers import Launcher, ProcessLauncher, Task
+from mor.study.launchers import Launcher, ProcessLauncher, Task, taking_sigterm
 from mor.study.worker import TASKS, is_scored, is_trained
 from mor.train import Recipe, dump_recipe
 from mor.train.run import with_branches
@@ -70,7 +70,7 @@ def run_study(
     Raises:
         MorError: another process works on `out`.
         StudyFailed: jobs failed: those that did are named, and all others are done.
-        Interrupted: Ctrl-C; the jobs at hand have saved what they had.
+        Interrupted: Ctrl-C or SIGTERM; the jobs at hand have saved what they had.
     """
     launcher = launcher or ProcessLauncher(workers)
     out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +134,8 @@ def run_jobs(
         tell(f"{numbers[task.name]}{task.name}: {outcome}")
 
     tasks = [make_task(job, settings, out) for job in waiting.values()]
-    launcher.run(tasks, began, ended, tell)
+    with taking_sigterm():
+        launcher.run(tasks, began, ended, tell)
     for job in waiting.values():  # whatever a launcher says, files decide
         if job.name not in failed and not _is_done(job.recipe, settings):
             failed[job.name] = f"it ended, but {job.recipe.run_dir} is not finished"

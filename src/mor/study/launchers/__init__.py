@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mor.errors import MorError, nearest
-from mor.study.launchers.base import Launcher, Task
+from mor.study.launchers.base import Launcher, Task, taking_sigterm
 from mor.study.launchers.process import ProcessLauncher
 
-__all__ = ["LAUNCHERS", "Launcher", "ProcessLauncher", "Task", "make_launcher"]
+__all__ = ["LAUNCHERS", "Launcher", "ProcessLauncher", "Task", "make_launcher", "taking_sigterm"]
 
 LAUNCHERS = ("process", "slurm", "ray")
 

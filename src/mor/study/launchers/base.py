@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,23 @@ class Launcher(Protocol):
             MorError: nothing could be started.
             Interrupted: Ctrl-C.
         """
+
+
+@contextmanager
+def taking_sigterm() -> Iterator[None]:
+    """Take SIGTERM, which batch systems send, as Ctrl-C, so that no job is left behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only there can signals be caught
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def last_line(log: Path, status: int | None = None) -> str:
