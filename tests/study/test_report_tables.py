@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from mor.study import plots
 from mor.study.file import Study
 from mor.study.plots import fit_optimum, isoflop_curves
 from mor.study.runs import few_shot
@@ -62,6 +65,23 @@ def test_few_shot_is_the_mean_accuracy() -> None:
     arc = {"arc_easy": {"acc": 0.6}, "arc_challenge": {"acc": 0.2}}
     asked = ["a", "mmlu", "arc_easy", "arc_challenge"]
     assert few_shot(scores | parts | arc, asked) == pytest.approx(100 * (0.5 + 0.1 + 0.4) / 3)
+
+
+def test_curves_have_a_panel_for_each_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    records = [
+        record(f"{family}-{size}-{budget}", 3.0, size)
+        | {"family": family, "budget": budget, "summary": {
+            "non_embedding_parameters": size, "train_flops": 2e12 * (budget + 1)}}
+        for family in ("vanilla", "mor") for size in (30_000, 200_000) for budget in (0, 1)
+    ]  # fmt: skip
+    monkeypatch.setattr(plots, "to_png", lambda figure: figure)
+    figure: Any = plots.draw_curves(records)
+    first, second = figure.axes
+    assert first.get_title(loc="left") == "2.0e12 FLOPs"
+    assert second.get_title(loc="left") == "4.0e12 FLOPs"
+    assert [label.get_text() for label in first.get_xticklabels()] == ["30K", "100K"]
+    assert not first.get_xticklabels(minor=True)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["vanilla", "mor"]
 
 
 def test_optimum_of_a_curve() -> None:

@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from mor.report.style import LIGHT, new_figure, styled, to_png
-from mor.study.tables import best_records, whole_budgets
+from mor.report.style import LIGHT, new_figure, run_legend, styled, to_png
+from mor.study.tables import best_records, short_count, whole_budgets
 
 Record = dict[str, Any]
+
+_MARKS = [digit * 10.0**power for power in range(2, 13) for digit in (1, 3)]
 
 
 def draw_study(records: Sequence[Record]) -> dict[str, bytes]:
@@ -39,26 +41,45 @@ def draw_rows(records: Sequence[Record]) -> bytes:
 
 
 def draw_curves(records: Sequence[Record]) -> bytes | None:
-    """NLL against parameters at each budget, a curve for each family; None with one size."""
+    """NLL against parameters, a panel for each budget, a curve for each family.
+
+    None with one size.
+    """
     curves = isoflop_curves(records)
     if not curves:
         return None
     families = list(dict.fromkeys(family for family, _ in curves))
+    budgets = sorted({budget for _, budget in curves})
+    sizes = [size for sizes, _ in curves.values() for size in sizes]
+    marks = [mark for mark in _MARKS if 0.8 * min(sizes) <= mark <= 1.25 * max(sizes)]
     with styled(LIGHT):
-        figure, (axes,) = new_figure()
-        for (family, budget), (sizes, values) in curves.items():
-            place = families.index(family)
-            style = {"color": LIGHT.color(place), "marker": LIGHT.marker(budget)}
-            axes.plot(sizes, values, label=f"{family}, budget {budget + 1}", **style)
-            optimum = fit_optimum(sizes, values)
-            if optimum is not None:
-                axes.plot(*optimum, "*", color=LIGHT.color(place), markersize=13)
-        axes.set_xscale("log")
-        axes.set_xlabel("parameters without embedding")
-        axes.set_ylabel("causal NLL (nats/token)")
-        axes.set_title("Equal FLOPs; a star is a fitted optimum")
-        axes.legend(fontsize=8)
+        figure, panels = new_figure(1, len(budgets))
+        lines: dict[str, Any] = {}
+        for axes, budget in zip(panels, budgets, strict=True):
+            for place, family in enumerate(families):
+                if (family, budget) not in curves:
+                    continue
+                own_sizes, values = curves[family, budget]
+                style = {"color": LIGHT.color(place), "marker": LIGHT.marker(place)}
+                (lines[family],) = axes.plot(own_sizes, values, **style)
+                optimum = fit_optimum(own_sizes, values)
+                if optimum is not None:
+                    axes.plot(*optimum, "*", color=LIGHT.color(place), markersize=13)
+            axes.set_xscale("log")
+            axes.set_xlim(0.75 * min(sizes), 1.35 * max(sizes))
+            axes.set_xticks(marks, [short_count(mark) for mark in marks])
+            axes.set_xticks([], minor=True)
+            axes.set_title(f"{_flops_of(records, budget):.1e} FLOPs".replace("e+", "e"))
+        panels[0].set_ylabel("causal NLL (nats/token)")
+        figure.supxlabel("parameters without embedding; a star is a fitted optimum", fontsize=11)
+        run_legend(figure, list(lines.values()), list(lines))
         return to_png(figure)
+
+
+def _flops_of(records: Sequence[Record], budget: int) -> float:
+    """Median training FLOPs at a budget."""
+    own = [record["summary"]["train_flops"] for record in records if record["budget"] == budget]
+    return float(np.median(own))
 
 
 def isoflop_curves(

@@ -75,7 +75,8 @@ def comparison(study: Study, records: Sequence[Record]) -> Table:
         nlls = [_nll(record) for record in group]
         cells = [
             row, *([str(budget + 1)] if budgets else []), str(len(group)),
-            _count(summary.get("non_embedding_parameters")), _count(summary.get("tokens")),
+            short_count(summary.get("non_embedding_parameters")),
+            short_count(summary.get("tokens")),
             _or(summary.get("train_flops"), "{:.3g}".format),
             f"{statistics.mean(nlls):.4f}",
             f"{statistics.stdev(nlls):.4f}" if len(nlls) > 1 else "one seed",
@@ -191,7 +192,8 @@ def _or(value: Any, form: Callable[[Any], str]) -> str:
     return "-" if value is None else form(value)
 
 
-def _count(value: int | None) -> str:
+def short_count(value: float | None) -> str:
+    """12345 as `12.3K`; a dash where there is none."""
     if value is None:
         return "-"
     for size, unit in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
