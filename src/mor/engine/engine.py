@@ -293,8 +293,8 @@ class Engine:
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]
-        finished = all(request.finished for request in group)
+        completions = tuple([request.completion() for request in group])
+        finished = all([done.finish_reason is not None for done in completions])
         if finished:
             del self._groups[name]
-        completions = tuple(request.completion() for request in group)
         return RequestOutput(name, group[0].prompt, completions, finished)

@@ -166,6 +166,7 @@ class Request:
     ended: float | None = None
     _told: tuple[TokenLogprobs | None, ...] = ()
     _ran: tuple[int, ...] = ()
+    _begun: Timings | None = None
     _over: Completion | None = None
 
     def __post_init__(self) -> None:
@@ -270,13 +271,18 @@ class Request:
     def timings(self) -> Timings:
         """The timings of the request, as far as they are known."""
         times = self.token_times
-        return Timings(
+        if self._begun is not None and not self.finished:
+            return self._begun  # until it ends nothing more is told
+        told = Timings(
             queue=None if self.admitted is None else self.admitted - self.arrival,
             first_token=times[0] - self.arrival if times else None,
             # Not before: a tuple as long as the answer for each of its tokens would be quadratic.
             between_tokens=tuple(b - a for a, b in pairwise(times)) if self.finished else (),
             total=None if self.ended is None else self.ended - self.arrival,
         )
+        if times:
+            self._begun = told
+        return told
 
     def completion(self) -> Completion:
         """The completion as it stands.
