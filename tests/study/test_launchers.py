@@ -16,15 +16,8 @@ from typing import Any
 import pytest
 
 from mor.errors import Interrupted, MorError
-from mor.study.launchers import (
-    Launcher,
-    ProcessLauncher,
-    Task,
-    make_launcher,
-    process,
-    rays,
-    taking_sigterm,
-)
+from mor.study.launchers import Launcher, ProcessLauncher, Task, make_launcher, process, rays
+from mor.study.launchers.base import taking_sigterm
 from mor.study.launchers.slurm import SlurmLauncher
 
 SAY = "import sys, os; print(os.environ.get('CUDA_VISIBLE_DEVICES'), *sys.argv[1:]); "
@@ -66,21 +59,19 @@ def test_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sigterm_stops_the_jobs_too(tmp_path: Path) -> None:
     wait = (
-        "import signal, time, pathlib; own = pathlib.Path('stopped');"
-        "signal.signal(signal.SIGTERM, lambda *_: (own.touch(), sys.exit(130)));"
-        "pathlib.Path('began').touch(); time.sleep(60)"
+        f"import signal, time; from pathlib import Path; os.chdir({str(tmp_path)!r});"
+        "signal.signal(signal.SIGTERM, lambda *_: (Path('stopped').touch(), sys.exit(130)));"
+        "Path('began').touch(); time.sleep(60)"
     )
-    (work,) = tasks(tmp_path, f"os.chdir({str(tmp_path)!r}); {wait}")
 
     def stop() -> None:
         while not (tmp_path / "began").is_file():
             time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    stopper = threading.Thread(target=stop)
-    stopper.start()
+    (stopper := threading.Thread(target=stop)).start()
     with pytest.raises(Interrupted, match="the same command goes on"), taking_sigterm():
-        ProcessLauncher(1).run([work], lambda task: None, lambda task, reason: None, print)
+        run(ProcessLauncher(1), tasks(tmp_path, wait))
     stopper.join()
     assert (tmp_path / "stopped").is_file()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

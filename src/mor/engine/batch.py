@@ -284,10 +284,7 @@ def token_lists(pieces: Sequence[Piece]) -> tuple[list[int], ...]:
 
 
 def _batch(
-    pieces: Sequence[Piece],
-    table: PageTables,
-    writes: int,
-    origins: Tensor | None,
+    pieces: Sequence[Piece], table: PageTables, writes: int, origins: Tensor | None
 ) -> ForwardBatch:
     counts = tuple(len(p.places) for p in pieces)
     names, lengths = token_lists(pieces), table.lengths

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 
@@ -20,6 +22,19 @@ class Timings(NamedTuple):
     first_token: float | None = None
     between_tokens: tuple[float, ...] = ()
     total: float | None = None
+
+    @classmethod
+    def of(
+        cls, arrival: float, admitted: float | None, tokens: Sequence[float], ended: float | None
+    ) -> Timings:
+        """From moments on the engine's clock: ``tokens`` when each new one came."""
+        return cls(
+            queue=None if admitted is None else admitted - arrival,
+            first_token=tokens[0] - arrival if tokens else None,
+            # Not before: a tuple as long as the answer for each of its tokens would be quadratic.
+            between_tokens=() if ended is None else tuple(b - a for a, b in pairwise(tokens)),
+            total=None if ended is None else ended - arrival,
+        )
 
 
 @dataclass(frozen=True)

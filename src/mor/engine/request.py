@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 from mor.engine.draft import Draft
@@ -83,11 +82,10 @@ class Wave:
     def note_ran(self, places: Sequence[int], go_on: Sequence[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
         if len(self.pending) == 1:  # nearly always
-            place = places[0]
-            self.depths[place] += recursions
+            self.depths[places[0]] += recursions
             self.pending = []
             if go_on[0]:
-                self.deeper.append(place)
+                self.deeper.append(places[0])
         else:
             for place, goes in zip(places, go_on, strict=True):
                 self.depths[place] += recursions
@@ -218,12 +216,9 @@ class Request:
 
     def _prompt_depths(self) -> tuple[int, ...]:
         """Made once it is read, and not for each of the new tokens."""
-        if len(self._ran) == len(self.prompt):
-            return self._ran
-        ran = tuple(self.position_depths[: len(self.prompt)])
-        if self.made:  # it is read: no later pass changes these
-            self._ran = ran
-        return ran
+        if not self.made or len(self._ran) < len(self.prompt):
+            self._ran = tuple(self.position_depths[: len(self.prompt)])
+        return self._ran
 
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
         """Append a sampled token.
@@ -270,17 +265,10 @@ class Request:
 
     def timings(self) -> Timings:
         """The timings of the request, as far as they are known."""
-        times = self.token_times
         if self._begun is not None and not self.finished:
             return self._begun  # until it ends nothing more is told
-        told = Timings(
-            queue=None if self.admitted is None else self.admitted - self.arrival,
-            first_token=times[0] - self.arrival if times else None,
-            # Not before: a tuple as long as the answer for each of its tokens would be quadratic.
-            between_tokens=tuple(b - a for a, b in pairwise(times)) if self.finished else (),
-            total=None if self.ended is None else self.ended - self.arrival,
-        )
-        if times:
+        told = Timings.of(self.arrival, self.admitted, self.token_times, self.ended)
+        if self.token_times:
             self._begun = told
         return told
 

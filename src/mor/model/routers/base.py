@@ -85,9 +85,8 @@ class Router(StaysWide):
         carried: fields of the scores that ``update``, and ``score`` at the next depth, look at.
         looks_ahead: whether ``select`` compares a token with later ones, so that any number taken
             with it is not causal.
-        repeats: whether two training passes of one shape and the same capacities do the same
-            operations, so that one can be recorded and replayed.
-        noted: depth and number of everything that ``observe`` noted since :meth:`finish_step`.
+        repeats: whether training passes of one shape and capacities can be recorded and replayed.
+        noted: depth and number of all that ``observe`` noted since :meth:`finish_step`.
         lockstep: whether every rank runs every depth in evaluation too, from
             :meth:`run_every_depth`.
         micro_batches, loss_scale, loss_elsewhere: of the optimiser step, from :meth:`begin_step`.
@@ -177,8 +176,7 @@ class Router(StaysWide):
         Args:
             hidden: [..., D] the residual stream.
             depth: 0-based, one for all tokens or one per token [...].
-            positions: [...] positions of these tokens.
-            started: what :meth:`start` said about them.
+            positions: [...] of these tokens. started: what :meth:`start` said about them.
         """
         raise NotImplementedError
 
@@ -201,9 +199,7 @@ class Router(StaysWide):
         Only a router that answers with masks is asked.
 
         Args:
-            started: what :meth:`start` said.
-            total: tokens of the batch.
-            max_depth: depth cap.
+            started: what :meth:`start` said. total: tokens of the batch. max_depth: depth cap.
         """
         return None
 
