@@ -33,7 +33,7 @@ pytestmark = [
 ]
 
 STEPS = 12
-# Of every life but the last. None gets further than one checkpoint, so none comes to the end.
+# Of every life but the last. Some get two checkpoints further, so an early one may see the end.
 DEATHS = ["starting", "saving", "saving", "saving", "training"]
 PAUSE_S = 0.01  # after each of a save's writes, in the child
 WARM = {"router_capacity_warmup_steps": 7}
@@ -131,7 +131,8 @@ def test_killed_again_and_again(kind: str, data: Path, tmp_path: Path) -> None:
     folder = recipe.run_dir / "checkpoints"
     for how in [*deaths, "ending"]:
         killed = kill(born(recipe), recipe, how, draw)
-        assert killed or how == "ending", "the run came to its end, or failed by itself"
+        over = how == "ending" or newest(folder) == STEPS  # then it may end before it is killed
+        assert killed or over, "the run came to its end too early, or failed by itself"
         within_saves += (folder / checkpoints.STAGING).is_dir()
         reached.append(newest(folder))
         for checkpoint in checkpoints.list_checkpoints(folder):
