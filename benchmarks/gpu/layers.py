@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,21 +37,22 @@ CASES = (
 )  # fmt: skip
 
 
-def measure(system: EngineSystem, work: Workload, cuda: bool) -> list[float]:
-    """New tokens per second of two runs, after one that captures graphs."""
+def measure(
+    system: EngineSystem, work: Workload, cuda: bool
+) -> tuple[list[float], Mapping[str, float]]:
+    """New tokens per second of two runs, after one that captures graphs; counters of a run."""
     rates = []
     for _ in range(3):
         began = time.perf_counter()
-        system.run(work)
+        counters = system.run(work).counters
         if cuda:
             torch.cuda.synchronize()
         rates.append(work.output_tokens / (time.perf_counter() - began))
-    return rates[1:]
+    return rates[1:], counters
 
 
 def kernel_ms(system: EngineSystem, work: Workload) -> float:
-    """Milliseconds of all kernels of a run."""
-    system.run(work)
+    """Milliseconds of all kernels of a run, after :func:`measure`."""
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         system.run(work)
     total: float = sum(event.self_device_time_total for event in found.key_averages()) / 1e3
@@ -90,7 +92,7 @@ def main() -> None:
                 "benchmark": "gpu_layers", "system": name, "shape": shape, "device": args.device,
                 "layers": "fused" if fused else "plain", "clients": clients, "pass_tokens": width,
                 "requests": len(work.asks), "new_tokens": work.output_tokens,
-                "tokens_per_s": measure(system, work, cuda),
+                "tokens_per_s": measure(system, work, cuda)[0],
             }  # fmt: skip
             if cuda:
                 line["kernel_ms"] = kernel_ms(system, work)

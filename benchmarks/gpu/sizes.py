@@ -5,9 +5,10 @@
 
 A pass over few tokens costs a GPU the time to read the weights, or to start the kernels; the host
 prepares each tick meanwhile. Which of them is longest decides what routing gains, so both are
-told: the median tick, and the kernels of one (CUDA's profiler). Random weights and forced exits
-(:mod:`mor.bench.forced`), requests of one prompt token and answers of 64 to 128, greedy. Both
-systems run the same engine. Lines are appended to ``runs/bench/gpu_sizes.jsonl``.
+told: the mean tick of the faster run, and the kernels of one (CUDA's profiler). Random weights and
+forced exits (:mod:`mor.bench.forced`), requests of one prompt token, answers of 64 tokens in the
+mean, greedy. Both systems run the same engine. Lines are appended to
+``runs/bench/gpu_sizes.jsonl``.
 """
 
 from __future__ import annotations
@@ -62,8 +63,7 @@ def run(shape: str, recursions: int, device: torch.device, requests: int) -> Non
             "paper", clients * requests, clients, config.vocab_size,
             Lengths(scale=0.25 if cuda else 0.03), pass_tokens=clients,
         )  # fmt: skip
-        rates = measure(system, work, cuda)
-        counters = system.run(work).counters
+        rates, counters = measure(system, work, cuda)
         line = {
             "benchmark": "gpu_sizes", "system": name, "shape": shape, "device": str(device),
             "parameters": sum(weight.numel() for weight in model.parameters()),

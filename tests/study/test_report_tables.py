@@ -77,8 +77,8 @@ def test_curves_have_a_panel_for_each_budget(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(plots, "to_png", lambda figure: figure)
     figure: Any = plots.draw_curves(records)
     first, second = figure.axes
-    assert first.get_title(loc="left") == "2.0e12 FLOPs"
-    assert second.get_title(loc="left") == "4.0e12 FLOPs"
+    assert first.get_title(loc="left") == "2.00e12 FLOPs"
+    assert second.get_title(loc="left") == "4.00e12 FLOPs"
     assert [label.get_text() for label in first.get_xticklabels()] == ["30K", "100K"]
     assert not first.get_xticklabels(minor=True)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["vanilla", "mor"]

@@ -2,13 +2,14 @@
 
     L = E + A (N_once + R^phi N_rec)^-a + B D^-b
 
-All constants are positive, but for phi: E is below every loss, and none grows with size or tokens.
+No constant but phi is negative: E is a floor, and no loss grows with size or tokens.
 N_once are the parameters that a token passes once, N_rec those of the shared block, R the passes
 over it and D the tokens. phi = 1: a loop is worth as much as fresh parameters; phi = 0: nothing.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -88,7 +89,10 @@ def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 
     table = torch.tensor(
         [[p.once, p.shared, p.passes, p.tokens, p.nll] for p in points], dtype=torch.float64
     )
-    best = min((_search(table, start, same_tokens) for start in _STARTS), key=lambda fit: fit[1])
+    starts = [
+        torch.tensor((phi, *map(math.log, rest)), dtype=torch.float64) for phi, *rest in _STARTS
+    ]
+    best = min((_search(table, start, same_tokens) for start in starts), key=lambda fit: fit[1])
     interval = None
     if resamples:
         draw, found = np.random.default_rng(seed), []
@@ -96,8 +100,7 @@ def fit_recurrence_law(points: Sequence[Point], resamples: int = 0, seed: int = 
             rows = draw.integers(0, len(points), len(points))
             drawn = {settings[row] for row in rows}
             if len(drawn) >= needed and len({passes for _, _, passes, _ in drawn}) > 1:
-                start = tuple(_exponents(best[0]).tolist())
-                found.append(float(_exponents(_search(table[rows], start, same_tokens)[0])[0]))
+                found.append(float(_search(table[rows], best[0], same_tokens)[0][0]))
         if 2 * len(found) >= resamples:  # of fewer the interval would be an accident
             low, high = np.quantile(found, [0.05, 0.95])
             interval = (float(low), float(high))
@@ -155,11 +158,9 @@ def _solve(table: Tensor, searched: Tensor, same_tokens: bool) -> tuple[Tensor, 
     return matrix, min(solutions, key=lambda found: found[0])[1]
 
 
-def _search(table: Tensor, start: tuple[float, ...], same_tokens: bool) -> tuple[Tensor, float]:
-    """Exponents near `start` with the smallest squared error, and that error."""
-    searched = torch.tensor(start, dtype=torch.float64)
-    searched[1:] = searched[1:].log()
-    searched.requires_grad_()
+def _search(table: Tensor, start: Tensor, same_tokens: bool) -> tuple[Tensor, float]:
+    """What to search for near `start` with the smallest squared error, and that error."""
+    searched = start.clone().requires_grad_()
     search = torch.optim.LBFGS(
         [searched], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14,
         line_search_fn="strong_wolfe",

@@ -69,7 +69,7 @@ def draw_curves(records: Sequence[Record]) -> bytes | None:
             axes.set_xlim(0.75 * min(sizes), 1.35 * max(sizes))
             axes.set_xticks(marks, [short_count(mark) for mark in marks])
             axes.set_xticks([], minor=True)
-            axes.set_title(f"{_flops_of(records, budget):.1e} FLOPs".replace("e+", "e"))
+            axes.set_title(f"{_flops_of(records, budget):.2e} FLOPs".replace("e+", "e"))
         panels[0].set_ylabel("causal NLL (nats/token)")
         figure.supxlabel("parameters without embedding; a star is a fitted optimum", fontsize=11)
         run_legend(figure, list(lines.values()), list(lines))
