@@ -58,7 +58,7 @@ class Evidence:
         for run in RUNS:
             if self.args.only is None or run.name in self.args.only:
                 self.one(run)
-                if run.model and not run.scratch:
+                if "router" in run.model and not run.scratch and run.gain is None:
                     self.calibrate(run.name)
 
     def rows(self) -> list[dict[str, Any]]:
@@ -239,6 +239,8 @@ class Evidence:
             },
             "output": str(self.folder / "runs"),
         }
+        if run.schedule is not None:
+            raw["train"]["depth_schedule"] = run.schedule
         if args.device == "cuda":
             raw["train"] |= {"dtype": "bfloat16"}
         if start is None:  # the same network as the routed run's, nothing learnt
@@ -252,9 +254,12 @@ class Evidence:
             "freeze": ["embeddings"],
             "rates": run.rates,
             "distill": distill if run.distil else None,
+            "gain": run.gain,
         }
         raw["model"] = dict(run.model)
-        if run.model:
+        if run.gain is not None:
+            raw["uptrain"]["freeze"] = []
+        elif "router" in run.model:
             raw["model"]["router_capacity_warmup_steps"] = warmup
         return parse_recipe(raw)
 

@@ -20,6 +20,10 @@ WINDOW = {"num_prelude_layers": 1, "num_recursion_layers": 6, "num_coda_layers":
 """16 of 30 layers: `mor fold-table --leave-out 14` says that layers 7-20 are missed least."""
 QUIET = {"relaxation": "gains", "start_gain": 0.2, **NORMS}
 LOWER = {"init": "lower", **WINDOW}
+ROUTED: dict[str, Any] = {
+    "model": {"router": "threshold", "update_rule": "last", "kv_sharing": "recursive_update"},
+    "gain": {"margin": 0.02, "confidence": 0.5},
+}
 GAP: dict[str, Any] = {"rate": 5e-4, "rates": {"relaxation": 10.0}}
 """Training of what fills a gap; ``rates`` only where there are gains."""
 
@@ -42,6 +46,8 @@ class Run:
         sequences: per step, in multiples of the command's ``--batch``.
         distil: learn from the source model.
         hidden: weight of the stream's error.
+        schedule: caps of depth over training, ``train.depth_schedule``.
+        gain: the router alone is trained, on the frozen trunk, ``uptrain.gain``.
     """
 
     name: str
@@ -56,6 +62,8 @@ class Run:
     sequences: int = 1
     distil: bool = True
     hidden: float = 3.0
+    schedule: list[Any] | None = None
+    gain: dict[str, Any] | None = None
 
 
 def whole(recursions: int, init: str, **more: Any) -> dict[str, Any]:
@@ -154,4 +162,32 @@ def long() -> Iterator[Run]:
     yield Run("window-tenth", "long", LONG // 10, fold, **GAP)
 
 
-RUNS = [*starts(), *ablations(), *sides(), *dropped(), *windows(), *small(), *long()]
+def levers() -> Iterator[Run]:
+    """What made depth pay elsewhere: growth, streams, a router on the frozen trunk, passes added.
+
+    Growth runs one pass for most of the steps, which costs what the model without recursion does.
+    Where tokens differ, runs that are compared have had about the same processor time.
+    """
+    ends = LOWER | {"num_recursion_layers": 4, "num_coda_layers": 5}
+    plain: dict[str, Any] = {"num_recursions": 1, **ends}
+    deep: dict[str, Any] = QUIET | {"num_recursions": 4, **ends}
+    grow = [[0.6, 1], [0.4, 4]]
+    streams = {"recursion_streams": 2}
+    yield Run("small-r4-grow", "levers", 5 * SHORT, deep, schedule=grow, **GAP)
+    yield Run("small-r4-streams", "levers", 4 * SHORT, deep, model=streams, **GAP)
+    yield Run("small-dropped-long", "levers", 24 * SHORT, plain, rate=5e-4)
+    yield Run("small-r4-grow-long", "levers", 20 * SHORT, deep, schedule=grow, **GAP)
+    trained = "small-r4-grow-long"
+    yield Run("small-gain", "levers", 4 * SHORT, start=trained, rate=5e-3, distil=False, **ROUTED)
+    # A block of six layers that the whole source runs twice, the second time silent at first.
+    whole_source = {"num_prelude_layers": 12, "num_recursion_layers": 6, "num_coda_layers": 12}
+    added: dict[str, Any] = QUIET | {"num_recursions": 2, "init": "lower", **whole_source}
+    for rate in (1e-4, 3e-4):
+        own = {"rate": rate, "rates": {"relaxation": 10.0}}
+        fold = added | {"start_gain": 0.0}
+        yield Run(f"added-r2-{rate:g}", "levers", 5 * SHORT, fold, distil=False, **own)
+        fold = {"num_recursions": 1, "init": "lower", **whole_source}
+        yield Run(f"added-none-{rate:g}", "levers", 6 * SHORT, fold, distil=False, rate=rate)
+
+
+RUNS = [*starts(), *ablations(), *sides(), *dropped(), *windows(), *small(), *long(), *levers()]

@@ -89,3 +89,20 @@ def test_the_second_stage_begins_where_the_first_ended(uptrain: Any, data: Path)
     two.model.router.boundary.fill_(-1e4)
     with torch.no_grad():
         assert_close(two(ids).logits, one(ids).logits, rtol=1e-3, atol=1e-3)
+
+
+def test_parts_that_begin_without_effect(uptrain: Any, data: Path) -> None:
+    """Streams and scalars are added to a start that has none; then they are part of the model."""
+    first = uptrain(name="recursive")
+    parts = {"recursion_streams": 2, "recursion_scalars": True}
+    quiet = {"budget": {"steps": 1}, "learning_rate": 1e-12}
+    second = uptrain(name="wide", start=first, model=parts, train=quiet)
+    ids = PackedDataset(data, "train", SEQ_LEN)[0]["input_ids"][None]
+    one, two = load_model(first), load_model(second)
+    assert two.model.seam.taken.shape == (2, 2)
+    with torch.no_grad():
+        assert_close(two(ids).logits, one(ids).logits, rtol=1e-5, atol=1e-5)
+    third = uptrain(name="on", start=second)
+    assert not load_model(third).model.seam.scalars.equal(two.model.seam.scalars)
+    with pytest.raises(MorError, match=r"model.recursion_streams=3 differs .* which has 2"):
+        uptrain(name="other", start=second, model={"recursion_streams": 3})

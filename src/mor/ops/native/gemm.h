@@ -78,10 +78,29 @@ struct Linear {
 };
 
 static int64_t tile_bytes(int64_t k);
-static void quantise(const float* rows, int64_t m, int64_t k, uint8_t* bytes, int64_t me,
-                     int64_t all);
+static void put_bytes(const float* from, int64_t row, int64_t k, uint8_t* bytes);
 static void meet8(const Linear& linear, int64_t p, const uint8_t* tile, int64_t count,
                   int64_t share, int64_t shares, vec (*acc)[NV]);
+
+// Room for the m rows that a product takes, and how they lie there: as tiles of floats; where weights
+// are bytes, as tiles of bytes, and before these there is room for the rows as they are.
+struct Inputs {
+    float* rows;
+    uint8_t* bytes;  // null where weights are no bytes
+    int64_t k;
+    Inputs(const Linear& linear, float* room, int64_t m) : rows(room), k(linear.k) {
+        bytes = linear.weight8 ? (uint8_t*)(room + tiles(m) * TILE * k) : nullptr;
+    }
+    void put(const float* from, int64_t row) const {
+        if (bytes) put_bytes(from, row, k, bytes);
+        else put_row(from, row, k, rows);
+    }
+    // This worker's share of x [m, k].
+    void put_all(const float* x, int64_t m, int64_t me, int64_t all) const {
+        Share share(m, me, all);
+        for (int64_t row = share.begin; row < share.end; row++) put(x + row * k, row);
+    }
+};
 
 static inline vec above(ivec pair) {
     const ivec bits = pair & (int32_t)0xffff0000;
@@ -204,18 +223,12 @@ static inline int64_t tiles_at_once(int64_t k) {
 }
 
 // This worker's share of rows x panels; UNIT neighbouring panels stay together.
-// `sink(panel, tile, rows, acc)` takes each finished tile. Behind the rows there is room for them
-// as bytes, where the weights are bytes; `ready` is where they are already.
+// `sink(panel, tile, rows, acc)` takes each finished tile of the first m rows.
 template <int UNIT = 1, class Sink>
-static void product(const Linear& linear, const float* rows, int64_t m, int64_t me, int64_t all,
-                    Sink sink, const uint8_t* ready = nullptr) {
-    const uint8_t* bytes = ready;
-    if (linear.weight8 && !ready) {
-        uint8_t* made = (uint8_t*)(rows + tiles(m) * TILE * linear.k);
-        quantise(rows, m, linear.k, made, me, all);
-        bytes = made;
-#pragma omp barrier
-    }
+static void product(const Linear& linear, const Inputs& inputs, int64_t m, int64_t me, int64_t all,
+                    Sink sink) {
+    const float* rows = inputs.rows;
+    const uint8_t* bytes = inputs.bytes;
     const int64_t k = linear.k, width = k * PANEL, high = tiles(m);
     const int64_t steps = linear.weight16 ? (k + 1) / 2 : k;
     const int64_t count = panels(linear.n), units = count / UNIT;

@@ -49,41 +49,40 @@ static inline int64_t tile_bytes(int64_t k) {
     return groups_of(k) * (GROUP * TILE + TILE * (int64_t)sizeof(float));
 }
 
-// Tiles of floats become tiles of bytes: this worker's share.
-static void quantise(const float* rows, int64_t m, int64_t k, uint8_t* bytes, int64_t me,
-                     int64_t all) {
+// Row `row` [k] as bytes with their scales, into its place among tiles of bytes.
+static void put_bytes(const float* from, int64_t row, int64_t k, uint8_t* bytes) {
+    typedef uint8_t small __attribute__((vector_size(W)));
     const int64_t groups = groups_of(k);
-    Share share(tiles(m) * groups, me, all);
-    for (int64_t item = share.begin; item < share.end; item++) {
-        const int64_t tile = item / groups, g = item % groups;
-        const float* from = rows + tile * TILE * k + g * GROUP * TILE;
-        const int64_t inputs = std::min(GROUP, k - g * GROUP);
-        uint8_t* to = bytes + tile * tile_bytes(k);
-        float* scales = (float*)(to + groups * GROUP * TILE) + g * TILE;
-        int32_t sizes[TILE] = {};
-        float inverse[TILE];
-        for (int64_t i = 0; i < inputs; i++)
-            for (int64_t r = 0; r < TILE; r++)
-                sizes[r] = std::max(sizes[r], size_of(from[i * TILE + r]));
-        for (int64_t r = 0; r < TILE; r++) {
-            const float most = of_size(sizes[r]);
-            scales[r] = most / 127;  // not finite where some input is not: so is then the sum
-            inverse[r] = most > 0 ? 127 / most : 0;
+    uint8_t* tile = bytes + row / TILE * tile_bytes(k);
+    int32_t* fours = (int32_t*)tile + row % TILE;
+    float* scales = (float*)(tile + groups * GROUP * TILE) + row % TILE;
+    // Adding 1.5 x 2^23 rounds to the nearest whole number, which then is in the low bits.
+    const float shift = 12582912.0f + 128.0f;
+    for (int64_t g = 0; g < groups; g++, from += GROUP) {
+        const float* x = from;
+        float last[GROUP] = {};
+        if (k - g * GROUP < GROUP) {
+            std::memcpy(last, from, (k - g * GROUP) * sizeof(float));
+            x = last;
         }
-        // Adding 1.5 x 2^23 rounds to the nearest whole number, which then is in the low bits.
-        const float shift = 12582912.0f + 128.0f;
-        int32_t* fours = (int32_t*)(to + g * GROUP * TILE);
-        for (int64_t i = 0; i < GROUP; i += 4, fours += TILE) {
-            int32_t four[TILE] = {};
-            for (int64_t j = 0; j < 4; j++)
-                for (int64_t r = 0; r < TILE; r++) {
-                    const float x = i + j < inputs ? from[(i + j) * TILE + r] * inverse[r] : 0.0f;
-                    const float shifted = x + shift;
-                    int32_t bits;
-                    std::memcpy(&bits, &shifted, 4);
-                    four[r] |= (bits & 255) << (8 * j);
-                }
-            std::memcpy(fours, four, sizeof(four));
+        ivec sizes = {};
+        for (int64_t i = 0; i < GROUP; i += W) {
+            const ivec size = *(const ivec*)(x + i) & 0x7fffffff;
+            sizes = size > sizes ? size : sizes;
+        }
+        int32_t size = 0;
+        for (int64_t i = 0; i < W; i++) size = std::max(size, sizes[i]);
+        const float most = of_size(size);
+        const float inverse = most > 0 ? 127 / most : 0;
+        scales[g * TILE] = most / 127;  // not finite where some input is not: so is then the sum
+        for (int64_t i = 0; i < GROUP; i += W) {
+            const vec shifted = load(x + i) * inverse + shift;
+            ivec whole;
+            std::memcpy(&whole, &shifted, sizeof(vec));
+            const small low = __builtin_convertvector(whole & 255, small);
+            int32_t four[W / 4];
+            std::memcpy(four, &low, sizeof(four));
+            for (int64_t j = 0; j < W / 4; j++, fours += TILE) *fours = four[j];
         }
     }
 }

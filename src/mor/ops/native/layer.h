@@ -29,16 +29,23 @@ static inline const float* norm_of(const float* norm, int64_t norms, const int64
     return norms == 1 || !use ? norm : norm + use[row] * k;
 }
 
-// Normalise this worker's share of x [m, k] into tiles.
+// Normalise this worker's share of x [m, k] into the inputs of a product.
 static void norm_rows(const float* x, const float* norm, int64_t norms, const int64_t* use,
-                      float eps, int64_t m, int64_t k, float* rows, int64_t me, int64_t all) {
+                      float eps, int64_t m, const Inputs& inputs, int64_t me, int64_t all) {
+    const int64_t k = inputs.k;
     Share share(m, me, all);
     for (int64_t row = share.begin; row < share.end; row++) {
         const float* from = x + row * k;
         const float* weight = norm_of(norm, norms, use, row, k);
         const float scale = scale_of(from, k, eps);
-        float* to = rows + row / TILE * TILE * k + row % TILE;
-        for (int64_t i = 0; i < k; i++) to[i * TILE] = weight[i] * (from[i] * scale);
+        if (inputs.bytes) {
+            float* to = inputs.rows + row * k;
+            for (int64_t i = 0; i < k; i++) to[i] = weight[i] * (from[i] * scale);
+            inputs.put(to, row);
+        } else {
+            float* to = inputs.rows + row / TILE * TILE * k + row % TILE;
+            for (int64_t i = 0; i < k; i++) to[i * TILE] = weight[i] * (from[i] * scale);
+        }
     }
 }
 
@@ -65,13 +72,12 @@ static void enter(const Layer& layer, const float* x, const float* cos, const fl
                   const int64_t* use, int64_t m, int64_t with_kv, float* query, float* key_value,
                   float* rows, int64_t me, int64_t all) {
     const int64_t d = layer.head_dim, keys = layer.kv_heads * d;
-    norm_rows(x, layer.input_norm, layer.norms, use, layer.eps, m, layer.width, rows, me, all);
+    const Inputs inputs(layer.query, rows, m);  // key and value are kept as the query is
+    norm_rows(x, layer.input_norm, layer.norms, use, layer.eps, m, inputs, me, all);
 #pragma omp barrier
-    product(layer.query, rows, m, me, all, Write{query, nullptr, layer.heads * d});
-    const bool small = layer.key_value.weight8;
-    const uint8_t* bytes = small ? (uint8_t*)(rows + tiles(m) * TILE * layer.width) : nullptr;
+    product(layer.query, inputs, m, me, all, Write{query, nullptr, layer.heads * d});
     if (with_kv)
-        product(layer.key_value, rows, with_kv, me, all, Write{key_value, nullptr, 2 * keys}, bytes);
+        product(layer.key_value, inputs, with_kv, me, all, Write{key_value, nullptr, 2 * keys});
 #pragma omp barrier
     Share share(m, me, all);
     for (int64_t row = share.begin; row < share.end; row++) {
@@ -87,22 +93,26 @@ static void enter(const Layer& layer, const float* x, const float* cos, const fl
 
 // Takes the panels of gate and up in turn; silu(gate) * up goes into the rows of what follows.
 struct Gated {
-    float* rows;
-    float* kept;  // this worker's gate tiles: [tiles][TILE][NV][W]
-    int64_t inner;
+    const Inputs& inputs;  // as rows where they become bytes later, else as tiles
+    float* kept;           // this worker's gate tiles: [tiles][TILE][NV][W]
     void operator()(int64_t p, int64_t tile, int64_t count, vec (*acc)[NV]) const {
         float* gate = kept + tile * TILE * PANEL;
         if (p % 2 == 0) {
             std::memcpy(gate, acc, count * PANEL * sizeof(float));
             return;
         }
+        const int64_t inner = inputs.k, first = p / 2 * PANEL, left = std::min(inner - first, PANEL);
         for (int64_t r = 0; r < count; r++) {
-            float* to = rows + tile * TILE * inner + r;
             float found[PANEL];
             for (int64_t v = 0; v < NV; v++)
                 store(found + v * W, silu(load(gate + r * PANEL + v * W)) * acc[r][v]);
-            const int64_t first = p / 2 * PANEL, left = inner - first < PANEL ? inner - first : PANEL;
-            for (int64_t c = 0; c < left; c++) to[(first + c) * TILE] = found[c];
+            if (inputs.bytes) {
+                float* to = inputs.rows + (tile * TILE + r) * inner + first;
+                std::memcpy(to, found, left * sizeof(float));
+            } else {
+                float* to = inputs.rows + tile * TILE * inner + r;
+                for (int64_t c = 0; c < left; c++) to[(first + c) * TILE] = found[c];
+            }
         }
     }
 };
@@ -111,17 +121,21 @@ struct Gated {
 static void leave(const Layer& layer, const float* x, const float* mixed, const int64_t* use,
                   int64_t m, float* out, float* rows, float* inner_rows, float* kept, int64_t me,
                   int64_t all) {
-    const int64_t k = layer.heads * layer.head_dim;
-    Share share(m, me, all);
-    for (int64_t row = share.begin; row < share.end; row++) put_row(mixed + row * k, row, k, rows);
+    const Inputs attended(layer.out, rows, m);
+    attended.put_all(mixed, m, me, all);
 #pragma omp barrier
-    product(layer.out, rows, m, me, all, Write{out, x, layer.width, layer.attention_gain, use});
+    product(layer.out, attended, m, me, all, Write{out, x, layer.width, layer.attention_gain, use});
 #pragma omp barrier
-    norm_rows(out, layer.post_norm, layer.norms, use, layer.eps, m, layer.width, rows, me, all);
+    const Inputs normed(layer.gate_up, rows, m), inner(layer.down, inner_rows, m);
+    norm_rows(out, layer.post_norm, layer.norms, use, layer.eps, m, normed, me, all);
 #pragma omp barrier
-    product<2>(layer.gate_up, rows, m, me, all, Gated{inner_rows, kept, layer.inner});
+    product<2>(layer.gate_up, normed, m, me, all, Gated{inner, kept});
 #pragma omp barrier
-    product(layer.down, inner_rows, m, me, all, Write{out, out, layer.width, layer.mlp_gain, use});
+    if (inner.bytes) {
+        inner.put_all(inner.rows, m, me, all);
+#pragma omp barrier
+    }
+    product(layer.down, inner, m, me, all, Write{out, out, layer.width, layer.mlp_gain, use});
 }
 
 // M rows of x [M, n] with N rows of y [N, n]: one chain each, side by side; out has `stride`.

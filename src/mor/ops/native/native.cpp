@@ -32,11 +32,10 @@ void mor_linear(const Linear* linear, const float* x, int64_t m, float* out, flo
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        Share share(m, me, all);
-        for (int64_t row = share.begin; row < share.end; row++)
-            put_row(x + row * linear->k, row, linear->k, rows);
+        const Inputs inputs(*linear, rows, m);
+        inputs.put_all(x, m, me, all);
 #pragma omp barrier
-        product(*linear, rows, m, me, all, Write{out, nullptr, linear->n});
+        product(*linear, inputs, m, me, all, Write{out, nullptr, linear->n});
     }
 }
 
@@ -45,9 +44,10 @@ void mor_head(const Linear* linear, const float* norm, float eps, const float* x
 #pragma omp parallel num_threads(threads)
     {
         const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
-        norm_rows(x, norm, 1, nullptr, eps, m, linear->k, rows, me, all);
+        const Inputs inputs(*linear, rows, m);
+        norm_rows(x, norm, 1, nullptr, eps, m, inputs, me, all);
 #pragma omp barrier
-        product(*linear, rows, m, me, all, Write{out, nullptr, linear->n});
+        product(*linear, inputs, m, me, all, Write{out, nullptr, linear->n});
     }
 }
 

@@ -40,6 +40,8 @@ from mor.train.uptrain.teacher import Teacher, weights_digest
 FOLD = "fold.json"
 _ROUTER_STD = 1e-5
 _ALSO_FREE = ("update_rule", "kv_sharing", "add_bos_token")
+# Parts that a model may get here, and what one without them has: they start without effect.
+_NEW_PARTS = {"recursion_scalars": False, "recursion_streams": 1}
 
 
 def resolve_model(recipe: Recipe) -> Recipe:
@@ -64,11 +66,12 @@ def resolve_model(recipe: Recipe) -> Recipe:
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in given.items():
         free = name.startswith("router") or name in _ALSO_FREE
-        if not free and value != fields.get(name):
+        new = name in _NEW_PARTS and getattr(start, name) == _NEW_PARTS[name]
+        if not (free or new) and value != fields.get(name):
             raise RecipeError(
                 f"model.{name}={value!r} differs from the model in {section.start}, which has "
                 f"{fields.get(name)!r}; only the router's fields may be set in uptraining"
-                f" (and {', '.join(_ALSO_FREE)})"
+                f" (and {', '.join([*_ALSO_FREE, *_NEW_PARTS])}, the last two where it has none)"
             )
     router = given.get("router", start.router)
     if router != start.router:
@@ -126,7 +129,7 @@ def start_model(section: UptrainSection, config: MoRConfig, seed: int = 0) -> An
         if config.router != source.config.router:
             open_router(model.model.router, _ROUTER_STD)
     result = model.load_state_dict(source.state_dict(), strict=False)
-    new = [name for name in result.missing_keys if not name.startswith("model.router.")]
+    new = [n for n in result.missing_keys if not n.startswith(("model.router.", "model.seam."))]
     if new or result.unexpected_keys:
         name = (new or result.unexpected_keys)[0]
         raise MorError(f"{section.start} does not fit the recipe's model: {name}")
