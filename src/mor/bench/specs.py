@@ -1,7 +1,7 @@
 """Which systems take part, from the words of the command line.
 
 vanilla  vanilla@34  mor3  recursive3  mor3:no_refill  mor3:int8  mor3:min_gather=16  DIR  name=DIR
-transformers  openvino  openvino:int8  openvino:float32-f32cache  vllm
+transformers  openvino  openvino:int8  openvino:float32-f32cache  vllm  llamacpp  llamacpp:int8
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mor.errors import MorError
 from mor.hf.load import load_config
 from mor.model.packed import Quantization
 
-PEERS = ("transformers", "openvino", "vllm", "fake")
+PEERS = ("transformers", "openvino", "vllm", "llamacpp", "fake")
 FAMILY = re.compile(r"(vanilla|recursive|mor)(\d+)?(?:@(\d+))?")
 
 

@@ -28,8 +28,9 @@ OTHERS = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_h
 class LlamaCpp(Peer):
     """llama.cpp with continuous batching, spoken to over its own HTTP, as its users do.
 
-    The variant is the type of the weights: ``float32``, ``bfloat16``, or ``int8`` (Q8_0); ``-f32cache``
-    behind it keeps keys and values in float32, where llama.cpp's own choice is float16.
+    The variant is the type of the weights: ``float32``, ``bfloat16``, or ``int8`` (Q8_0);
+    ``-f32cache`` behind it keeps keys and values in float32, where llama.cpp's own choice is
+    float16.
     """
 
     def __init__(self, order: dict[str, Any]) -> None:
@@ -114,7 +115,8 @@ def write_gguf(source: Path, cache: Path, weights: str) -> Path:
     writer.add_token_merges(["t 0"])
     kind = gguf.GGMLQuantizationType[KINDS[weights]]
     with library("safetensors").safe_open(source / "model.safetensors", "np") as file:
-        for name in file.keys():
+        names = file.keys()  # no mapping
+        for name in names:
             values = file.get_tensor(name).astype(numpy.float32)
             if "q_proj" in name or "k_proj" in name:  # pairs of a rotation side by side
                 pairs = values.reshape(-1, 2, size // 2, width)

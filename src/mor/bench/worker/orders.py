@@ -8,6 +8,7 @@ import sys
 from typing import Any
 
 from .fake import Fake
+from .llamacpp import LlamaCpp
 from .openvino import OpenVINO
 from .peer import Peer, Trace, clock
 from .static import Transformers
@@ -16,6 +17,7 @@ from .vllm import VLLM
 PEERS: dict[str, type[Peer]] = {
     "openvino": OpenVINO,
     "vllm": VLLM,
+    "llamacpp": LlamaCpp,
     "transformers": Transformers,
     "fake": Fake,
 }
