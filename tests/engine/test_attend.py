@@ -13,9 +13,9 @@ from torch.testing import assert_close
 
 from mor.engine import Engine
 from mor.engine.attend import PagedAttention, padded_attention, row_attention
-from mor.engine.batch import KVView, PieceColumns, TokenColumns
 from mor.engine.device import DeviceAttention, FlashInferAttention
 from mor.engine.pages import PagePool, PageTables
+from mor.engine.view import KVView, PieceColumns, TokenColumns
 from mor.hf.modeling import MoRForCausalLM
 from mor.ops.paged import plain_attention
 from mor.ops.paged.varlen import varlen_arguments
@@ -86,7 +86,7 @@ def test_each_query_sees_its_row_up_to_its_own_place(
         own_row=own_row,
     )  # fmt: skip
     columns = PieceColumns(rows, lengths, rows, lengths, torch.tensor(counts))
-    view = KVView(table, tokens, columns, counts, writes=0)
+    view = KVView(table, (tokens, columns), counts, writes=0)
     assert_close(
         form(torch.cat(queries), None, None, view, layer),
         torch.stack(wanted),

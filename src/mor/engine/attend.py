@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.engine.batch import KVView
 from mor.engine.device import write
+from mor.engine.view import KVView
 from mor.model.attend.protocol import Attend
 from mor.ops import native
 from mor.ops.attention import slot_attention

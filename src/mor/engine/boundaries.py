@@ -34,6 +34,11 @@ class OwnBoundaries:
         """Have a place for them from the start, which captured stages look into."""
         self._own = torch.full(self.shape, torch.nan, dtype=torch.float64, device=device)
 
+    @property
+    def none(self) -> bool:
+        """Whether no lane holds some, so that nobody has to judge."""
+        return not self._set
+
     def enter(self, waves: Sequence[Wave], device: torch.device) -> None:
         """Note what the requests of new tokens ask for."""
         asked = {lane for w in waves if w.request.params.boundaries for lane in w.lanes}

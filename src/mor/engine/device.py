@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.engine.batch import KVView
 from mor.engine.pages import PagePool
+from mor.engine.view import KVView
 from mor.ops.paged import FlashInfer, Pages, PagesAttention, Rows
 from mor.ops.paged.flashinfer import WORKSPACE, make_wrapper
 from mor.ops.planned import explain_no_triton

@@ -49,6 +49,16 @@ class Lanes:
         """Give ``lanes`` back to the free ones."""
         self._free.extend(lanes)
 
+    def gates(self) -> Tensor | None:
+        """[lanes + 1] float32 gates of the tokens' last scores; None where the router has none."""
+        if "gate" not in self.carried:
+            return None
+        if "gate" not in self._scores:
+            self._scores["gate"] = torch.zeros(
+                self.count + 1, dtype=torch.float32, device=self.device
+            )
+        return self._scores["gate"]
+
     def put_scores(self, lanes: Tensor, scores: Scores) -> None:
         """Keep what is needed of the scores [1, N, ...] of the tokens in ``lanes`` [N]."""
         for name in self.carried:

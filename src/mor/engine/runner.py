@@ -13,12 +13,15 @@ from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.mirror import to_int64
+from mor.engine.quick import QuickStages, make_quick_stages
 from mor.engine.request import Request, Wave
 from mor.engine.sampler import Choice, choose
 from mor.engine.store import KVStore
+from mor.engine.view import Flat
 from mor.model.model import MoRModel
 from mor.model.routers import as_mask
 from mor.model.routers.base import Scores, active_router
+from mor.ops import native
 from mor.ops.rope import Rotation
 
 
@@ -53,15 +56,20 @@ class Runner:
         self.interleaved = self.config.interleaved
         self.recursions_per_tick = limit if self.interleaved else 1
         self.turns: Rotation | None = None
+        self._quick: QuickStages | None = None
         self.needs_origin = model.needs_origin
         self.starts_all: bool = full_depth or active_router(model.router).starts_all
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
         """``embed`` and ``prelude`` of new tokens; [N] which of them run depth 0."""
         batch = private_batch(waves, self.store)
-        self.boundaries.enter(waves, batch.lanes.device)
-        ids = [i for w in waves for i in w.ids]
-        hidden = self.model.embed(to_int64(ids, batch.lanes.device)[None])
+        self.boundaries.enter(waves, self.lanes.device)
+        ids = to_int64([i for w in waves for i in w.ids], self.lanes.device)
+        if all(wave.request.embedded is None for wave in waves):
+            found = self._in_one_call(self.quick.start, batch, ids)
+            if found is not None:
+                return found
+        hidden = self.model.embed(ids[None])
         self._put_embeddings(waves, hidden[0])
         return self._start(batch, hidden)
 
@@ -107,6 +115,9 @@ class Runner:
         return self._route(batch, hidden, batch.depths)
 
     def _run(self, batch: ForwardBatch) -> Tensor:
+        found = self._in_one_call(self.quick.run, batch)
+        if found is not None:
+            return found
         hidden = self.lanes.hidden.index_select(0, batch.lanes)[None]
         rope = self._rope(batch)
         attend = PagedAttend(self.config, batch.view, self.attention, block=True)
@@ -119,7 +130,30 @@ class Runner:
         after = batch.depths + self.recursions_per_tick
         return self._route(batch, self.model.narrow(hidden), after)
 
+    @property
+    def quick(self) -> QuickStages:
+        """The stages that run in one call of the kernels."""
+        if self._quick is None:
+            parts = (self.model, self.store, self.lanes, self.attention, self._all_turns())
+            self._quick = QuickStages() if self.full_depth else make_quick_stages(*parts)
+        return self._quick
+
+    def _in_one_call(
+        self, stage: native.LanePass | None, batch: ForwardBatch, index: Tensor | None = None
+    ) -> Tensor | None:
+        """What ``stage`` gives; None where there is none, or a token has boundaries of its own."""
+        columns = batch.view.columns
+        if stage is None or not isinstance(columns, Flat) or torch.is_grad_enabled():
+            return None
+        if stage.settling is not None and not self.boundaries.none:
+            return None
+        numbers, tokens, pieces = columns
+        return stage(numbers, tokens, pieces, batch.view.writes, index)
+
     def _finish(self, batch: ForwardBatch) -> Tensor:
+        found = self._in_one_call(self.quick.finish, batch)
+        if found is not None:
+            return found[None]
         hidden = self.model.narrow(self.lanes.hidden.index_select(0, batch.lanes)[None])
         first = len(self.model.prelude_layers)
         attend = PagedAttend(self.config, batch.view, self.attention, first=first)
@@ -136,12 +170,15 @@ class Runner:
 
     def _rope(self, batch: ForwardBatch) -> Rotation:
         """Looked up: cosines of the same few positions again and again cost more than the rows."""
-        if self.turns is None:
-            places = torch.arange(self.store.private.max_tokens, device=batch.positions.device)
-            self.turns = self.model.rope(places, self.lanes.hidden.dtype)
-        cos, sin = self.turns
+        cos, sin = self._all_turns()
         at, shape = batch.positions.flatten(), (*batch.positions.shape, -1)
         return cos.index_select(0, at).view(shape), sin.index_select(0, at).view(shape)
+
+    def _all_turns(self) -> Rotation:
+        if self.turns is None:
+            places = torch.arange(self.store.private.max_tokens, device=self.lanes.hidden.device)
+            self.turns = self.model.rope(places, self.lanes.hidden.dtype)
+        return self.turns
 
     def _recurse(
         self,

@@ -8,15 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mor.engine.batch import (
-    ForwardBatch,
-    KVView,
-    Piece,
-    PieceColumns,
-    TokenColumns,
-    private_pieces,
-    token_lists,
-)
+from mor.engine.batch import ForwardBatch, Piece, private_pieces, token_lists
 from mor.engine.device import DeviceAttention
 from mor.engine.pages import PageTables
 from mor.engine.request import Request, Wave
@@ -24,6 +16,7 @@ from mor.engine.runner import Runner, last_rows
 from mor.engine.sampler import Choice
 from mor.engine.stages import Stage
 from mor.engine.static_sampler import StaticSampler
+from mor.engine.view import KVView, PieceColumns, TokenColumns
 
 
 class StaticRunner(Runner):
@@ -133,5 +126,5 @@ class StaticRunner(Runner):
         parts, size = columns.unbind(), columns.shape[1]
         tokens, (row, length, own_length) = TokenColumns(*parts[:7]), parts[7:10]
         pieces = PieceColumns(row, length, tokens.own_row, own_length, torch.ones_like(row))
-        view = KVView(table, tokens, pieces, (1,) * size, size, origins, width=table.max_tokens)
+        view = KVView(table, (tokens, pieces), (1,) * size, size, origins, width=table.max_tokens)
         return ForwardBatch((), view)

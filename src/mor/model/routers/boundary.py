@@ -85,25 +85,30 @@ class BoundaryRouter(Router):
             return (scores.decision >= self.half_rule) | full
         return (scores.decision > self.boundary[depth]) | full
 
+    def kernel_answers(self) -> native.RouterAnswers | None:
+        """What a kernel has to know to give :meth:`answer`; None where scores are not linear."""
+        net, config = self.net, self.config
+        if net.up is not None or net.temperature != 1 or self.auxiliary is not None:
+            return None
+        device = self.boundary.device
+        full = constant(tuple(c >= 1 for c in config.router_capacities), torch.bool, device)
+        half, squash = config.router_decision_rule == "half", config.router_activation
+        halves = (self.half_rule,) * self.num_recursions
+        boundary = constant(halves, self.boundary.dtype, device) if half else self.boundary
+        return native.RouterAnswers(
+            net.weight, net.bias, boundary, full, half, None if squash == "none" else squash,
+            config.router_gate_bias, config.router_alpha,
+        )  # fmt: skip
+
     def answer(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> tuple[Scores, Tensor | None]:
         """As the base's, for linear scores in one kernel."""
-        net, linear = self.net, self.net.up is None and self.net.temperature == 1
-        quick = linear and self.auxiliary is None and isinstance(depth, Tensor)
-        if not quick or not native.fits(hidden, net.weight, self.boundary):
+        asked = self.kernel_answers() if isinstance(depth, Tensor) else None
+        if asked is None or not native.fits(hidden, asked.weight, self.boundary):
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
-        config, device = self.config, hidden.device
-        full = constant(tuple(c >= 1 for c in config.router_capacities), torch.bool, device)
-        half, kind = config.router_decision_rule == "half", config.router_activation
-        halves = (self.half_rule,) * self.num_recursions
-        boundary = constant(halves, self.boundary.dtype, device) if half else self.boundary
-        found = native.route(
-            hidden.flatten(0, -2), net.weight, net.bias, depth.flatten(), boundary,
-            full, at_it=half, squash=None if kind == "none" else kind,
-            shift=config.router_gate_bias, alpha=config.router_alpha,
-        )  # fmt: skip
+        found = native.route(hidden.flatten(0, -2), depth.flatten(), asked)
         logits, gates, goes = (part.view(depth.shape) for part in found)
         return Scores(gates, logits, logits), goes
 

@@ -18,10 +18,10 @@ from mor.ops.native.calls import (
     own_linear,
     pointwise,
     read_through,
-    route,
     spin,
 )
 from mor.ops.native.flash import FlashAttention, Pieces, trains
+from mor.ops.native.lanes import RULES, LanePass, RouterAnswers, Settling, route
 from mor.ops.native.packed import PackedLayer, PackedLinear, choose_tuning
 from mor.ops.native.paged import PackedStack, Ragged, paged_attention
 
@@ -30,12 +30,16 @@ __all__ = [
     "GROUP",
     "HEAD_DIMS",
     "POINTWISE",
+    "RULES",
     "FlashAttention",
+    "LanePass",
     "PackedLayer",
     "PackedLinear",
     "Pieces",
     "PackedStack",
     "Ragged",
+    "RouterAnswers",
+    "Settling",
     "Workspace",
     "argmax",
     "fits",

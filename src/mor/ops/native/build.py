@@ -28,6 +28,7 @@ _SOURCES = (
     "layer.h",
     "machine.h",
     "pointwise.h",
+    "pass.h",
     "attention.h",
     "flash_backward.h",
     "flash.h",

@@ -71,6 +71,28 @@ class RaggedStruct(ctypes.Structure):
     ]
 
 
+class RouterStruct(ctypes.Structure):
+    """``Router`` of pass.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, c_void_p) for name in ("weight", "bias", "boundary", "full")),
+        ("depths", c_int64),
+        *((name, c_int) for name in ("at_it", "kind")),
+        *((name, c_float) for name in ("shift", "alpha")),
+    ]
+
+
+class PassStruct(ctypes.Structure):
+    """``Pass`` of pass.h."""
+
+    _fields_: ClassVar[Any] = [
+        *((name, c_void_p) for name in ("source", "lanes", "gates", "cos", "sin")),
+        *((name, c_int64) for name in ("width", "turn", "first", "ahead")),
+        ("rule", c_int),
+        ("router", RouterStruct),
+    ]
+
+
 class FlashStruct(ctypes.Structure):
     """``Flash`` of flash.h."""
 
@@ -108,6 +130,11 @@ def kernels() -> Any:
     found.mor_stack.argtypes = (
         [address, number, address, number] + [address] * 4 + [number] * 2 + [address] * 6 + [c_int]
     )
+    found.mor_pass.argtypes = (
+        [address, address, number, address, address, number, number, number, c_int]
+        + [address] * 11
+        + [c_int]
+    )
     found.mor_flash.argtypes = [address, c_int]
     found.mor_flash_backward.argtypes = [address, address, c_int]
     found.mor_own_linear.argtypes = [
@@ -120,9 +147,7 @@ def kernels() -> Any:
         address,
         c_int,
     ]
-    found.mor_route.argtypes = (
-        [address, number, number] + [address] * 5 + [c_int, c_int, c_float, c_float] + [address] * 3
-    )
+    found.mor_route.argtypes = [address, address, number, number] + [address] * 4
     found.mor_pointwise.argtypes = [address, number, c_int, address, c_int]
     found.mor_spin.argtypes, found.mor_spin.restype = [number, c_int], c_float
     found.mor_read.argtypes, found.mor_read.restype = [address, number, c_int], c_float
@@ -212,46 +237,6 @@ def spin(steps: int) -> int:
 def read_through(x: Tensor) -> None:
     """Read all of a float32 vector once; its length a multiple of 128."""
     kernels().mor_read(at(x), x.numel(), torch.get_num_threads())
-
-
-def route(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    depths: Tensor,
-    boundary: Tensor,
-    full: Tensor,
-    *,
-    at_it: bool,
-    squash: str | None,
-    shift: float,
-    alpha: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Answers of a router that compares a score with a boundary, in one call.
-
-    Args:
-        x: [M, D] streams.
-        weight, bias: [sets, 1, D], and [sets, 1] or none.
-        depths: [M] each token's.
-        boundary, full: [sets] by depth, and which depths let all through.
-        at_it: whether a token at its boundary goes on.
-        squash: of :data:`POINTWISE`, what makes a gate of a score and ``shift``; None for none.
-        alpha: times that.
-
-    Returns:
-        Scores, gates and who goes on, [M] each.
-    """
-    x, depths = x.contiguous(), depths.contiguous()
-    weight, boundary, full = weight.contiguous(), boundary.contiguous(), full.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    logits, gates = x.new_empty(2, len(x)).unbind()
-    goes = x.new_empty(len(x), dtype=torch.bool)
-    kind = -1 if squash is None else POINTWISE.index(squash)
-    kernels().mor_route(
-        at(x), *x.shape, at(weight), at(bias), at(depths), at(boundary), at(full), at_it, kind,
-        shift, alpha, at(logits), at(gates), at(goes),
-    )  # fmt: skip
-    return logits, gates, goes
 
 
 def argmax(x: Tensor) -> Tensor:

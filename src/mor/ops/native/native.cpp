@@ -4,7 +4,7 @@
 #include "flash_backward.h"
 #include "layer.h"
 #include "machine.h"
-#include "pointwise.h"
+#include "pass.h"
 
 using namespace mor;
 
@@ -127,6 +127,23 @@ void mor_stack(const Layer* const* layers, int64_t count, const Ragged* batch, i
     }
 }
 
+// The same as a stage over the tokens whose columns lie in `flat`; `batch` has the pages. `index` says
+// where their streams come from: null for their lanes. `goes` is null where nothing goes to lanes.
+void mor_pass(const Pass* pass, const Layer* const* layers, int64_t count, const Ragged* batch,
+              const int64_t* flat, int64_t m, int64_t pieces, int64_t with_kv, int own_use,
+              const int64_t* index, float* x, float* cos, float* sin, float* query, float* key_value,
+              float* mixed, float* rows, float* inner_rows, float* kept, uint8_t* goes, int threads) {
+    const Columns at(flat, m, pieces);
+    Ragged own = *batch;
+    own.own_rows = at.own_row, own.written = at.written, own.slots = at.slot;
+    own.rows = at.row, own.counts = at.size, own.pieces = pieces;
+    if (own.origins) own.own = at.own, own.lengths = at.length;
+    gather(*pass, at, index ? index : at.lane, m, x, cos, sin);
+    mor_stack(layers, count, &own, pass->first, x, cos, sin, own_use ? at.depth : nullptr, m, with_kv,
+              query, key_value, mixed, rows, inner_rows, kept, threads);
+    if (goes) settle(*pass, at, m, x, goes);
+}
+
 // out [m, outputs]: row i of x [m, k] with its own of the matrices [sets, outputs, k].
 void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, int64_t outputs,
                     const int64_t* index, float* out, int threads) {
@@ -157,22 +174,10 @@ float mor_read(const float* x, int64_t n, int threads) {
     return all;
 }
 
-// Answers of a router that compares a score with a boundary, each of m tokens at its own depth:
-// logits x w[depth] + bias, gates squash(logit + shift) alpha (kind as of pointwise.h, below 0 none),
-// and whether the token goes on: above its boundary (or at it), or where its depth is full.
-void mor_route(const float* x, int64_t m, int64_t k, const float* weight, const float* bias,
-               const int64_t* depths, const float* boundary, const uint8_t* full, int at_it, int kind,
-               float shift, float alpha, float* logits, float* gates, uint8_t* goes) {
-    own_rows(x, k, weight, 1, depths, 0, m, logits);
-    for (int64_t i = 0; i < m; i++) {
-        if (bias) logits[i] += bias[depths[i]];
-        const float limit = boundary[depths[i]];
-        goes[i] = (at_it ? logits[i] >= limit : logits[i] > limit) || full[depths[i]];
-        gates[i] = logits[i] + shift;
-    }
-    if (kind < 0) return;
-    for (int64_t i = 0; i < m; i += W) pointwise_at(kind, gates, m, i, gates);
-    for (int64_t i = 0; i < m; i++) gates[i] *= alpha;
+// Answers of a router about x [m, k], each of m tokens at its own depth.
+void mor_route(const Router* router, const float* x, int64_t m, int64_t k, const int64_t* depths,
+               float* logits, float* gates, uint8_t* goes) {
+    route(*router, x, m, k, depths, logits, gates, goes);
 }
 
 // out [n]: function `kind` of each number of x [n].

@@ -97,7 +97,7 @@ class PackedStack:
 
     def __init__(self, layers: list[PackedLayer], work: Workspace) -> None:
         self.layers, self.work = layers, work
-        self._structs = (POINTER(LayerStruct) * len(layers))(
+        self.structs = (POINTER(LayerStruct) * len(layers))(
             *(pointer(one.struct) for one in layers)
         )
 
@@ -123,7 +123,7 @@ class PackedStack:
         width, inner = one.heads * one.head_dim, one.inner
         uses = one.uses_of(use, count)
         kernels().mor_stack(
-            self._structs, len(self.layers), byref(batch.struct), first, out.data_ptr(),
+            self.structs, len(self.layers), byref(batch.struct), first, out.data_ptr(),
             cos.data_ptr(), sin.data_ptr(), at(uses), count, with_kv,
             work.room("query", count * width),
             work.room("key_value", with_kv * 2 * one.kv_heads * one.head_dim),
