@@ -175,10 +175,10 @@ def levers() -> Iterator[Run]:
     streams = {"recursion_streams": 2}
     yield Run("small-r4-grow", "levers", 5 * SHORT, deep, schedule=grow, **GAP)
     yield Run("small-r4-streams", "levers", 4 * SHORT, deep, model=streams, **GAP)
-    yield Run("small-dropped-long", "levers", 24 * SHORT, plain, rate=5e-4)
-    yield Run("small-r4-grow-long", "levers", 20 * SHORT, deep, schedule=grow, **GAP)
-    trained = "small-r4-grow-long"
-    yield Run("small-gain", "levers", 4 * SHORT, start=trained, rate=5e-3, distil=False, **ROUTED)
+    both = "small-r4-grow-streams"
+    yield Run(both, "levers", 5 * SHORT, deep, model=streams, schedule=grow, **GAP)
+    for name, start in (("small-gain", "small-r4-grow"), ("small-gain-both", both)):
+        yield Run(name, "levers", 4 * SHORT, start=start, rate=5e-3, distil=False, **ROUTED)
     # A block of six layers that the whole source runs twice, the second time silent at first.
     whole_source = {"num_prelude_layers": 12, "num_recursion_layers": 6, "num_coda_layers": 12}
     added: dict[str, Any] = QUIET | {"num_recursions": 2, "init": "lower", **whole_source}

@@ -71,7 +71,7 @@ class ForwardBatch:
 def private_batch(waves: Sequence[Wave], store: KVStore) -> ForwardBatch:
     """All tokens of ``waves``, for prelude or coda: a token's place is its position."""
     store.push()
-    return _batch(private_pieces(waves), store.private, sum(map(len, waves)), None)
+    return _batch(private_pieces(waves), store.private, None, None)
 
 
 def private_pieces(waves: Sequence[Wave]) -> list[Piece]:
@@ -87,15 +87,16 @@ def private_pieces(waves: Sequence[Wave]) -> list[Piece]:
 def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     """Tokens of mixed depths for the block, those that leave entries first."""
     store.push()
-    if store.shared:
-        pieces = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
+    if not store.shared:
+        return _batch(pieces, store.block, None, store.origins)
+    pieces = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
     writes = sum(len(p.places) for p in pieces if store.writes(p.wave.depth))
     return _batch(pieces, store.block, writes, store.origins)
 
 
 def token_lists(pieces: Sequence[Piece]) -> tuple[list[int], ...]:
     """The columns of :class:`~mor.engine.view.TokenColumns` as lists."""
-    if all(len(piece.places) == 1 for piece in pieces):  # nearly always
+    if sum([len(piece.places) for piece in pieces]) == len(pieces):  # nearly always
         waves = [piece.wave for piece in pieces]
         return (
             [p.wave.start + p.places[0] for p in pieces],
@@ -123,15 +124,18 @@ def token_lists(pieces: Sequence[Piece]) -> tuple[list[int], ...]:
 
 
 def _batch(
-    pieces: Sequence[Piece], table: PageTables, writes: int, origins: Tensor | None
+    pieces: Sequence[Piece], table: PageTables, writes: int | None, origins: Tensor | None
 ) -> ForwardBatch:
-    counts = tuple(len(p.places) for p in pieces)
-    names, lengths = token_lists(pieces), table.lengths
-    read, written = [p.row for p in pieces], [p.own_row for p in pieces]
+    """The first ``writes`` tokens leave entries; all where it is None."""
+    names, lengths, many = token_lists(pieces), table.lengths, len(pieces)
+    total = len(names[0])
+    single = total == many
+    counts = (1,) * many if single else tuple(len(p.places) for p in pieces)
+    read = [p.row for p in pieces]
+    written = names[6] if single else [p.own_row for p in pieces]
     of_piece = (
         read, [lengths[r] for r in read], written, [lengths[r] for r in written], counts,
     )  # fmt: skip
-    numbers = to_int64(list(chain(*names, *of_piece)), table.table.device)
-    flat = Flat(numbers, len(names[0]), len(pieces))
-    view = KVView(table, flat, counts, writes, origins, slots=names[3])
-    return ForwardBatch(tuple(pieces), view)
+    flat = Flat(to_int64(list(chain(*names, *of_piece)), table.table.device), total, many)
+    kept = total if writes is None else writes
+    return ForwardBatch(tuple(pieces), KVView(table, flat, counts, kept, origins, slots=names[3]))

@@ -117,9 +117,17 @@ class KVStore:
         if not self.writes(wave.depth):
             first = [wave.first_slots[place] for place in places]
             return first, first, row, row
-        before = self.block.lengths[row]
+        block, before = self.block, self.block.lengths[row]
         after = before + len(places)
-        self.block.extend(row, after)
+        if after <= block.room[row]:  # nearly always
+            block.lengths[row] = after
+        else:
+            block.extend(row, after)
+        if len(places) == 1 and self._origins is None:  # nearly always, too
+            if wave.depth == 0:
+                wave.first_slots[places[0]] = before
+            slots = [before]
+            return slots, slots, row, row
         slots = list(range(before, after))
         if wave.depth == 0:
             for place, slot in zip(places, slots, strict=True):

@@ -69,9 +69,9 @@ class Flat(NamedTuple):
 
     def taken(self) -> tuple[TokenColumns, PieceColumns]:
         """The columns, each as a view."""
-        kinds = len(TokenColumns._fields)
-        own = self.numbers[: kinds * self.tokens].view(kinds, self.tokens)
-        rest = self.numbers[kinds * self.tokens :].view(-1, self.pieces)
+        places = 7 * self.tokens
+        own = self.numbers[:places].view(7, self.tokens)
+        rest = self.numbers[places:].view(5, self.pieces)
         return TokenColumns(*own.unbind()), PieceColumns(*rest.unbind())
 
 
