@@ -169,7 +169,6 @@ def levers() -> Iterator[Run]:
     Where tokens differ, runs that are compared have had about the same processor time.
     """
     ends = LOWER | {"num_recursion_layers": 4, "num_coda_layers": 5}
-    plain: dict[str, Any] = {"num_recursions": 1, **ends}
     deep: dict[str, Any] = QUIET | {"num_recursions": 4, **ends}
     grow = [[0.6, 1], [0.4, 4]]
     streams = {"recursion_streams": 2}
