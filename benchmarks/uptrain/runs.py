@@ -180,7 +180,7 @@ def levers() -> Iterator[Run]:
         yield Run(name, "levers", 4 * SHORT, start=start, rate=5e-3, distil=False, **ROUTED)
     # A block of six layers that the whole source runs twice, the second time silent at first.
     whole_source = {"num_prelude_layers": 12, "num_recursion_layers": 6, "num_coda_layers": 12}
-    added: dict[str, Any] = QUIET | {"num_recursions": 2, "init": "lower", **whole_source}
+    added: dict[str, Any] = QUIET | {"num_recursions": 2, "init": "repeat", **whole_source}
     for rate in (1e-4, 3e-4):
         own = {"rate": rate, "rates": {"relaxation": 10.0}}
         fold = added | {"start_gain": 0.0}

@@ -242,3 +242,22 @@ def test_norms(norms: Any) -> None:
             weight = weight if norms == "shared" else weight[use]
             assert_close(weight, (own if norms == "own" else ruled).get_submodule(name).weight)
     assert folded.config.share_norms == (norms == "shared")
+
+
+@pytest.mark.parametrize("norms", ["shared", "own"])
+def test_passes_added_to_the_whole_source(norms: Any) -> None:
+    """Silent at first it is the source; without gains its middle runs again and again."""
+    source = vanilla(6, **RICH)
+    ids = random_ids(0, 2, 9)
+    sides = {"num_prelude_layers": 2, "num_coda_layers": 1}
+    folding = Folding(3, init="repeat", norms=norms, relaxation="gains", start_gain=0.0, **sides)
+    made = fold(source, folding)
+    assert (made.config.num_recursion_layers, made.config.num_hidden_layers) == (3, 12)
+    where = layer_map(source.config, folding)
+    assert where["stack"] == [0, 1, *[2, 3, 4] * 3, 5]
+    assert where["shared_layers"] == [(2,), (3,), (4,)]
+    with torch.no_grad():
+        assert_close(made(ids).logits, source(ids).logits, rtol=1e-5, atol=1e-5)
+        again = fold(source, replace(folding, start_gain=1.0))
+        deeper = only(source, where["stack"])
+        assert_close(again(ids).logits, deeper(ids).logits, rtol=1e-4, atol=1e-4)

@@ -71,6 +71,16 @@ def test_a_folder_in_its_dtype_with_what_belongs_to_it(tmp_path: Path) -> None:
             },
             "sharing='middle_sequence' leaves them no place",
         ),
+        (
+            {},
+            {"num_recursions": 2, "init": "repeat", "num_recursion_layers": 2},
+            "num_recursion_layers=2 does not fit: initialization='repeat' leaves nothing out",
+        ),
+        (
+            {},
+            {"num_recursions": 2, "init": "repeat", "sharing": "middle_sequence"},
+            "sharing='middle_sequence' does not: use cycle",
+        ),
         ({}, {"num_recursions": 2, "router": "random"}, "router='random' weighs"),
         ({}, {"num_recursions": 2, "sharing": "spiral"}, "sharing='spiral'"),
         ({}, {"num_recursions": 2, "init": "best"}, "initialization='best'"),

@@ -26,7 +26,7 @@ from mor.hf.load import load_tokenizer
 from mor.model.sharing import Initialization
 from mor.provenance import provenance
 
-Init = Literal["step", "average", "lower", "upper", "random"]
+Init = Literal["step", "average", "lower", "upper", "random", "repeat"]
 
 FULL = ("rank", "full")
 LISTED = "one or several with commas between"
@@ -104,7 +104,7 @@ def table(
     ] = None,
     sharing: Annotated[str, typer.Option(help=LISTED)] = ",".join(get_args(Sharing)),
     num_recursions: Annotated[str, typer.Option(help=LISTED)] = "2,3",
-    init: Annotated[str, typer.Option(help=LISTED)] = ",".join(get_args(Init)),
+    init: Annotated[str, typer.Option(help=LISTED)] = "step,average,lower,upper,random",
     norms: Annotated[Norms | None, typer.Option(help="default own with lora, else shared")] = None,
     rank: Annotated[str, typer.Option(help=f"of lora, 0 for none, or full; {LISTED}")] = "0",
     leave_out: Annotated[

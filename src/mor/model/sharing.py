@@ -16,7 +16,7 @@ import numpy as np
 from mor.config import ConfigError
 from mor.config.choices import Sharing
 
-Initialization = Literal["stepwise", "average", "lower", "upper", "random"]
+Initialization = Literal["stepwise", "average", "lower", "upper", "random", "repeat"]
 
 
 def _spread(low: int, high: int, count: int) -> list[int]:
@@ -60,6 +60,9 @@ def thinned_layers(
     shared layers' own places whole, as the first use or the last; the other uses are spread over
     the rest. With one recursion that leaves out neighbouring layers and shares none.
 
+    With ``repeat`` nothing is left out: the shared part runs R times as it is, so the unrolled
+    stack is longer than L.
+
     Args:
         num_layers: L, layers of the unrolled stack.
         num_recursions: R.
@@ -70,7 +73,7 @@ def thinned_layers(
         initialization: what the shared layers start from; matters with fewer than fit.
 
     Returns:
-        Ascending indices into the stack.
+        Indices into the stack, ascending but for ``repeat``.
 
     Raises:
         ConfigError: fewer shared layers than recursions or than ``num_recursion_layers`` needs, or
@@ -84,7 +87,18 @@ def thinned_layers(
             f"num_layers={num_layers} leaves {max(0, shared)} layers to share; "
             f"num_recursions={num_recursions} needs at least {needed} layers in all"
         )
-    fit = shared // num_recursions
+    repeat = initialization == "repeat"
+    if repeat and not sharing.endswith("cycle"):
+        raise ConfigError(
+            f"initialization='repeat' runs the shared layers one after another, again and again; "
+            f"sharing={sharing!r} does not: use cycle or middle_cycle"
+        )
+    if repeat and num_recursion_layers not in (None, shared):
+        raise ConfigError(
+            f"num_recursion_layers={num_recursion_layers} does not fit: initialization='repeat' "
+            f"leaves nothing out, and {prelude} layers before and {coda} after leave {shared}"
+        )
+    fit = shared if repeat else shared // num_recursions
     block = fit if num_recursion_layers is None else num_recursion_layers
     if not 1 <= block <= fit:
         raise ConfigError(
@@ -93,7 +107,9 @@ def thinned_layers(
         )
     end, more = prelude + shared, block * (num_recursions - 1)
     whole = num_recursion_layers is not None and sharing.endswith("cycle")
-    if whole and initialization == "lower":
+    if repeat:
+        middle = [*range(prelude, end)] * num_recursions
+    elif whole and initialization == "lower":
         middle = [*range(prelude, prelude + block), *_strides(prelude + block, end, more)]
     elif whole and initialization == "upper":
         middle = [*_strides(prelude, end - block, more), *range(end - block, end)]
@@ -127,7 +143,8 @@ def source_layers(
     ``stepwise`` takes evenly spaced layers, both ends included; ``lower`` and ``upper`` the first
     and last of the shared part; ``random`` distinct ones in ascending order; ``average`` the mean
     over exactly the unrolled layers that the shared layer will serve. Norm weights follow the same
-    rule, also where they are kept apart afterwards. Prelude and coda keep their own layers.
+    rule, also where they are kept apart afterwards. Prelude and coda keep their own layers. With
+    ``repeat`` each shared layer is the source's own.
 
     Args:
         num_layers: L, layers of the unrolled stack, before any thinning.
@@ -169,7 +186,7 @@ def source_layers(
         ]
     elif initialization == "stepwise":
         sources = [[layer] for layer in _spread(low, high, count)]
-    elif initialization == "lower":
+    elif initialization in ("lower", "repeat"):
         sources = [[low + i] for i in range(count)]
     elif initialization == "upper":
         sources = [[high - count + 1 + i] for i in range(count)]
@@ -210,6 +227,7 @@ def recursion_config(
     num_prelude_layers: int | None = None,
     num_coda_layers: int | None = None,
     num_recursion_layers: int | None = None,
+    initialization: Initialization = "stepwise",
     thin: bool = False,
 ) -> dict[str, Any]:
     """The depth fields of :class:`~mor.config.MoRConfig` for an unrolled stack of ``num_layers``.
@@ -220,6 +238,7 @@ def recursion_config(
         sharing: the rule.
         num_prelude_layers, num_coda_layers: as in :func:`thinned_layers`.
         num_recursion_layers: layers of the block, where fewer than fit are wanted.
+        initialization: with ``repeat`` the stack is as long as R passes make it.
         thin: where the shared part does not divide by R, warn and leave out layers as
             :func:`thinned_layers` does, instead of raising.
 
@@ -227,10 +246,11 @@ def recursion_config(
         ConfigError: it does not divide; the message names the nearest counts that do.
     """
     prelude, coda = _private(sharing, num_prelude_layers, num_coda_layers)
+    private = prelude, coda, num_recursion_layers
     left = len(
-        thinned_layers(num_layers, num_recursions, sharing, prelude, coda, num_recursion_layers)
+        thinned_layers(num_layers, num_recursions, sharing, *private, initialization=initialization)
     )
-    if left != num_layers and num_recursion_layers is None:
+    if left < num_layers and num_recursion_layers is None:
         shared = num_layers - prelude - coda
         said = (
             f"num_layers={num_layers} with sharing={sharing!r} has {shared} layers to share, "

@@ -25,7 +25,8 @@ class Folding:
     Attributes:
         num_recursions: R.
         sharing: which unrolled layer uses which shared layer.
-        init: which layers the shared ones start from.
+        init: which layers the shared ones start from; ``repeat`` leaves no layer out and adds
+            passes through the middle ones.
         num_prelude_layers, num_coda_layers: private layers; default 1 for ``middle_*``, else 0.
         num_recursion_layers: layers of the block; default as many as fit, see
             :func:`~mor.model.sharing.thinned_layers`. With one recursion, the model is the source
@@ -121,6 +122,7 @@ def folded_config(config: MoRConfig, folding: Folding) -> MoRConfig:
         config.num_hidden_layers,
         folding.num_recursions,
         folding.sharing,
+        initialization=folding.init,
         thin=True,
         **_sides(folding),
     )
@@ -165,15 +167,17 @@ def _check_recursions(folding: Folding) -> None:
 
 
 def starts_at_own_layer(config: MoRConfig, where: dict[str, Any], unrolled: int) -> bool:
-    """Whether a use of a shared layer stands at the layer that it starts from.
+    """Whether a use of a shared layer is the first at the layer that it starts from.
 
     Args:
         config: of the folded model.
         where: from :func:`layer_map`.
         unrolled: counted from the first shared one.
     """
-    place = where["stack"][config.num_prelude_layers + unrolled]
-    return where["shared_layers"][config.shared_layer(unrolled)] == (place,)
+    at = config.num_prelude_layers + unrolled
+    place = where["stack"][at]
+    own: bool = where["shared_layers"][config.shared_layer(unrolled)] == (place,)
+    return own and place not in where["stack"][:at]
 
 
 def _check_start_gain(source: MoRConfig, config: MoRConfig, folding: Folding) -> None:
