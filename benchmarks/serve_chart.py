@@ -23,8 +23,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "serve.jsonl"
 IMAGE = ROOT / "docs" / "images" / "serve-speed.png"
 # The runs of the picture: processor, shape, width of the weights, and the commit that was measured.
 PANELS = (
-    ("Intel Xeon", "135m", "", "2b92ba8"),
-    ("Intel Xeon", "135m", ":int8", "fd4fe7a"),
+    ("Intel Xeon", "135m", "", "0f59208"),
+    ("Intel Xeon", "135m", ":int8", "0f59208"),
     ("AMD EPYC", "135m", "", "6ff07fe"),
     ("AMD EPYC", "135m", ":int8", "6ff07fe"),
     ("Intel Xeon", "360m", "", "ba1f475"),
