@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from mor import MoRForCausalLM
 from mor.engine import Engine, SamplingParams
@@ -88,6 +89,23 @@ def test_what_it_is_for(router: str, update_rule: str) -> None:
 def test_what_it_does_not_know(fields: dict[str, Any]) -> None:
     model = make_model(small_config(**({"router": "threshold", "head_dim": 16} | fields)))
     assert write(model, True)[1] <= {"finish"}
+
+
+class Louder(nn.Embedding):
+    """As an adapter on the embedding: more than its rows."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return 2 * super().forward(ids)
+
+
+def test_an_adapter_on_the_embedding_is_heard() -> None:
+    model = make_model(small_config("threshold", head_dim=16, tie_word_embeddings=False))
+    plain = write(model, True)[0]
+    model.model.embed_tokens.__class__ = Louder
+    louder, seen = write(model, True)
+    assert seen == {"run", "finish"}
+    assert louder != plain
+    assert louder == write(model, False)[0]
 
 
 def test_boundaries_of_a_request_are_heard() -> None:

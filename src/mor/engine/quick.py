@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mor.engine.attend import PagedAttention, native_attention
 from mor.engine.lanes import Lanes
@@ -81,5 +81,7 @@ def make_quick_stages(
     gates, embedding = lanes.gates(), model.embed_tokens.weight
     entered = native.Settling(streams, gates, "last", 0, asked)
     ran = native.Settling(streams, gates, rule, 1, asked)
-    start = stage(model.prelude_layers, embedding.detach(), 0, entered)
+    start = None
+    if type(model.embed_tokens) is nn.Embedding:  # no adapter sits on it
+        start = stage(model.prelude_layers, embedding.detach(), 0, entered)
     return QuickStages(start, stage(model.block, streams, 0, ran), finish)

@@ -104,8 +104,9 @@ class BoundaryRouter(Router):
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
     ) -> tuple[Scores, Tensor | None]:
         """As the base's, for linear scores in one kernel."""
-        asked = self.kernel_answers() if isinstance(depth, Tensor) else None
-        if asked is None or not native.fits(hidden, asked.weight, self.boundary):
+        possible = isinstance(depth, Tensor) and native.fits(hidden, self.net.weight, self.boundary)
+        asked = self.kernel_answers() if possible else None
+        if asked is None:
             return super().answer(hidden, depth, positions, started)
         assert isinstance(depth, Tensor)
         found = native.route(hidden.flatten(0, -2), depth.flatten(), asked)
