@@ -49,6 +49,11 @@ def state(peer: Peer) -> str:
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_its_memory_is_told(peer: Peer) -> None:
+    assert 4 << 20 < peer.resident < 4 << 30
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
 def test_a_frozen_worker_stands_still_until_it_is_asked(peer: Peer) -> None:
     peer.freeze()
     deadline = time.monotonic() + 5

@@ -33,6 +33,10 @@ def trains(*tensors: Tensor) -> bool:
     return False
 
 
+class RouterAnswers:
+    """What is asked of a router in one call, which is not here; nothing asks for it: see `fits`."""
+
+
 def route(*arguments: object, **options: object) -> None:
     """Answers of a router in one call, where tensors fit; here none do.
 
