@@ -45,15 +45,17 @@ class PagePool:
         self.num_pages, self.page_size = num_pages, page_size
         # One more, which is nobody's: padding reads and writes there.
         shape = ((num_pages + 1) * page_size, kv_heads, head_dim)
-        # Not filled: nobody reads what nobody wrote, and the system gives memory page by page as it
-        # is written, so that an engine starts at once and holds what it uses. But padding reads.
+        # On the CPU only what padding reads is filled: nobody reads what nobody wrote, and the
+        # system gives memory page by page as it is written, so that an engine starts at once and
+        # holds what it uses. A GPU's kernels may read behind a row: 0 x nan would be nan there.
+        filled = slice(-page_size, None) if device.type == "cpu" else slice(None)
         self.keys = torch.empty(shape, dtype=dtype, device=device)
         self.values = torch.empty(shape, dtype=dtype, device=device)
-        raw(self.keys)[-page_size:] = raw(self.values)[-page_size:] = 0
+        raw(self.keys)[filled] = raw(self.values)[filled] = 0
         self.scales: tuple[Tensor, Tensor] | None = None
         if has_scales(dtype):
             scales = torch.empty((2, *shape[:2]), device=device)
-            scales[:, -page_size:] = 0
+            scales[:, filled] = 0
             self.scales = (scales[0], scales[1])
         # Taken from the end: the page given back last is used first, while it is in the caches.
         self._free = list(range(num_pages - 1, -1, -1))

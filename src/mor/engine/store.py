@@ -117,17 +117,9 @@ class KVStore:
         if not self.writes(wave.depth):
             first = [wave.first_slots[place] for place in places]
             return first, first, row, row
-        block, before = self.block, self.block.lengths[row]
+        before = self.block.lengths[row]
         after = before + len(places)
-        if after <= block.room[row]:  # nearly always
-            block.lengths[row] = after
-        else:
-            block.extend(row, after)
-        if len(places) == 1 and self._origins is None:  # nearly always, too
-            if wave.depth == 0:
-                wave.first_slots[places[0]] = before
-            slots = [before]
-            return slots, slots, row, row
+        self.block.extend(row, after)
         slots = list(range(before, after))
         if wave.depth == 0:
             for place, slot in zip(places, slots, strict=True):

@@ -11,6 +11,7 @@ from typing import Any
 from .peer import Peer, Trace, clock, library, versions
 
 KINDS = {"float32": "F32", "bfloat16": "BF16", "int8": "Q8_0"}
+# Names as mor.hf.convert.gguf has them; this file runs where mor is not installed.
 LAYERS = {
     "input_layernorm": "attn_norm",
     "self_attn.q_proj": "attn_q",

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mor.ops.native.calls import POINTWISE, PassStruct, RouterStruct, at, kernels, shape
+from mor.ops.native.calls import POINTWISE, PassStruct, RouterStruct, at, kernels
 from mor.ops.native.paged import PackedStack, Ragged
 
 RULES = ("last", "additive", "gated", "residual")
@@ -130,8 +130,7 @@ class LanePass:
             bool [tokens] who goes on; or the output [tokens, D], where it goes to no lane.
         """
         stack, threads = self.stack, torch.get_num_threads()
-        one, work = stack.layers[0], stack.work
-        width, inner, turn = one.heads * one.head_dim, one.inner, self.struct.turn
+        one, work, turn = stack.layers[0], stack.work, self.struct.turn
         goes = stream = None
         if self.settling is None:
             stream = torch.empty(tokens, one.width, dtype=torch.float32, device="cpu")
@@ -142,11 +141,7 @@ class LanePass:
             numbers.data_ptr(), tokens, pieces, writes, one.uses > 1, at(index),
             work.room("stream", tokens * one.width) if stream is None else stream.data_ptr(),
             work.room("cos", tokens * turn), work.room("sin", tokens * turn),
-            work.room("query", tokens * width),
-            work.room("key_value", writes * 2 * one.kv_heads * one.head_dim),
-            work.room("mixed", tokens * width), work.rows("rows", tokens, max(one.width, width)),
-            work.rows("inner", tokens, inner), work.rows("kept", tokens, threads * shape()[0]),
-            at(goes), threads,
+            *stack.rooms(tokens, writes, threads), at(goes), threads,
         )  # fmt: skip
         found = goes if stream is None else stream
         assert found is not None

@@ -101,6 +101,17 @@ class PackedStack:
             *(pointer(one.struct) for one in layers)
         )
 
+    def rooms(self, count: int, with_kv: int, threads: int) -> tuple[int, ...]:
+        """Addresses of room between the steps for ``count`` tokens: query to kept, of mor_stack."""
+        one, work = self.layers[0], self.work
+        width = one.heads * one.head_dim
+        return (
+            work.room("query", count * width),
+            work.room("key_value", with_kv * 2 * one.kv_heads * one.head_dim),
+            work.room("mixed", count * width), work.rows("rows", count, max(one.width, width)),
+            work.rows("inner", count, one.inner), work.rows("kept", count, threads * shape()[0]),
+        )  # fmt: skip
+
     def __call__(
         self,
         x: Tensor,
@@ -118,17 +129,12 @@ class PackedStack:
             batch: the tokens' places.
             first: the table's layer of the first of these layers.
         """
-        one, work, count, threads = self.layers[0], self.work, len(x), torch.get_num_threads()
+        count, threads = len(x), torch.get_num_threads()
         out = x.clone(memory_format=torch.contiguous_format)
-        width, inner = one.heads * one.head_dim, one.inner
-        uses = one.uses_of(use, count)
+        uses = self.layers[0].uses_of(use, count)
         kernels().mor_stack(
             self.structs, len(self.layers), byref(batch.struct), first, out.data_ptr(),
             cos.data_ptr(), sin.data_ptr(), at(uses), count, with_kv,
-            work.room("query", count * width),
-            work.room("key_value", with_kv * 2 * one.kv_heads * one.head_dim),
-            work.room("mixed", count * width), work.rows("rows", count, max(one.width, width)),
-            work.rows("inner", count, inner), work.rows("kept", count, threads * shape()[0]),
-            threads,
+            *self.rooms(count, with_kv, threads), threads,
         )  # fmt: skip
         return out
