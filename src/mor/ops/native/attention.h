@@ -45,26 +45,25 @@ static void find_entries(const Ragged& batch, const Item& item, int64_t layer, i
         found[origins[i]] = pages.slot(own, layer, i) * stride;
 }
 
-// Lane i of the result is the sum of parts[i]: every pair of vectors becomes one, four times.
+// Of every two groups of SIZE lanes the first (FROM 0) or the second (FROM SIZE), of one vector and
+// the next in turn.
+template <int SIZE, int FROM>
+struct Groups {
+    static constexpr int of(int i) { return FROM + (i & SIZE ? W + i - SIZE : i); }
+};
+
+// Lane i of the result is the sum of parts[i]: every pair of vectors becomes one, log2(W) times.
+template <int SIZE = W / 2>
 static inline vec sums(const vec* parts) {
-    vec a[8], b[4], c[2];
-    for (int i = 0; i < 8; i++) {
-        const vec x = parts[i], y = parts[i + 8];
-        a[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-               __builtin_shufflevector(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+    if constexpr (SIZE == 0) {
+        return parts[0];
+    } else {
+        vec half[SIZE];
+        for (int i = 0; i < SIZE; i++)
+            half[i] = pick<Groups<SIZE, 0>>(parts[i], parts[i + SIZE]) +
+                      pick<Groups<SIZE, SIZE>>(parts[i], parts[i + SIZE]);
+        return sums<SIZE / 2>(half);
     }
-    for (int i = 0; i < 4; i++) {
-        const vec x = a[i], y = a[i + 4];
-        b[i] = __builtin_shufflevector(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-               __builtin_shufflevector(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-    }
-    for (int i = 0; i < 2; i++) {
-        const vec x = b[i], y = b[i + 2];
-        c[i] = __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-               __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-    }
-    return __builtin_shufflevector(c[0], c[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-           __builtin_shufflevector(c[0], c[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
 }
 
 // Up to W entries at a time: visit(begin, count, where they lie), while those after them are fetched
@@ -104,7 +103,7 @@ static void score_rows(const Pages& pages, const Item& item, const int64_t* entr
                 for (int64_t j = 0; j < count; j++) {
                     const E* one = key + at[j];
                     vec found = own[0] * load(one);
-                    for (int v = 1; v < ND; v++) found += own[v] * load(one + v * W);
+                    for (int v = 1; v < ND; v++) found = fused(own[v], load(one + v * W), found);
                     parts[j] = found;
                 }
                 vec found = sums(parts);
@@ -131,7 +130,7 @@ static inline void mix_run(const E* value, const int64_t* at, int64_t count, con
             float own = chances[q * width + j];
             if constexpr (std::is_same_v<E, int8_t>) own *= scale[j];
             const vec chance = splat(own);
-            for (int v = 0; v < ND; v++) acc[q][v] += chance * x[v];
+            for (int v = 0; v < ND; v++) acc[q][v] = fused(chance, x[v], acc[q][v]);
         }
     }
     for (int q = 0; q < N; q++)
@@ -232,13 +231,14 @@ static void attend_item(const Ragged& batch, const Item& item, int64_t layer, co
 template <class E>
 static void attend_wide(const Ragged& batch, const Item& item, int64_t layer, const float* query,
                         int64_t heads, float* out, Scratch& room) {
-    switch (batch.pages.head_dim / W) {
-        case 1: return attend_item<E, 1>(batch, item, layer, query, heads, out, room);
-        case 2: return attend_item<E, 2>(batch, item, layer, query, heads, out, room);
-        case 4: return attend_item<E, 4>(batch, item, layer, query, heads, out, room);
-        case 5: return attend_item<E, 5>(batch, item, layer, query, heads, out, room);
-        case 6: return attend_item<E, 6>(batch, item, layer, query, heads, out, room);
-        default: return attend_item<E, 8>(batch, item, layer, query, heads, out, room);
+    const auto as = [&](auto d) { attend_item<E, d() / W>(batch, item, layer, query, heads, out, room); };
+    switch (batch.pages.head_dim) {
+        case 16: return as(std::integral_constant<int, 16>());
+        case 32: return as(std::integral_constant<int, 32>());
+        case 64: return as(std::integral_constant<int, 64>());
+        case 80: return as(std::integral_constant<int, 80>());
+        case 96: return as(std::integral_constant<int, 96>());
+        default: return as(std::integral_constant<int, 128>());
     }
 }
 

@@ -7,11 +7,7 @@
 namespace mor {
 
 constexpr int64_t QUERY_BLOCK = 48, KEY_BLOCK = 96, HIGH = 6;
-#if defined(__AVX512F__)
-constexpr int64_t WIDE = 4;  // vectors across in `mix`; 6 x 4 sums
-#else
-constexpr int64_t WIDE = 1;
-#endif
+constexpr int64_t WIDE = MOST_SUMS / HIGH;  // vectors across in `mix`
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // 2^x for x that is not much above 0, to 2e-9; exactly 0 below -126; nan stays nan.
@@ -33,20 +29,25 @@ static inline vec power(vec x) {
     return x < low ? splat(0.0f) : p * scale;
 }
 
-// The columns of 16 rows of 16 numbers, as rows that lie `wide` apart.
+// Numbers of two vectors in turn, from lane FROM on.
+template <int FROM>
+struct Zip {
+    static constexpr int of(int i) { return FROM + i / 2 + i % 2 * W; }
+};
+
+// The columns of W rows of W numbers, as rows that lie `wide` apart: log2(W) perfect shuffles.
+template <int LEFT = W>
 static inline void transpose(const vec* from, float* to, int64_t wide) {
-    vec a[W], b[W];
-    const auto step = [](const vec* x, vec* y) {  // a perfect shuffle; four of them are it
-        for (int i = 0; i < 8; i++) {
-            y[2 * i] = __builtin_shufflevector(x[i], x[i + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-            y[2 * i + 1] = __builtin_shufflevector(x[i], x[i + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    if constexpr (LEFT == 1) {
+        for (int i = 0; i < W; i++) store(to + i * wide, from[i]);
+    } else {
+        vec next[W];
+        for (int i = 0; i < W / 2; i++) {
+            next[2 * i] = pick<Zip<0>>(from[i], from[i + W / 2]);
+            next[2 * i + 1] = pick<Zip<W / 2>>(from[i], from[i + W / 2]);
         }
-    };
-    step(from, a);
-    step(a, b);
-    step(b, a);
-    step(a, b);
-    for (int i = 0; i < W; i++) store(to + i * wide, b[i]);
+        transpose<LEFT / 2>(next, to, wide);
+    }
 }
 
 // d numbers, and zeros up to the next multiple of W.
@@ -89,7 +90,7 @@ static inline __attribute__((always_inline)) void meet(const float* __restrict r
         for (int r = 0; r < TILE; r++) {
             const vec x = splat(rows[r * dp + i]);
 #pragma GCC unroll 8
-            for (int c = 0; c < C; c++) a[r][c] += x * b[c];
+            for (int c = 0; c < C; c++) a[r][c] = fused(x, b[c], a[r][c]);
         }
     }
 #pragma GCC unroll 8
@@ -116,7 +117,7 @@ static void mix_tile(const float* __restrict x, const float* __restrict b, int64
         for (int r = 0; r < HIGH; r++) {
             const vec chance = splat(x[r * R + i * I]);
 #pragma GCC unroll 8
-            for (int c = 0; c < C; c++) a[r][c] += chance * own[c];
+            for (int c = 0; c < C; c++) a[r][c] = fused(chance, own[c], a[r][c]);
         }
     }
 #pragma GCC unroll 8
@@ -130,22 +131,17 @@ static void mix(const float* x, const float* b, int64_t steps, int64_t dp, float
     int64_t v = 0;
     for (const int64_t all = dp / W; v < all;) {
         const int64_t left = std::min(all - v, WIDE);
-        const float* from = b + v * W;
-        if constexpr (WIDE == 4) {
-            if (left == 4) mix_tile<R, I, 4>(x, from, steps, dp, to + v * W);
-            else if (left == 3) mix_tile<R, I, 3>(x, from, steps, dp, to + v * W);
-            else if (left == 2) mix_tile<R, I, 2>(x, from, steps, dp, to + v * W);
-            else mix_tile<R, I, 1>(x, from, steps, dp, to + v * W);
-        } else {
-            mix_tile<R, I, 1>(x, from, steps, dp, to + v * W);
-        }
+        with_count<WIDE>(left, [&](auto c) {
+            mix_tile<R, I, c()>(x, b + v * W, steps, dp, to + v * W);
+        });
         v += left;
     }
 }
 
 // Places that a query does not see get -inf: its last is `slot`, column 0 is key `base`.
 static inline vec hide(vec scores, int64_t slot, int64_t base) {
-    static const ivec lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    ivec lanes;
+    for (int i = 0; i < W; i++) lanes[i] = i;
     const int32_t last = (int32_t)std::min<int64_t>(std::max<int64_t>(slot - base, -1), W);
     return lanes <= (last - (ivec){}) ? scores : splat(-INFINITY);
 }

@@ -39,6 +39,9 @@ _SOURCES = (
     "vec.h",
 )
 _FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-Wno-psabi")
+# For some processors, AMD's most, GCC multiplies and adds in two steps where it finds sums in a chain,
+# but not in every form of a loop: a sum would hang on the rows beside it.
+_GCC_FLAGS = ("--param=avoid-fma-max-bits=0",)
 
 
 def _compiler() -> str | None:
@@ -81,9 +84,10 @@ def _build(compiler: str) -> Path:
     here = Path(__file__).parent
     option = "-mcpu" if platform.machine() in ("arm64", "aarch64") else "-march"
     machine = f"{option}={os.environ.get('MOR_NATIVE_MARCH') or 'native'}"
-    command = [compiler, *_FLAGS, machine, str(here / _SOURCES[0])]
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False)
-    key = hashlib.sha256("\0".join([*_FLAGS, machine, version.stdout, _processor()]).encode())
+    flags = [*_FLAGS, *(() if "clang" in version.stdout else _GCC_FLAGS), machine]
+    command = [compiler, *flags, str(here / _SOURCES[0])]
+    key = hashlib.sha256("\0".join([*flags, version.stdout, _processor()]).encode())
     for name in _SOURCES:
         key.update((here / name).read_bytes())
     target = _place(f"kernels-{key.hexdigest()[:16]}.so")

@@ -11,9 +11,9 @@ namespace mor {
 struct bf16 {
     uint16_t bits;
 };
-typedef uint32_t uvec __attribute__((vector_size(64)));
-typedef uint16_t hvec __attribute__((vector_size(32), aligned(2), may_alias));
-typedef int8_t bvec __attribute__((vector_size(16), aligned(1), may_alias));
+typedef uint32_t uvec __attribute__((vector_size(4 * W)));
+typedef uint16_t hvec __attribute__((vector_size(2 * W), aligned(2), may_alias));
+typedef int8_t bvec __attribute__((vector_size(W), aligned(1), may_alias));
 
 static inline vec load(const bf16* p) {
     const uvec wide = __builtin_convertvector(*(const hvec*)p, uvec) << 16;

@@ -43,10 +43,10 @@ class Room {
     std::vector<int64_t> slots, places;  // of the rows of a job
     void begin(int64_t size) {
         used = 0;
-        if ((int64_t)held.size() < size + 16) held.resize(size + 16);
+        if ((int64_t)held.size() < size + LINE / 4) held.resize(size + LINE / 4);
     }
     float* take(int64_t size) {
-        const int64_t skip = (64 - (int64_t)((uintptr_t)held.data() & 63)) % 64 / 4;
+        const int64_t skip = (LINE - (int64_t)((uintptr_t)held.data() % LINE)) % LINE / 4;
         float* found = held.data() + skip + used;
         used += round_up(size, W);
         return found;
@@ -127,11 +127,7 @@ static void flash_forward(const Flash& how, const Job& job, Room& room) {
             };
             for (int64_t begin = 0; begin <= most;) {
                 const int64_t left = std::min((most - begin) / W + 1, NV);
-                if (left == 1) score(std::integral_constant<int, 1>(), begin);
-#if defined(__AVX512F__)
-                else if (left == 2) score(std::integral_constant<int, 2>(), begin);
-                else score(std::integral_constant<int, 3>(), begin);
-#endif
+                with_count<NV>(left, [&](auto count) { score(count, begin); });
                 begin += left * W;
             }
             for (int64_t r = 0; r < TILE; r++) store(tops + (tile + r) * W, top[r]);

@@ -31,9 +31,9 @@ static void flash_backward(const Flash& how, const FlashGradients& to, const Job
         sums[row] = how.sums[place];
         vec product = {};
         int64_t i = 0;
-        for (; i + W <= how.d; i += W) product += load(mixed + i) * load(down + i);
+        for (; i + W <= how.d; i += W) product = fused(load(mixed + i), load(down + i), product);
         float rest = 0;
-        for (; i < how.d; i++) rest += mixed[i] * down[i];
+        for (; i < how.d; i++) rest = fused(mixed[i], down[i], rest);
         own[row] = sum(product) + rest;
     }
     for (int64_t base = 0; base < job.reach; base += KEY_BLOCK) {
@@ -78,11 +78,7 @@ static void flash_backward(const Flash& how, const FlashGradients& to, const Job
                 };
                 for (int64_t begin = 0; begin < seen;) {
                     const int64_t left = std::min((seen - begin) / W, NV);
-                    if (left == 1) both(std::integral_constant<int, 1>(), begin);
-#if defined(__AVX512F__)
-                    else if (left == 2) both(std::integral_constant<int, 2>(), begin);
-                    else both(std::integral_constant<int, 3>(), begin);
-#endif
+                    with_count<NV>(left, [&](auto count) { both(count, begin); });
                     begin += left * W;
                 }
                 for (int64_t w = 0; w < seen / W; w++) begins[w] = tile;

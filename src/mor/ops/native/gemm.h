@@ -115,89 +115,88 @@ static inline vec below(ivec pair) {
     return found;
 }
 
-// ROWS rows of a tile meet one panel: acc += rows^T panel. `LINES` cache lines of what comes next
-// are fetched beside each step, which is an input, or two of halves.
-template <int ROWS, int LINES>
-static inline __attribute__((always_inline)) void micro(const float* __restrict rows,
-                                                        const float* __restrict panel, int64_t k,
-                                                        const char* next, vec (*acc)[NV]) {
-    vec a[ROWS][NV];
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) a[r][v] = acc[r][v];
-    for (int64_t i = 0; i < k; i++) {
-        for (int line = 0; line < LINES; line++)
-            __builtin_prefetch(next + (i * LINES + line) * 64, 0, 2);
-        vec b[NV];
-        for (int v = 0; v < NV; v++) b[v] = load(panel + i * PANEL + v * W);
-        for (int r = 0; r < ROWS; r++) {
-            vec x = splat(rows[i * TILE + r]);
-            for (int v = 0; v < NV; v++) a[r][v] += x * b[v];
-        }
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
-}
-template <int ROWS, int LINES>
-static inline __attribute__((always_inline)) void micro(const float* __restrict rows,
-                                                        const int32_t* __restrict panel, int64_t k,
-                                                        const char* next, vec (*acc)[NV]) {
-    vec a[ROWS][NV];
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) a[r][v] = acc[r][v];
-    for (int64_t i = 0; i < k; i += 2) {
-        for (int line = 0; line < LINES; line++)
-            __builtin_prefetch(next + (i / 2 * LINES + line) * 64, 0, 2);
-        ivec pair[NV];
-        vec b[NV];
-        for (int v = 0; v < NV; v++) pair[v] = *(const ivec*)(panel + i / 2 * PANEL + v * W);
-        for (int v = 0; v < NV; v++) b[v] = above(pair[v]);
-        for (int r = 0; r < ROWS; r++) {
-            vec x = splat(rows[i * TILE + r]);
-            for (int v = 0; v < NV; v++) a[r][v] += x * b[v];
-        }
-        if (i + 1 == k) break;
-        for (int v = 0; v < NV; v++) b[v] = below(pair[v]);
-        for (int r = 0; r < ROWS; r++) {
-            vec x = splat(rows[(i + 1) * TILE + r]);
-            for (int v = 0; v < NV; v++) a[r][v] += x * b[v];
-        }
-    }
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
+// Cache lines that a panel has for each step of a product: an input, or two of halves.
+constexpr int64_t LINES = PANEL * 4 / LINE;
+
+// What of the next panel is fetched while a tile meets this one: `lines` beside every `every`-th step.
+// Fetched faster than memory gives them, they would hold up the tile.
+struct Fetch {
+    const char* next;
+    int64_t lines, every;
+};
+
+// The lines of step i, FETCHED beside each that fetches any.
+template <int FETCHED>
+static inline __attribute__((always_inline)) void fetch_step(const char*& next, int64_t i, int64_t every) {
+    if (FETCHED == 0 || (LINES == 1 && (i & (every - 1)))) return;
+    for (int line = 0; line < FETCHED; line++) __builtin_prefetch(next + line * LINE, 0, 2);
+    next += FETCHED * LINE;
 }
 
-template <int ROWS, class T>
-static void micro_at(int64_t lines, const float* rows, const T* panel, int64_t k, const char* next,
-                     vec (*acc)[NV]) {
-    if (lines == 0) micro<ROWS, 0>(rows, panel, k, next, acc);
-    else if (lines == 1) micro<ROWS, 1>(rows, panel, k, next, acc);
-    else if (lines == 2) micro<ROWS, 2>(rows, panel, k, next, acc);
-    else micro<ROWS, NV>(rows, panel, k, next, acc);
+template <int ROWS>
+static inline __attribute__((always_inline)) void add_step(const float* rows, const vec* b,
+                                                           vec (*a)[NV]) {
+    for (int r = 0; r < ROWS; r++) {
+        const vec x = splat(rows[r]);
+        for (int v = 0; v < NV; v++) a[r][v] = fused(x, b[v], a[r][v]);
+    }
+}
+
+// acc += rows^T panel, for ROWS rows of a tile.
+template <int ROWS, int FETCHED>
+static void micro(const float* __restrict rows, const float* __restrict panel, int64_t k,
+                  Fetch fetch, vec (*acc)[NV]) {
+    vec a[ROWS][NV];
+    std::memcpy(a, acc, sizeof(a));
+    for (int64_t i = 0; i < k; i++) {
+        fetch_step<FETCHED>(fetch.next, i, fetch.every);
+        vec b[NV];
+        for (int v = 0; v < NV; v++) b[v] = load(panel + i * PANEL + v * W);
+        add_step<ROWS>(rows + i * TILE, b, a);
+    }
+    std::memcpy(acc, a, sizeof(a));
+}
+
+template <int ROWS, int FETCHED>
+static void micro(const float* __restrict rows, const int32_t* __restrict panel, int64_t k,
+                  Fetch fetch, vec (*acc)[NV]) {
+    vec a[ROWS][NV];
+    std::memcpy(a, acc, sizeof(a));
+    int64_t i = 0;
+    for (; i < k / 2; i++) {
+        fetch_step<FETCHED>(fetch.next, i, fetch.every);
+        const int32_t* at = panel + i * PANEL;
+        vec b[NV];
+        for (int v = 0; v < NV; v++) b[v] = above(*(const ivec*)(at + v * W));
+        add_step<ROWS>(rows + 2 * i * TILE, b, a);
+        // Read again, not kept: AVX2 has too few registers.
+        if constexpr (W < 16) asm volatile("" : "+r"(at));
+        for (int v = 0; v < NV; v++) b[v] = below(*(const ivec*)(at + v * W));
+        add_step<ROWS>(rows + (2 * i + 1) * TILE, b, a);
+    }
+    if (k % 2) {
+        vec b[NV];
+        for (int v = 0; v < NV; v++) b[v] = above(*(const ivec*)(panel + i * PANEL + v * W));
+        add_step<ROWS>(rows + 2 * i * TILE, b, a);
+    }
+    std::memcpy(acc, a, sizeof(a));
 }
 
 template <class T>
-static void micro_any(int64_t count, int64_t lines, const float* rows, const T* panel, int64_t k,
-                      const char* next, vec (*acc)[NV]) {
-    switch (count) {
-        case 1: return micro_at<1>(lines, rows, panel, k, next, acc);
-        case 2: return micro_at<2>(lines, rows, panel, k, next, acc);
-        case 3: return micro_at<3>(lines, rows, panel, k, next, acc);
-        case 4: return micro_at<4>(lines, rows, panel, k, next, acc);
-        case 5: return micro_at<5>(lines, rows, panel, k, next, acc);
-        case 6: return micro_at<6>(lines, rows, panel, k, next, acc);
-#if defined(__AVX512F__)
-        case 7: return micro_at<7>(lines, rows, panel, k, next, acc);
-        default: return micro_at<8>(lines, rows, panel, k, next, acc);
-#endif
-    }
+static void micro_any(int64_t count, const Fetch& fetch, const float* rows, const T* panel,
+                      int64_t k, vec (*acc)[NV]) {
+    with_count<TILE>(count, [&](auto high) {
+        if (fetch.lines == 0) return micro<high(), 0>(rows, panel, k, fetch, acc);
+        with_count<LINES>(fetch.lines, [&](auto n) { micro<high(), n()>(rows, panel, k, fetch, acc); });
+    });
 }
 
 // A panel of halves as floats, in this thread's own room.
 static const float* widen(const int32_t* panel, int64_t k) {
     static thread_local std::vector<float> room;
-    const int64_t size = (k + 1) * PANEL + W;
+    const int64_t size = (k + 1) * PANEL + LINE / 4;
     if ((int64_t)room.size() < size) room.resize(size);
-    float* to = (float*)(((uintptr_t)room.data() + 63) & ~(uintptr_t)63);
+    float* to = (float*)(((uintptr_t)room.data() + LINE - 1) & -(uintptr_t)LINE);
     for (int64_t i = 0; i < k; i += 2, panel += PANEL)
         for (int64_t v = 0; v < NV; v++) {
             const ivec pair = *(const ivec*)(panel + v * W);
@@ -207,6 +206,25 @@ static const float* widen(const int32_t* panel, int64_t k) {
     return to;
 }
 constexpr int64_t WIDEN = 8;  // from so many tiles on it takes less than each tile's own steps
+
+// Shares out the `total` lines of the next panel to the tiles of this one, which do `steps` each.
+class Fetching {
+    const char* next;
+    int64_t total, steps, every = 1, fetched = 0;
+
+  public:
+    Fetching(const char* next, int64_t total, int64_t steps, int64_t tiles)
+        : next(next), total(total), steps(steps) {
+        while (LINES == 1 && every < 8 && total * every * 2 <= tiles * steps) every *= 2;
+    }
+    Fetch share(int64_t left) {
+        const int64_t each = left * steps, missing = std::max<int64_t>(0, total - fetched);
+        const int64_t lines = std::min(LINES, (missing + each - 1) / each);
+        const Fetch found = {next + fetched * LINE, lines, every};
+        fetched += lines * steps / every;
+        return found;
+    }
+};
 
 // What is chosen by measuring on the processor at hand (tuning.py). No choice moves a bit: every
 // output stays the same chain.
@@ -248,10 +266,9 @@ static void product(const Linear& linear, const Inputs& inputs, int64_t m, int64
                 const char* here = pairs ? (const char*)pairs : (const char*)panel;
                 const char* next = here + (p + 1 < count ? steps * PANEL * 4 : 0);
                 if (pairs && last - first >= WIDEN) panel = widen(pairs, k);
-                int64_t fetched = 0;
+                Fetching fetching(next, tuning.fetch && !bytes ? steps * LINES : 0, panel ? k : steps,
+                                  last - first);
                 for (int64_t tile = first; tile < last; tile++) {
-                    const int64_t left = last - tile;
-                    const int64_t lines = tuning.fetch ? (NV - fetched + left - 1) / left : 0;
                     const int64_t high_rows = std::min(TILE, m - tile * TILE);
                     alignas(64) vec acc[TILE][NV];
                     if (bytes) {
@@ -264,10 +281,9 @@ static void product(const Linear& linear, const Inputs& inputs, int64_t m, int64
                         for (int64_t v = 0; v < NV; v++)
                             acc[r][v] = linear.bias ? load(linear.bias + p * PANEL + v * W) : (vec){};
                     const float* own = rows + tile * TILE * k;
-                    const char* fetch = next + fetched * steps * 64;
-                    if (panel) micro_any(high_rows, lines, own, panel, k, fetch, acc);
-                    else micro_any(high_rows, lines, own, pairs, k, fetch, acc);
-                    fetched += lines;
+                    const Fetch fetch = fetching.share(last - tile);
+                    if (panel) micro_any(high_rows, fetch, own, panel, k, acc);
+                    else micro_any(high_rows, fetch, own, pairs, k, acc);
                     sink(p, tile, high_rows, acc);
                 }
             }

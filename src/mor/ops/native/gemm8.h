@@ -2,17 +2,29 @@
 // per row and GROUP inputs, made on the way. Sums of a group are whole numbers and exact.
 //
 // A panel lies in memory as [inputs / 4][PANEL][4]; the rows as tiles [inputs / 4][TILE][4], with
-// their scales [groups][TILE] behind. Inputs are stored plus 128, since the processor multiplies
-// unsigned with signed bytes; what that adds to a sum is taken off by where the sum starts.
+// their scales [groups][TILE] behind. Processors multiply unsigned with signed bytes. With AVX512-VNNI
+// inputs are stored plus 128, and what that adds to a sum is taken off by where the sum starts. With AVX2,
+// which adds two products in 16 bits and would overflow, the weight's size meets the input with the
+// weight's sign: 2 x 127 x 127 fits.
 #pragma once
 #include "gemm.h"
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || defined(__AVX2__)
 #include <immintrin.h>
 #endif
 
 namespace mor {
 
+// HALF rows of a tile meet a panel at a time: their sums fill the registers.
+#if defined(__AVX512F__)
 constexpr int64_t GROUP = 64, HALF = 4;
+#else
+constexpr int64_t GROUP = 64, HALF = 3;
+#endif
+#if defined(__AVX512VNNI__)
+constexpr int32_t OFFSET = 128;
+#else
+constexpr int32_t OFFSET = 0;
+#endif
 
 static inline int64_t groups_of(int64_t k) { return (k + GROUP - 1) / GROUP; }
 
@@ -38,7 +50,7 @@ static void pack8(const float* weight, int64_t n, int64_t k, int8_t* out, float*
                     panel[(i / 4 * PANEL + c) * 4 + i % 4] = (int8_t)q;
                     sum += q;
                 }
-                starts[g * PANEL + c] = -128 * sum;
+                starts[g * PANEL + c] = -OFFSET * sum;
             }
         }
     }
@@ -57,7 +69,7 @@ static void put_bytes(const float* from, int64_t row, int64_t k, uint8_t* bytes)
     int32_t* fours = (int32_t*)tile + row % TILE;
     float* scales = (float*)(tile + groups * GROUP * TILE) + row % TILE;
     // Adding 1.5 x 2^23 rounds to the nearest whole number, which then is in the low bits.
-    const float shift = 12582912.0f + 128.0f;
+    const float shift = 12582912.0f + OFFSET;
     for (int64_t g = 0; g < groups; g++, from += GROUP) {
         const float* x = from;
         float last[GROUP] = {};
@@ -87,16 +99,23 @@ static void put_bytes(const float* from, int64_t row, int64_t k, uint8_t* bytes)
     }
 }
 
-// acc += the products of 4 unsigned bytes (the same for all columns) with 4 signed ones a column.
+// acc += the products of 4 bytes of a row (the same for all columns) with 4 of each column.
 static inline ivec multiply(ivec acc, const uint8_t* row, const int8_t* panel) {
-#if defined(__AVX512VNNI__)
+#if defined(__AVX512VNNI__) || (defined(__AVX2__) && !defined(__AVX512F__))
     int32_t four;
     std::memcpy(&four, row, 4);
+#endif
+#if defined(__AVX512VNNI__)
     return (ivec)_mm512_dpbusd_epi32((__m512i)acc, _mm512_set1_epi32(four),
                                      _mm512_loadu_si512(panel));
+#elif defined(__AVX2__) && !defined(__AVX512F__)
+    const __m256i weight = _mm256_loadu_si256((const __m256i*)panel);
+    const __m256i input = _mm256_sign_epi8(_mm256_set1_epi32(four), weight);
+    const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(weight), input);
+    return acc + (ivec)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 #else
     for (int64_t c = 0; c < W; c++)
-        for (int64_t i = 0; i < 4; i++) acc[c] += (int32_t)row[i] * panel[c * 4 + i];
+        for (int64_t i = 0; i < 4; i++) acc[c] += (int32_t)(int8_t)row[i] * panel[c * 4 + i];
     return acc;
 #endif
 }
@@ -122,7 +141,7 @@ static void micro8(const uint8_t* rows, const float* scales, const int8_t* panel
         }
         for (int r = 0; r < ROWS; r++)
             for (int v = 0; v < NV; v++)
-                total[r][v] += scales[g * TILE + r] * __builtin_convertvector(sum[r][v], vec);
+                total[r][v] = fused(splat(scales[g * TILE + r]), __builtin_convertvector(sum[r][v], vec), total[r][v]);
     }
     for (int r = 0; r < ROWS; r++)
         for (int v = 0; v < NV; v++) acc[r][v] = total[r][v];

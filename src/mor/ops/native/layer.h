@@ -20,7 +20,7 @@ struct Layer {
 // 1 / rms of x [k].
 static inline float scale_of(const float* x, int64_t k, float eps) {
     vec squares = {};
-    for (int64_t i = 0; i < k; i += W) squares += load(x + i) * load(x + i);
+    for (int64_t i = 0; i < k; i += W) squares = fused(load(x + i), load(x + i), squares);
     return 1.0f / std::sqrt(sum(squares) / (float)k + eps);
 }
 
@@ -145,11 +145,11 @@ static inline void dot(const float* x, const float* y, int64_t n, float* out, in
     vec products[M][N] = {};
     for (; i + W <= n; i += W)
         for (int r = 0; r < M; r++)
-            for (int j = 0; j < N; j++) products[r][j] += load(x + r * n + i) * load(y + j * n + i);
+            for (int j = 0; j < N; j++) products[r][j] = fused(load(x + r * n + i), load(y + j * n + i), products[r][j]);
     for (int r = 0; r < M; r++)
         for (int j = 0; j < N; j++) {
             float rest = 0;
-            for (int64_t c = i; c < n; c++) rest += x[r * n + c] * y[j * n + c];
+            for (int64_t c = i; c < n; c++) rest = fused(x[r * n + c], y[j * n + c], rest);
             out[r * stride + j] = sum(products[r][j]) + rest;
         }
 }

@@ -4,14 +4,14 @@
 
 namespace mor {
 
-// `steps` x 24 fused multiply-adds of vectors that stay in registers; the sum, so that it is done.
+// `steps` x 24 x 16 fused multiply-adds of numbers that stay in registers; the sum, so that it is done.
 static float spin(int64_t steps) {
-    constexpr int SUMS = NV == 1 ? 6 : 24;  // as many as there are registers for
+    constexpr int SUMS = MOST_SUMS;
     vec sums[SUMS];
     const vec factor = splat(0.999f), more = splat(1e-3f);
 #pragma GCC unroll 24
     for (int i = 0; i < SUMS; i++) sums[i] = splat((float)i);
-    for (int64_t step = 0; step < steps * 24 / SUMS; step++) {
+    for (int64_t step = 0; step < steps * 24 * 16 / (SUMS * W); step++) {
         asm volatile("" ::: "memory");  // or the compiler would see through it
 #pragma GCC unroll 24
         for (int i = 0; i < SUMS; i++) sums[i] = sums[i] * factor + more;

@@ -155,7 +155,7 @@ void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, i
     }
 }
 
-// What the machine does at best: `steps` x 24 x W fused multiply-adds on each thread, and reading
+// What the machine does at best: `steps` x 24 x 16 fused multiply-adds on each thread, and reading
 // x [n] once, a share on each thread. The result is of no use.
 float mor_spin(int64_t steps, int threads) {
     float all = 0;

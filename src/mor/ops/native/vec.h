@@ -1,37 +1,77 @@
-// Vectors of 16 floats in GCC's and Clang's vector extension: AVX-512, AVX2 or NEON by the target.
+// Vectors of floats in GCC's and Clang's vector extension, as wide as the processor's registers: GCC
+// keeps wider ones in memory, at a tenth of the speed.
 #pragma once
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 namespace mor {
 
-typedef float vec __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t ivec __attribute__((vector_size(64), aligned(4), may_alias));
-constexpr int64_t W = 16;
-
-// A panel of a packed matrix is PANEL columns wide; TILE rows meet it at a time. The accumulators of
-// a tile fill the registers: 8 x 3 of 32 (AVX-512), 6 x 2 of 16 half as wide ones (AVX2).
+// W floats a vector. A panel of a packed matrix is PANEL = NV x W columns wide; TILE rows meet it at a
+// time. The accumulators of a tile fill the registers: 8 x 3 of 32 (AVX-512), 6 x 2 of 16 (AVX2), 6 x 4
+// of 32 (NEON), 3 x 4 of 16 (SSE).
 #if defined(__AVX512F__)
-constexpr int64_t NV = 3, TILE = 8;
+constexpr int64_t W = 16, NV = 3, TILE = 8;
+#elif defined(__AVX2__)
+constexpr int64_t W = 8, NV = 2, TILE = 6;
+#elif defined(__aarch64__)
+constexpr int64_t W = 4, NV = 4, TILE = 6;
 #else
-constexpr int64_t NV = 1, TILE = 6;
+constexpr int64_t W = 4, NV = 4, TILE = 3;
 #endif
-constexpr int64_t PANEL = NV * W;
+constexpr int64_t PANEL = NV * W, MOST_SUMS = NV * TILE;
+constexpr int64_t LINE = 64;  // bytes that caches are filled by
+
+typedef float vec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+typedef int32_t ivec __attribute__((vector_size(4 * W), aligned(4), may_alias));
+
+// Calls function(std::integral_constant<int, n>()) for an n from 1 to MOST that is known only now.
+template <int MOST, class Function>
+static inline __attribute__((always_inline)) void with_count(int64_t n, const Function& function) {
+    if constexpr (MOST == 1) function(std::integral_constant<int, 1>());
+    else if (n >= MOST) function(std::integral_constant<int, MOST>());
+    else with_count<MOST - 1>(n, function);
+}
 
 static inline vec load(const float* p) { return *(const vec*)p; }
 static inline void store(float* p, vec v) { *(vec*)p = v; }
 static inline vec splat(float x) { return x - (vec){}; }
 
-// The sum, as a tree: in the same order on every machine.
+// x y + z, in one step where the processor has one (build.py has the flag that says so to GCC). With AVX2
+// in so many words: left to itself, GCC wants more registers for it than there are beside a tile's sums.
+static inline float fused(float x, float y, float z) { return x * y + z; }
+static inline vec fused(vec x, vec y, vec z) {
+#if defined(__AVX2__) && defined(__FMA__) && !defined(__AVX512F__)
+    asm("vfmadd231ps %2, %1, %0" : "+x"(z) : "x"(x), "xm"(y));
+    return z;
+#else
+    return x * y + z;
+#endif
+}
+
+// Lane i of the result is number Index::of(i) of x and y, end to end.
+template <class Index, int... I>
+static inline vec pick(vec x, vec y, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(x, y, Index::of(I)...);
+}
+template <class Index>
+static inline vec pick(vec x, vec y) {
+    return pick<Index>(x, y, std::make_integer_sequence<int, W>());
+}
+
+// Lanes whose bit is set change places with those whose bit is not.
+template <int BIT>
+struct Swap {
+    static constexpr int of(int i) { return i ^ BIT; }
+};
+
+// The sum, as a tree.
+template <int BIT = W / 2>
 static inline float sum(vec v) {
-    typedef float half __attribute__((vector_size(32)));
-    typedef float quarter __attribute__((vector_size(16)));
-    half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
-             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
-    quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
-    q += __builtin_shufflevector(q, q, 2, 3, 0, 1);
-    return q[0] + q[1];
+    if constexpr (BIT == 0) return v[0];
+    else return sum<BIT / 2>(v + pick<Swap<BIT>>(v, v));
 }
 
 // What |x| is compared by, and back: bits compare as numbers do, and above all of them stands what is
