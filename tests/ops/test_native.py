@@ -240,3 +240,10 @@ def test_they_are_built_once(tmp_path: Path) -> None:
     before = made.stat().st_mtime_ns
     assert _loaded(tmp_path)[0] == "True"
     assert [p.stat().st_mtime_ns for p in tmp_path.rglob("*.so")] == [before]
+
+
+@needs_kernels
+@pytest.mark.parametrize("int8", [False, True])
+def test_no_rows(int8: bool) -> None:
+    packed = PackedLinear([torch.randn(7, 20)], [torch.randn(7)], int8=int8)
+    assert packed(torch.empty(0, 20), Workspace()).shape == (0, 7)

@@ -66,15 +66,16 @@ static inline vec sums(const vec* parts) {
     }
 }
 
-// Up to W entries at a time: visit(begin, count, where they lie), while those after them are fetched
+// Up to W entries at a time: visit(begin, count, where they lie), while those AHEAD of them are fetched
 // from `store` into the cache.
+constexpr int64_t AHEAD = 16;
 template <class E, class Visit>
 static inline void runs(const Pages& pages, const E* store, const Item& item, const int64_t* entries,
                         int64_t reach, Visit visit) {
     const int64_t lines = (item.last - item.head) * pages.head_dim * (int64_t)sizeof(E) / 64;
     for (int64_t begin = 0; begin < reach; begin += W) {
-        const int64_t next = std::min(begin + 2 * W, reach);
-        for (int64_t e = begin + W; e < next; e++) {
+        const int64_t next = std::min(begin + AHEAD + W, reach);
+        for (int64_t e = begin + AHEAD; e < next; e++) {
             const char* from = (const char*)(store + entries[e] + item.head * pages.head_dim);
             for (int64_t line = 0; line < lines; line++)
                 __builtin_prefetch(from + line * 64, 0, 3);

@@ -36,10 +36,11 @@ _SOURCES = (
     "entries.h",
     "gemm8.h",
     "gemm.h",
+    "micro.h",
     "vec.h",
 )
 _FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-Wno-psabi")
-# For some processors, AMD's most, GCC multiplies and adds in two steps where it finds sums in a chain,
+# For some processors, AMD's most, GCC multiplies and adds in two steps where it finds a chain of sums,
 # but not in every form of a loop: a sum would hang on the rows beside it.
 _GCC_FLAGS = ("--param=avoid-fma-max-bits=0",)
 

@@ -14,7 +14,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "vec.h"
+#include "micro.h"
 
 namespace mor {
 
@@ -60,11 +60,15 @@ static void pack16(const float* weight, int64_t n, int64_t k, int32_t* out) {
             }
 }
 
-// Row `row` [k] into its place among tiles of rows.
-static inline void put_row(const float* from, int64_t row, int64_t k, float* rows) {
-    float* to = rows + row / TILE * TILE * k + row % TILE;
-    for (int64_t i = 0; i < k; i++) to[i * TILE] = from[i];
-}
+// How m rows are shared out to tiles. Evenly, since a tile of one or two rows takes as long as one of
+// four: its few sums wait for themselves. Rows of bytes fill the tiles, whose halves they meet by.
+struct Tiling {
+    int64_t m, count;
+    bool full;
+    Tiling(int64_t m, bool full) : m(m), count(tiles(m)), full(full) {}
+    int64_t first(int64_t tile) const { return full ? std::min(m, tile * TILE) : m * tile / count; }
+    int64_t tile_of(int64_t row) const { return full ? row / TILE : ((row + 1) * count - 1) / m; }
+};
 
 // A Linear, packed.
 struct Linear {
@@ -88,12 +92,20 @@ struct Inputs {
     float* rows;
     uint8_t* bytes;  // null where weights are no bytes
     int64_t k;
-    Inputs(const Linear& linear, float* room, int64_t m) : rows(room), k(linear.k) {
+    Tiling tiling;
+    Inputs(const Linear& linear, float* room, int64_t m)
+        : rows(room), k(linear.k), tiling(m, linear.weight8) {
         bytes = linear.weight8 ? (uint8_t*)(room + tiles(m) * TILE * k) : nullptr;
     }
+    // Where the first number of a row lies in its tile; the next is TILE further.
+    float* at(int64_t row) const {
+        const int64_t tile = tiling.tile_of(row);
+        return rows + tile * TILE * k + row - tiling.first(tile);
+    }
     void put(const float* from, int64_t row) const {
-        if (bytes) put_bytes(from, row, k, bytes);
-        else put_row(from, row, k, rows);
+        if (bytes) return put_bytes(from, row, k, bytes);
+        float* to = at(row);
+        for (int64_t i = 0; i < k; i++) to[i * TILE] = from[i];
     }
     // This worker's share of x [m, k].
     void put_all(const float* x, int64_t m, int64_t me, int64_t all) const {
@@ -101,111 +113,6 @@ struct Inputs {
         for (int64_t row = share.begin; row < share.end; row++) put(x + row * k, row);
     }
 };
-
-static inline vec above(ivec pair) {
-    const ivec bits = pair & (int32_t)0xffff0000;
-    vec found;
-    std::memcpy(&found, &bits, sizeof(vec));
-    return found;
-}
-static inline vec below(ivec pair) {
-    const ivec bits = pair << 16;
-    vec found;
-    std::memcpy(&found, &bits, sizeof(vec));
-    return found;
-}
-
-// Cache lines that a panel has for each step of a product: an input, or two of halves.
-constexpr int64_t LINES = PANEL * 4 / LINE;
-
-// What of the next panel is fetched while a tile meets this one: `lines` beside every `every`-th step.
-// Fetched faster than memory gives them, they would hold up the tile.
-struct Fetch {
-    const char* next;
-    int64_t lines, every;
-};
-
-// The lines of step i, FETCHED beside each that fetches any.
-template <int FETCHED>
-static inline __attribute__((always_inline)) void fetch_step(const char*& next, int64_t i, int64_t every) {
-    if (FETCHED == 0 || (LINES == 1 && (i & (every - 1)))) return;
-    for (int line = 0; line < FETCHED; line++) __builtin_prefetch(next + line * LINE, 0, 2);
-    next += FETCHED * LINE;
-}
-
-template <int ROWS>
-static inline __attribute__((always_inline)) void add_step(const float* rows, const vec* b,
-                                                           vec (*a)[NV]) {
-    for (int r = 0; r < ROWS; r++) {
-        const vec x = splat(rows[r]);
-        for (int v = 0; v < NV; v++) a[r][v] = fused(x, b[v], a[r][v]);
-    }
-}
-
-// acc += rows^T panel, for ROWS rows of a tile.
-template <int ROWS, int FETCHED>
-static void micro(const float* __restrict rows, const float* __restrict panel, int64_t k,
-                  Fetch fetch, vec (*acc)[NV]) {
-    vec a[ROWS][NV];
-    std::memcpy(a, acc, sizeof(a));
-    for (int64_t i = 0; i < k; i++) {
-        fetch_step<FETCHED>(fetch.next, i, fetch.every);
-        vec b[NV];
-        for (int v = 0; v < NV; v++) b[v] = load(panel + i * PANEL + v * W);
-        add_step<ROWS>(rows + i * TILE, b, a);
-    }
-    std::memcpy(acc, a, sizeof(a));
-}
-
-template <int ROWS, int FETCHED>
-static void micro(const float* __restrict rows, const int32_t* __restrict panel, int64_t k,
-                  Fetch fetch, vec (*acc)[NV]) {
-    vec a[ROWS][NV];
-    std::memcpy(a, acc, sizeof(a));
-    int64_t i = 0;
-    for (; i < k / 2; i++) {
-        fetch_step<FETCHED>(fetch.next, i, fetch.every);
-        const int32_t* at = panel + i * PANEL;
-        vec b[NV];
-        for (int v = 0; v < NV; v++) b[v] = above(*(const ivec*)(at + v * W));
-        add_step<ROWS>(rows + 2 * i * TILE, b, a);
-        // Read again, not kept: AVX2 has too few registers.
-        if constexpr (W < 16) asm volatile("" : "+r"(at));
-        for (int v = 0; v < NV; v++) b[v] = below(*(const ivec*)(at + v * W));
-        add_step<ROWS>(rows + (2 * i + 1) * TILE, b, a);
-    }
-    if (k % 2) {
-        vec b[NV];
-        for (int v = 0; v < NV; v++) b[v] = above(*(const ivec*)(panel + i * PANEL + v * W));
-        add_step<ROWS>(rows + 2 * i * TILE, b, a);
-    }
-    std::memcpy(acc, a, sizeof(a));
-}
-
-template <class T>
-static void micro_any(int64_t count, const Fetch& fetch, const float* rows, const T* panel,
-                      int64_t k, vec (*acc)[NV]) {
-    with_count<TILE>(count, [&](auto high) {
-        if (fetch.lines == 0) return micro<high(), 0>(rows, panel, k, fetch, acc);
-        with_count<LINES>(fetch.lines, [&](auto n) { micro<high(), n()>(rows, panel, k, fetch, acc); });
-    });
-}
-
-// A panel of halves as floats, in this thread's own room.
-static const float* widen(const int32_t* panel, int64_t k) {
-    static thread_local std::vector<float> room;
-    const int64_t size = (k + 1) * PANEL + LINE / 4;
-    if ((int64_t)room.size() < size) room.resize(size);
-    float* to = (float*)(((uintptr_t)room.data() + LINE - 1) & -(uintptr_t)LINE);
-    for (int64_t i = 0; i < k; i += 2, panel += PANEL)
-        for (int64_t v = 0; v < NV; v++) {
-            const ivec pair = *(const ivec*)(panel + v * W);
-            store(to + i * PANEL + v * W, above(pair));
-            store(to + (i + 1) * PANEL + v * W, below(pair));
-        }
-    return to;
-}
-constexpr int64_t WIDEN = 8;  // from so many tiles on it takes less than each tile's own steps
 
 // Shares out the `total` lines of the next panel to the tiles of this one, which do `steps` each.
 class Fetching {
@@ -241,13 +148,15 @@ static inline int64_t tiles_at_once(int64_t k) {
 }
 
 // This worker's share of rows x panels; UNIT neighbouring panels stay together.
-// `sink(panel, tile, rows, acc)` takes each finished tile of the first m rows.
+// `sink(panel, row, rows, acc)` takes each finished tile of the first m rows, from `row` on.
 template <int UNIT = 1, class Sink>
 static void product(const Linear& linear, const Inputs& inputs, int64_t m, int64_t me, int64_t all,
                     Sink sink) {
+    if (m == 0) return;
     const float* rows = inputs.rows;
     const uint8_t* bytes = inputs.bytes;
-    const int64_t k = linear.k, width = k * PANEL, high = tiles(m);
+    const Tiling& tiling = inputs.tiling;
+    const int64_t k = linear.k, width = k * PANEL, high = tiling.tile_of(m - 1) + 1;
     const int64_t steps = linear.weight16 ? (k + 1) / 2 : k;
     const int64_t count = panels(linear.n), units = count / UNIT;
     const int64_t most = tiles_at_once(k);
@@ -269,12 +178,13 @@ static void product(const Linear& linear, const Inputs& inputs, int64_t m, int64
                 Fetching fetching(next, tuning.fetch && !bytes ? steps * LINES : 0, panel ? k : steps,
                                   last - first);
                 for (int64_t tile = first; tile < last; tile++) {
-                    const int64_t high_rows = std::min(TILE, m - tile * TILE);
+                    const int64_t row = tiling.first(tile);
+                    const int64_t high_rows = std::min(m, tiling.first(tile + 1)) - row;
                     alignas(64) vec acc[TILE][NV];
                     if (bytes) {
                         meet8(linear, p, bytes + tile * tile_bytes(k), high_rows, tile - first,
                               last - first, acc);
-                        sink(p, tile, high_rows, acc);
+                        sink(p, row, high_rows, acc);
                         continue;
                     }
                     for (int64_t r = 0; r < high_rows; r++)
@@ -284,7 +194,7 @@ static void product(const Linear& linear, const Inputs& inputs, int64_t m, int64
                     const Fetch fetch = fetching.share(last - tile);
                     if (panel) micro_any(high_rows, fetch, own, panel, k, acc);
                     else micro_any(high_rows, fetch, own, pairs, k, acc);
-                    sink(p, tile, high_rows, acc);
+                    sink(p, row, high_rows, acc);
                 }
             }
         }
@@ -298,9 +208,9 @@ struct Write {
     int64_t n;
     const float* gains = nullptr;
     const int64_t* use = nullptr;
-    void operator()(int64_t p, int64_t tile, int64_t count, vec (*acc)[NV]) const {
+    void operator()(int64_t p, int64_t first, int64_t count, vec (*acc)[NV]) const {
         for (int64_t r = 0; r < count; r++) {
-            const int64_t row = tile * TILE + r;
+            const int64_t row = first + r;
             if (gains) {  // their width is a multiple of W
                 const float* gain = gains + (use ? use[row] * n : 0) + p * PANEL;
                 for (int64_t v = 0; v < NV && p * PANEL + v * W < n; v++)

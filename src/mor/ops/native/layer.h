@@ -43,7 +43,7 @@ static void norm_rows(const float* x, const float* norm, int64_t norms, const in
             for (int64_t i = 0; i < k; i++) to[i] = weight[i] * (from[i] * scale);
             inputs.put(to, row);
         } else {
-            float* to = inputs.rows + row / TILE * TILE * k + row % TILE;
+            float* to = inputs.at(row);
             for (int64_t i = 0; i < k; i++) to[i * TILE] = weight[i] * (from[i] * scale);
         }
     }
@@ -94,9 +94,9 @@ static void enter(const Layer& layer, const float* x, const float* cos, const fl
 // Takes the panels of gate and up in turn; silu(gate) * up goes into the rows of what follows.
 struct Gated {
     const Inputs& inputs;  // as rows where they become bytes later, else as tiles
-    float* kept;           // this worker's gate tiles: [tiles][TILE][NV][W]
-    void operator()(int64_t p, int64_t tile, int64_t count, vec (*acc)[NV]) const {
-        float* gate = kept + tile * TILE * PANEL;
+    float* kept;           // this worker's gates: [rows][NV][W]
+    void operator()(int64_t p, int64_t row, int64_t count, vec (*acc)[NV]) const {
+        float* gate = kept + row * PANEL;
         if (p % 2 == 0) {
             std::memcpy(gate, acc, count * PANEL * sizeof(float));
             return;
@@ -107,10 +107,10 @@ struct Gated {
             for (int64_t v = 0; v < NV; v++)
                 store(found + v * W, silu(load(gate + r * PANEL + v * W)) * acc[r][v]);
             if (inputs.bytes) {
-                float* to = inputs.rows + (tile * TILE + r) * inner + first;
+                float* to = inputs.rows + (row + r) * inner + first;
                 std::memcpy(to, found, left * sizeof(float));
             } else {
-                float* to = inputs.rows + tile * TILE * inner + r;
+                float* to = inputs.at(row + r);
                 for (int64_t c = 0; c < left; c++) to[(first + c) * TILE] = found[c];
             }
         }
