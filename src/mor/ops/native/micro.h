@@ -51,21 +51,24 @@ template <int ROWS, int FETCHED>
 static void micro(const float* __restrict rows, const float* __restrict panel, int64_t k,
                   Fetch fetch, vec (*acc)[NV]) {
     vec a[ROWS][NV];
-    std::memcpy(a, acc, sizeof(a));
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) a[r][v] = acc[r][v];
     for (int64_t i = 0; i < k; i++) {
         fetch_step<FETCHED>(fetch.next, i, fetch.every);
         vec b[NV];
         for (int v = 0; v < NV; v++) b[v] = load(panel + i * PANEL + v * W);
         add_step<ROWS>(rows + i * TILE, b, a);
     }
-    std::memcpy(acc, a, sizeof(a));
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
 }
 
 template <int ROWS, int FETCHED>
 static void micro(const float* __restrict rows, const int32_t* __restrict panel, int64_t k,
                   Fetch fetch, vec (*acc)[NV]) {
     vec a[ROWS][NV];
-    std::memcpy(a, acc, sizeof(a));
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) a[r][v] = acc[r][v];
     int64_t i = 0;
     for (; i < k / 2; i++) {
         fetch_step<FETCHED>(fetch.next, i, fetch.every);
@@ -83,7 +86,8 @@ static void micro(const float* __restrict rows, const int32_t* __restrict panel,
         for (int v = 0; v < NV; v++) b[v] = above(*(const ivec*)(panel + i * PANEL + v * W));
         add_step<ROWS>(rows + 2 * i * TILE, b, a);
     }
-    std::memcpy(acc, a, sizeof(a));
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < NV; v++) acc[r][v] = a[r][v];
 }
 
 template <class T>
