@@ -40,7 +40,7 @@ _SOURCES = (
     "vec.h",
 )
 _FLAGS = ("-O3", "-fopenmp", "-shared", "-fPIC", "-std=c++17", "-Wno-psabi")
-# For some processors, AMD's most, GCC multiplies and adds in two steps where it finds a chain of sums,
+# For some processors, AMD's above all, GCC multiplies and adds in two steps where sums are chained,
 # but not in every form of a loop: a sum would hang on the rows beside it.
 _GCC_FLAGS = ("--param=avoid-fma-max-bits=0",)
 
