@@ -116,26 +116,30 @@ static void score_rows(const Pages& pages, const Item& item, const int64_t* entr
     });
 }
 
-// out[q] += sum over a run of chances[q][j] value j, for N queries.
+// out[q] += sum over a run of chances[q][j] value j, for N queries: as many numbers of a value at a time
+// as there are registers for.
 template <class E, int ND, int N>
 static inline void mix_run(const E* value, const int64_t* at, int64_t count, const float* chances,
                            int64_t width, float* out, [[maybe_unused]] const vec& scale) {
     constexpr int64_t d = ND * W;
-    vec acc[N][ND];
-    for (int q = 0; q < N; q++)
-        for (int v = 0; v < ND; v++) acc[q][v] = load(out + q * d + v * W);
-    for (int64_t j = 0; j < count; j++) {
-        vec x[ND];
-        for (int v = 0; v < ND; v++) x[v] = load(value + at[j] + v * W);
-        for (int q = 0; q < N; q++) {
-            float own = chances[q * width + j];
-            if constexpr (std::is_same_v<E, int8_t>) own *= scale[j];
-            const vec chance = splat(own);
-            for (int v = 0; v < ND; v++) acc[q][v] = fused(chance, x[v], acc[q][v]);
+    constexpr int C = W == 16 ? ND : N < 4 && ND % 4 == 0 ? 4 : 2;
+    for (int64_t from = 0; from < d; from += C * W) {
+        vec acc[N][C];
+        for (int q = 0; q < N; q++)
+            for (int v = 0; v < C; v++) acc[q][v] = load(out + q * d + from + v * W);
+        for (int64_t j = 0; j < count; j++) {
+            vec x[C];
+            for (int v = 0; v < C; v++) x[v] = load(value + at[j] + from + v * W);
+            for (int q = 0; q < N; q++) {
+                float own = chances[q * width + j];
+                if constexpr (std::is_same_v<E, int8_t>) own *= scale[j];
+                const vec chance = splat(own);
+                for (int v = 0; v < C; v++) acc[q][v] = fused(chance, x[v], acc[q][v]);
+            }
         }
+        for (int q = 0; q < N; q++)
+            for (int v = 0; v < C; v++) store(out + q * d + from + v * W, acc[q][v]);
     }
-    for (int q = 0; q < N; q++)
-        for (int v = 0; v < ND; v++) store(out + q * d + v * W, acc[q][v]);
 }
 
 template <class E, int ND>

@@ -125,10 +125,12 @@ class Fetching {
         while (LINES == 1 && every < 8 && total * every * 2 <= tiles * steps) every *= 2;
     }
     Fetch share(int64_t left) {
-        const int64_t each = left * steps, missing = std::max<int64_t>(0, total - fetched);
-        const int64_t lines = std::min(LINES, (missing + each - 1) / each);
+        const int64_t missing = std::max<int64_t>(0, total - fetched);
+        int64_t lines = missing > 0;
+        if constexpr (LINES > 1)
+            lines = std::min(LINES, (missing + left * steps - 1) / (left * steps));
         const Fetch found = {next + fetched * LINE, lines, every};
-        fetched += lines * steps / every;
+        fetched += lines * (steps / every);
         return found;
     }
 };
