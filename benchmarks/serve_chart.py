@@ -25,7 +25,7 @@ IMAGE = ROOT / "docs" / "images" / "serve-speed.png"
 PANELS = (
     ("Intel Xeon", "135m", "", "0f59208"),
     ("Intel Xeon", "135m", ":int8", "0f59208"),
-    ("AMD EPYC", "135m", "", "d2b0458"),
+    ("AMD EPYC", "135m", "", "5313e8c"),
     ("AMD EPYC", "135m", ":int8", "d2b0458"),
     ("Intel Xeon", "360m", "", "ba1f475"),
     ("Intel Xeon", "360m", ":int8", "ba1f475"),

@@ -85,7 +85,7 @@ def test_looks_ahead_says_what_topk_does(router: str, kv_sharing: str) -> None:
     if ROUTER_CLASSES[router].looks_ahead:
         assert max(moved) > 1e-2
     else:
-        assert max(moved) < 1e-5
+        assert max(moved) < 1e-4  # rounding: products of other shapes
     assert {r for r in ROUTERS if ROUTER_CLASSES[r].looks_ahead} == {
         "expert_choice",
         "threshold",

@@ -18,6 +18,8 @@ NAMES = [*RUNS, *(f"demo/{name}" for name in DEMO), *(f"uptrain/{name}" for name
 NEAR = {"rel": 2e-3, "abs": 1e-4}
 # In bfloat16 a bit of one step is percents of a later step's gradient.
 NEAR_HALF = {"loss": {"rel": 1e-2}, "norm": {"rel": 0.2}}
+# Of sixteen tokens one may be routed otherwise: by sums in another order on another processor.
+NEAR_COUNTS = {"rel": 0.05, "abs": 1.1 / 16}
 
 
 @pytest.fixture(scope="module")
@@ -36,5 +38,5 @@ def test_golden_losses(name: str, recipes: dict[str, Any]) -> None:
     for key, values in known["log"].items():
         near = NEAR if key.endswith(("loss", "norm")) else {"rel": 0.05, "abs": 0.05}
         if name.endswith("bfloat16"):
-            near = NEAR_HALF.get(key[-4:], near)
+            near = NEAR_HALF.get(key[-4:], NEAR_COUNTS)
         assert found["log"][key] == pytest.approx(values, **near), key
