@@ -66,9 +66,10 @@ static inline vec sums(const vec* parts) {
     }
 }
 
+constexpr int64_t AHEAD = 16;
+
 // Up to W entries at a time: visit(begin, count, where they lie), while those AHEAD of them are fetched
 // from `store` into the cache.
-constexpr int64_t AHEAD = 16;
 template <class E, class Visit>
 static inline void runs(const Pages& pages, const E* store, const Item& item, const int64_t* entries,
                         int64_t reach, Visit visit) {
