@@ -17,7 +17,8 @@ from typing import Any, get_args
 from mor.bench.device import parse_device, parse_dtype
 from mor.engine import Engine, SamplingParams
 from mor.engine.entries import KVCacheType
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 
 
 def likelihoods(engine: Engine, ids: list[int]) -> list[float]:

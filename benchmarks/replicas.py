@@ -31,7 +31,8 @@ from replica_servers import cpu_seconds, replica_pids, serving
 
 from mor import provenance
 from mor.engine import Engine, SamplingParams
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.server.ray.counts import count_cores
 
 Answer = list[int]

@@ -2,12 +2,12 @@
 
     python benchmarks/start_up.py --peer-env openvino=DIR --peer-env llamacpp=DIR
 
-Our systems load a model folder, free the plain weights as ``mor serve`` does, each in a process
-of its own; peers are those of
-``mor bench serve``, with what they convert made before. Systems take turns. Compiled kernels, their
-tuning and all files are warm: the first start on a machine compiles for some seconds more. One
-request of 8 tokens, then 16 new ones; resident memory is that at the end, weights that are mapped
-from a file included.
+Our systems are what ``mor serve`` starts, without HTTP: as in that command the classes for
+Transformers are not imported, and plain weights are freed. Each runs in a process of its own; peers
+are those of ``mor bench serve``, with what they convert made before. Systems take turns. Compiled
+kernels, their tuning and all files are warm: the first start on a machine compiles for some seconds
+more. One request of 8 tokens, then 16 new ones; resident memory is that at the end, weights that
+are mapped from a file included.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ from mor.provenance import provenance
 PROMPT = tuple(range(100, 108))
 OURS = """
 import json, sys, time
+import mor_command
 from mor.engine import Engine, SamplingParams
-from mor.hf.load import load_model
-engine = Engine(load_model(sys.argv[1]), release_weights=True, **json.loads(sys.argv[2]))
+from mor.engine.opening import open_servable
+engine = Engine(open_servable(sys.argv[1]), release_weights=True, **json.loads(sys.argv[2]))
 asked = SamplingParams(max_tokens=16, temperature=0, ignore_eos=True)
 engine.add_request(json.loads(sys.argv[3]), asked)
 first = None

@@ -18,7 +18,8 @@ from transformers import Trainer, TrainingArguments
 
 from mor.data import PackedDataset
 from mor.eval import evaluate
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.train import RouterCallback
 

@@ -18,7 +18,8 @@ from peft import LoraConfig
 from trl import SFTConfig, SFTTrainer
 
 from mor.data.bos import start_texts, text_start
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.train import RouterCallback
 
 # For tokenizers that come without one: a line per turn.

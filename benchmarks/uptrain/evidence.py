@@ -79,7 +79,8 @@ class Evidence:
 
         from mor.eval.folds import text_sequences
         from mor.eval.passes import run_pass
-        from mor.hf.load import load_model, load_tokenizer
+        from mor.folder.tokenizer import load_tokenizer
+        from mor.hf.load import load_model
 
         model: Any = load_model(folder)
         if self.args.device == "cuda":
@@ -99,8 +100,9 @@ class Evidence:
         from mor.eval import calibrate
         from mor.eval.folds import text_sequences
         from mor.eval.passes import run_pass
+        from mor.folder.tokenizer import load_tokenizer
         from mor.hf.convert.write import write_model
-        from mor.hf.load import load_model, load_tokenizer
+        from mor.hf.load import load_model
 
         model: Any = load_model(folder)
         data = PackedDataset(self.folder / "data", "train", 512, order_seed=1)

@@ -19,9 +19,10 @@ import torch
 from mor import MoRForCausalLM
 from mor.eval.folds import text_sequences
 from mor.eval.passes import run_pass
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.fold.fold import fold
 from mor.hf.fold.plan import Folding, layer_map
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 
 
 def logits(model: MoRForCausalLM, ids: torch.Tensor) -> torch.Tensor:

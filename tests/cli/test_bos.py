@@ -20,10 +20,11 @@ from mor.data import DataIndex, PackedDataset, prepare
 from mor.engine.intake import prompt_ids
 from mor.errors import MorError
 from mor.eval import calibrate, evaluate
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.convert.convert import convert_llama
 from mor.hf.fold.fold import fold_folder
 from mor.hf.fold.plan import Folding
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 from mor.server.tokens import Tokens
 from mor.train import parse_recipe, train
 from tests.bos import BOS, EOS, save_bos_tokenizer

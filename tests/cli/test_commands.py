@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import mor
 from mor.cli import main
 from mor.cli.app import describe
-from mor.hf.load import load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
 from tests.cli.done import Mor
 
 # The rest --------------------------------------------------------------------------------------

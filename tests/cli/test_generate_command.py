@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.generate import generate_with_depths
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 from tests.cli.done import Mor
 from tests.strategies import make_model, random_ids, small_config
 

@@ -119,7 +119,7 @@ def test_what_is_refused_before_the_model_loads(
         (tmp_path / name).write_text(text)
     (tmp_path / "bytes.jinja").write_bytes(b"\xff\xfe\x00")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "open_model", _no_model)
+    monkeypatch.setattr(command, "open_servable", _no_model)
     done = CliRunner().invoke(app, ["serve", str(folder), *options])
     assert isinstance(done.exception, MorError), done.output
     assert told in str(done.exception)
@@ -132,7 +132,7 @@ def _no_model(folder: Path) -> None:
 def test_a_taken_port_is_told_before_the_model_loads(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "open_model", _no_model)
+    monkeypatch.setattr(command, "open_servable", _no_model)
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         done = CliRunner().invoke(app, ["serve", str(folder), "--port", str(port)])
@@ -143,7 +143,7 @@ def test_a_taken_port_is_told_before_the_model_loads(
 def test_a_key_that_is_set_to_nothing_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "open_model", _no_model)
+    monkeypatch.setattr(command, "open_servable", _no_model)
     monkeypatch.setenv("MOR_API_KEY", "")
     done = CliRunner().invoke(app, ["serve", str(folder)])
     assert isinstance(done.exception, MorError)
@@ -154,7 +154,7 @@ def test_a_key_that_is_set_to_nothing_is_refused(
 def test_a_tokenizers_own_broken_template(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(command, "open_model", _no_model)
+    monkeypatch.setattr(command, "open_servable", _no_model)
     copied = shutil.copytree(folder, tmp_path / "model")
     (copied / "chat_template.jinja").write_text(BROKEN)
     done = CliRunner().invoke(app, ["serve", str(copied)])
@@ -166,7 +166,7 @@ def test_ctrl_c_while_it_loads_is_quiet(folder: Path, monkeypatch: pytest.Monkey
     def interrupted(folder: Path, dtype: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(command, "open_model", interrupted)
+    monkeypatch.setattr(command, "open_servable", interrupted)
     done = CliRunner().invoke(app, ["serve", str(folder), "--port", "0"])
     assert done.exit_code == 130
     assert done.stderr == "stopped before the model was loaded\n"

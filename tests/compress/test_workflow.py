@@ -17,10 +17,11 @@ from mor.config import MoRConfig
 from mor.data import DataIndex, PackedDataset
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.errors import Interrupted, MorError
+from mor.folder.tokenizer import load_tokenizer
+from mor.folder.weights import ConversionError
 from mor.hf.bos import save_tokenizer
 from mor.hf.convert import hub
-from mor.hf.convert.files import ConversionError
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters, flops_per_token
 from tests.tiny import SEQ_LEN, prepare_tiny

@@ -16,7 +16,8 @@ from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
 from mor.eval import calibrate, evaluate
 from mor.eval.calibrate import count_ticks
-from mor.eval.levels import FILE, Level, Levels, calibrate_levels, load_levels
+from mor.eval.levels import calibrate_levels
+from mor.folder.levels import FILE, Level, Levels, load_levels
 from tests.strategies import make_model, small_config
 from tests.tiny import SEQ_LEN
 

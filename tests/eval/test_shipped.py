@@ -16,7 +16,8 @@ from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
 from mor.eval import evaluate
 from mor.eval.answers import score_answers
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.run_files import DEFAULT_MODEL, HELD_OUT, find_folder, model_folder, shipped_models
 
 

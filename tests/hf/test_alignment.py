@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from mor import MoRForCausalLM
+from mor.folder.weights import read_weights
 from mor.hf.convert.assemble import assemble, stack_plan
 from mor.hf.convert.convert import convert_authors, convert_gguf, convert_llama
-from mor.hf.convert.files import read_weights
 from mor.hf.convert.llama import llama_config
 from mor.hf.fold.fold import fold_folder
 from mor.hf.fold.plan import Folding

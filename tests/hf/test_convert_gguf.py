@@ -16,9 +16,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from mor import MorError
 from mor.data import prompt_tokens
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.convert.convert import convert_gguf
 from mor.hf.convert.gguf import turn_back
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 from tests.hf.gguf_files import TEMPLATE, TOKENS, VOCAB, model_of, turn, write_gguf
 
 Kind = gguf.GGMLQuantizationType

@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mor import MorError
-from mor.hf.convert import files
+from mor.folder.weights import read_weights
 from mor.hf.convert.convert import convert_llama
 from tests.hf.checkpoints import VANILLA, golden, load
 
@@ -143,7 +143,7 @@ def test_an_index_leads_nowhere_outside_its_folder(tmp_path: Path) -> None:
     index = {"weight_map": {"x": "../outside.safetensors"}}
     (tmp_path / "llama" / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(MorError, match=r"names the shard \.\./outside\.safetensors"):
-        files.read_weights(tmp_path / "llama")
+        read_weights(tmp_path / "llama")
 
 
 def test_a_head_that_differs_though_called_tied_is_kept_as_transformers_does(

@@ -14,10 +14,11 @@ from torch.testing import assert_close
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from mor import MorError
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.convert.convert import convert_gguf, convert_llama
 from mor.hf.export.gguf import export_gguf
 from mor.hf.export.llama import as_llama, export_llama
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 from tests.strategies import make_model, random_ids, small_config
 
 IDS = random_ids(1, 2, 9)

@@ -11,9 +11,10 @@ import torch
 from torch.testing import assert_close
 
 from mor import MorError
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.fold.fold import fold_folder
 from mor.hf.fold.plan import Folding
-from mor.hf.load import load_model, load_tokenizer
+from mor.hf.load import load_model
 from tests.hf.folding import save_vanilla
 from tests.strategies import random_ids
 

@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mor.data import train_tokenizer
+from mor.engine.opening import load_servable
 from mor.errors import MorError
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.network import load_network
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from tests.strategies import make_model, random_ids, small_config
 
 
@@ -82,6 +85,7 @@ def cut(name: str, bytes_left: float) -> Callable[[Path], None]:
 NORM = "model.norm.weight"
 
 
+@pytest.mark.parametrize("load", [load_model, load_network, load_servable])
 @pytest.mark.parametrize(
     ("harm", "words"),
     [
@@ -103,11 +107,15 @@ NORM = "model.norm.weight"
     ],
 )
 def test_a_folder_that_is_not_whole(
-    harm: Callable[[Path], Any], words: str, folder: Path, capfd: pytest.CaptureFixture[str]
+    load: Callable[[Path], Any],
+    harm: Callable[[Path], Any],
+    words: str,
+    folder: Path,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     harm(folder)
     with pytest.raises(MorError) as caught:
-        load_model(folder)
+        load(folder)
     message = str(caught.value)
     assert words in message
     assert str(folder) in message

@@ -20,7 +20,7 @@ import pytest
 
 from mor.engine import Engine
 from mor.errors import MorError
-from mor.eval.levels import Level, Levels
+from mor.folder.levels import Level, Levels
 from mor.train import load_recipe
 from tests.pages.page import ROOT, Block, Page, blocks, commands, tiny, write_recipe
 from tests.pages.world import build_world

@@ -7,7 +7,7 @@ import pytest
 
 from mor.engine import SamplingParams
 from mor.errors import MorError
-from mor.eval.levels import Level, Levels
+from mor.folder.levels import Level, Levels
 from mor.server import create_app
 from tests.server.live import NAME, Live, make_engine, model, serving
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from mor.engine import Engine
 from mor.errors import MorError
-from mor.server.images import ImageReader
+from mor.server.readers import ImageReader
 from tests.media_models import PATCHES, image_model, image_processor, image_tokenizer, picture
 from tests.server.live import NAME, Live, serving
 

@@ -10,7 +10,7 @@ import pytest
 from transformers import ASTFeatureExtractor
 
 from mor.engine import Engine
-from mor.server.images import ImageReader, SoundReader
+from mor.server.readers import ImageReader, SoundReader
 from tests.media_models import (
     image_model,
     image_processor,

@@ -21,7 +21,8 @@ import openai
 import pytest
 
 from mor.engine import Engine, SamplingParams
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from tests.server.live import NAME, model, tokenizer
 
 pytest.importorskip("ray.serve", reason="the extra ray is not installed")

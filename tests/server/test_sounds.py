@@ -11,7 +11,7 @@ import pytest
 from mor.engine import Engine
 from mor.errors import MorError
 from mor.hf import MoRAudioProcessor, MoRFeatureExtractor
-from mor.server.images import SoundReader
+from mor.server.readers import SoundReader
 from tests.media_models import BINS, sound_model, sound_processor, sound_tokenizer, tone
 from tests.server.live import NAME, Live, serving
 from tests.server.test_classify import sound, wav

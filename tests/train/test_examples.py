@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.train import train
 from tests.tiny import WORDS, tiny_recipe
 

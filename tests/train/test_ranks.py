@@ -20,7 +20,8 @@ from torch.testing import assert_close
 
 from mor.cli import main
 from mor.errors import MorError
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.train.state import checkpoints, sharded
 from tests.processes import run_group
 from tests.train.ranks_worker import MODES, PHASES, SAVED, SETTINGS, STEPS, Job, run_folder

@@ -16,7 +16,8 @@ from torch.testing import assert_close
 from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.eval.passes import run_pass
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.model.flops import count_parameters
 from mor.train import load_recipe, train
 from mor.train.logs.log import ProgressBar

@@ -15,7 +15,7 @@ from mor.bench.forced import bench_config
 from mor.config import MoRConfig
 from mor.engine.scheduler import Policy
 from mor.errors import MorError
-from mor.hf.load import load_config
+from mor.folder.config import load_config
 from mor.model.packed import Quantization
 
 PEERS = ("transformers", "openvino", "vllm", "llamacpp", "fake")

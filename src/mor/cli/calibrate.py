@@ -17,10 +17,12 @@ from mor.disk import check_new
 from mor.errors import MorError
 from mor.eval import calibrate as calibrate_model
 from mor.eval.calibrate import count_ticks
-from mor.eval.levels import FACTORS, Levels, calibrate_levels
+from mor.eval.levels import FACTORS, calibrate_levels
+from mor.folder.config import is_media_model
+from mor.folder.levels import Levels
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.bos import record_bos, save_tokenizer
 from mor.hf.convert.files import new_folder
-from mor.hf.load import is_media_model, load_tokenizer
 from mor.model.routers import BoundaryRouter
 from mor.run_files import PROCESSORS, TOKENIZER, beside_model
 

@@ -17,7 +17,9 @@ from mor.data import load_tokenizer as load_data_tokenizer
 from mor.data.bos import check_same_bos, model_bos
 from mor.disk import check_folder, write_whole
 from mor.errors import MorError
-from mor.hf.load import is_media_model, load_config, load_media_model, tokenizer_beside
+from mor.folder.config import is_media_model, load_config
+from mor.folder.tokenizer import tokenizer_beside
+from mor.hf.load import load_media_model
 from mor.hf.load import open_model as open_model
 from mor.run_files import CONFIG, beside_model
 

@@ -19,7 +19,7 @@ from mor.disk import check_folder
 from mor.errors import MorError
 from mor.eval.elastic import CAPACITIES, Point, has_capacity, measure_elastic
 from mor.eval.evaluate import check_data
-from mor.eval.levels import load_levels
+from mor.folder.levels import load_levels
 from mor.provenance import provenance
 from mor.report.style import require_matplotlib
 from mor.study import tables

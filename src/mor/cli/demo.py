@@ -20,8 +20,8 @@ from mor.cli.report import show_runs
 from mor.data import console_progress, prepare, prompt_tokens
 from mor.errors import MorError
 from mor.eval.evaluate import token_texts
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.generate import generate_with_depths
-from mor.hf.load import load_tokenizer
 from mor.report import Sample, build_report, load_runs, render_terminal
 from mor.report.style import require_matplotlib
 from mor.run_files import EVAL, RECIPE, SUMMARY

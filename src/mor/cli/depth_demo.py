@@ -12,7 +12,8 @@ from mor.cli.evaluate import answer_table
 from mor.data import PackedDataset, prepare
 from mor.eval.answers import score_answers
 from mor.eval.evaluate import token_texts
-from mor.hf.load import load_model, load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model
 from mor.report import render_terminal
 
 # Another seed than the recipes': no document of these was trained on.

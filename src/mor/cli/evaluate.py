@@ -23,7 +23,7 @@ from mor.errors import MorError
 from mor.eval import evaluate as evaluate_model
 from mor.eval.answers import list_scores
 from mor.eval.keep import keep_result, run_of
-from mor.hf.load import is_media_model, load_config
+from mor.folder.config import is_media_model, load_config
 from mor.provenance import provenance
 from mor.run_files import DEFAULT_MODEL, HELD_OUT, RECIPE, find_folder
 

@@ -20,9 +20,9 @@ from mor.config.choices import KVSharing, Relaxation, RouterType, Sharing
 from mor.data import DataIndex, PackedDataset
 from mor.errors import MorError
 from mor.eval.folds import FoldRow, fold_table, text_sequences
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.fold.fold import fold_folder
 from mor.hf.fold.plan import Folding, Norms, resolve_norms, windows
-from mor.hf.load import load_tokenizer
 from mor.model.sharing import Initialization
 from mor.provenance import provenance
 

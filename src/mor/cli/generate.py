@@ -18,8 +18,8 @@ from mor.checks import MAX_SEED
 from mor.cli.common import open_model
 from mor.data import prompt_tokens
 from mor.errors import MorError
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.generate import generate_with_depths
-from mor.hf.load import load_tokenizer
 from mor.report import render_terminal
 from mor.report.colors import printable
 from mor.run_files import DEFAULT_MODEL

@@ -13,8 +13,8 @@ from mor.data import Bos, DataIndex
 from mor.data import load_tokenizer as load_data_tokenizer
 from mor.disk import replace_folder
 from mor.errors import MorError, describe_missing
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.bos import save_tokenizer
-from mor.hf.load import load_tokenizer
 from mor.run_files import CHECKPOINTS, CONFIG, RECIPE, refuse_adapter
 from mor.train import parse_recipe
 from mor.train.state import checkpoints, sharded

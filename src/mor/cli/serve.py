@@ -12,10 +12,10 @@ import torch
 import typer
 
 from mor.checks import check_choice
-from mor.cli.common import open_model
+from mor.engine.opening import open_servable
 from mor.errors import MorError, missing_package
-from mor.hf.load import Weights, load_config, load_media_model
-from mor.hf.load_media import load_processor
+from mor.folder.config import load_config
+from mor.folder.network import Weights
 from mor.run_files import DEFAULT_MODEL, MODEL
 
 if TYPE_CHECKING:
@@ -187,7 +187,7 @@ def _serve(
         return
     checked = served.check()
     _serve_made(
-        lambda: served.application(open_model(model, dtype), checked),
+        lambda: served.application(open_servable(model, dtype), checked),
         host, port, drain_seconds, log_level,
     )  # fmt: skip
 
@@ -227,6 +227,8 @@ def _serve_classifier(
     Raises:
         MorError: a type of weights that is none, or what stops any server.
     """
+    from mor.hf.load import load_media_model
+    from mor.hf.load_media import load_processor
     from mor.server.classifier import Classifier
     from mor.server.classify import create_classifier_app
 

@@ -10,10 +10,10 @@ from mor.compress.settings import Settings
 from mor.data import DataIndex, prepare
 from mor.data.progress import Progress
 from mor.errors import MorError
+from mor.folder.tokenizer import tokenizer_beside
+from mor.folder.weights import read_mapping
 from mor.hf.convert.convert import convert_gguf, convert_llama
-from mor.hf.convert.files import read_mapping
 from mor.hf.convert.hub import fetch_checkpoint, looks_like_name
-from mor.hf.load import tokenizer_beside
 from mor.run_files import CONFIG, model_folder
 
 

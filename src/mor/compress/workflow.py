@@ -28,8 +28,9 @@ from mor.errors import MorError
 from mor.eval import calibrate
 from mor.eval.folds import fold_table
 from mor.eval.passes import run_pass
+from mor.folder.config import load_config
 from mor.hf.fold.fold import fold_folder
-from mor.hf.load import load_config, load_model
+from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import count_parameters, flops_per_token
 from mor.provenance import provenance

@@ -1,7 +1,4 @@
-"""The engine: many requests at once, tokens of all depths in one batch.
-
-The life of a request is in docs/engine.md; a tick is :meth:`Engine.step`.
-"""
+"""Many requests at once, tokens of all depths in one batch; see docs/engine.md."""
 
 from __future__ import annotations
 
@@ -21,6 +18,7 @@ from mor.engine.intake import Prompt, pair_prompts
 from mor.engine.integrity import check_residents
 from mor.engine.landing import note_capped, note_entered
 from mor.engine.memory import resident_memory
+from mor.engine.opening import load_servable
 from mor.engine.options import check_speculation, resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
@@ -29,16 +27,16 @@ from mor.engine.request import Request
 from mor.engine.scheduler import Policy
 from mor.engine.stats import EngineStats
 from mor.errors import MorError
-from mor.hf.load import load_model, load_tokenizer
-from mor.hf.modeling import MoRForCausalLM
+from mor.folder.tokenizer import load_tokenizer
 from mor.model.packed import Quantization
+from mor.model.servable import Servable
 
 
 class Engine:
     """Continuous depth-wise batching over a paged cache of keys and values per depth.
 
     Args:
-        model: a model in evaluation mode, or a model folder or run folder.
+        model: a model in evaluation mode, or a model folder or run folder (float32, on the CPU).
         tokenizer: for prompts and outputs as text; a folder brings its own.
         max_num_seqs: new tokens that one pass of the block carries, whatever their depths.
         max_residents: requests that hold pages at a time; default twice ``max_num_seqs``, so that
@@ -75,7 +73,7 @@ class Engine:
 
     def __init__(
         self,
-        model: MoRForCausalLM | str | Path,
+        model: Servable | str | Path,
         tokenizer: Any = None,
         *,
         max_num_seqs: int = 32,
@@ -100,7 +98,7 @@ class Engine:
     ) -> None:
         if isinstance(model, (str, Path)):
             tokenizer = load_tokenizer(model) if tokenizer is None else tokenizer
-            model, release_weights = load_model(model), True
+            model, release_weights = load_servable(model), True
         if model.training:
             raise MorError("model is in training mode; call model.eval() before serving it")
         config = self.config = model.config

@@ -20,7 +20,7 @@ from mor.engine.request import Request
 from mor.engine.store import KVStore
 from mor.engine.text import GrowingText
 from mor.errors import MorError
-from mor.hf.modeling import MoRForCausalLM
+from mor.model.servable import Servable
 
 
 class TooLong(MorError):
@@ -99,7 +99,7 @@ def prompt_ids(
     return tuple(ids)
 
 
-def end_ids(model: MoRForCausalLM) -> frozenset[int]:
+def end_ids(model: Servable) -> frozenset[int]:
     """Token ids that end a text, as ``model.generate`` takes them."""
     found = None
     if model.generation_config is not None:

@@ -25,10 +25,10 @@ from mor.engine.static_runner import StaticRunner
 from mor.engine.stats import EngineStats
 from mor.engine.store import KVStore
 from mor.errors import MorError
-from mor.hf.modeling import MoRForCausalLM
 from mor.model.fused_layers import fused_view
 from mor.model.model import MoRModel
 from mor.model.packed import PackedModel, Quantization, serving_view
+from mor.model.servable import Servable
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Plan:
 
 
 def make_plan(
-    model: MoRForCausalLM,
+    model: Servable,
     tokenizer: Any,
     sizes: Sizes,
     *,

@@ -18,8 +18,9 @@ from torch import Tensor
 from mor.data import PackedDataset
 from mor.errors import MorError
 from mor.eval.answers import Collector
-from mor.eval.levels import Levels, calibrate_levels
+from mor.eval.levels import calibrate_levels
 from mor.eval.passes import PassResult, Tick, check_sample, run_pass
+from mor.folder.levels import Levels
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.flops import batch_flops
 from mor.model.routers import BoundaryRouter

@@ -15,7 +15,7 @@ from mor.disk import write_whole
 from mor.errors import MorError
 from mor.eval.card_text import front, kind_of, model_rows, score_section, table, use_section
 from mor.eval.evaluate import evaluate
-from mor.eval.levels import load_levels
+from mor.folder.levels import load_levels
 from mor.hf.bos import tokenizer_of
 from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from transformers import AutoTokenizer
-from transformers.utils import logging
 
-from mor.config import MoRConfig
-from mor.data.index import DataIndex
-from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
+from mor.folder.config import load_config, quiet, unreadable
+from mor.folder.network import Weights
 from mor.hf.media import MediaModel
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.register import CLASSES, class_for
 from mor.model.packed import Quantization, serving_view
 from mor.model.packed_layers import copy_around
-from mor.run_files import TOKENIZER, beside_model, model_folder
+from mor.run_files import model_folder
 
 # What writes text, and what else a folder of ours may hold and what loads it.
 _WRITERS = {kind.__name__: kind for kind in CLASSES.values() if issubclass(kind, MoRForCausalLM)}
@@ -53,12 +48,6 @@ def load_media_model(folder: str | Path, dtype: torch.dtype | None = None) -> Me
     return found
 
 
-def is_media_model(folder: str | Path) -> bool:
-    """Whether ``folder`` holds a model of images or sounds. Raises as :func:`load_config`."""
-    modality: str = load_config(folder).modality
-    return modality != "text"
-
-
 def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> Any:
     """The model of ``folder`` as one of class ``kind``; see :func:`load_model`."""
     config = load_config(folder)
@@ -72,7 +61,7 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
     if kind is MoRForCausalLM:  # or one of it that reads more than text
         kind = _WRITERS.get(named, kind)
     try:
-        with _quiet():
+        with quiet():
             loaded: Any = kind.from_pretrained(
                 folder,
                 config=config,
@@ -82,7 +71,7 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
                 local_files_only=True,
             )
     except Exception as error:  # the library raises whatever a broken file happens to cause
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     model, info = loaded
     problems = {
         "missing": info["missing_keys"],
@@ -94,10 +83,6 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
             some = ", ".join(sorted(keys)[:3])
             raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
     return model.eval()
-
-
-Weights = Literal["float32", "bfloat16"]
-"""Types that :func:`open_model` loads weights in."""
 
 
 def open_model(folder: str | Path, dtype: Weights = "float32") -> MoRForCausalLM:
@@ -116,64 +101,6 @@ def open_model(folder: str | Path, dtype: Weights = "float32") -> MoRForCausalLM
     return model
 
 
-def load_config(folder: str | Path) -> MoRConfig:
-    """The configuration of the model in ``folder``, without its weights.
-
-    Raises:
-        MorError: no folder, no model in it, another architecture, or a wrong field.
-    """
-    folder = model_folder(Path(folder))
-    try:
-        with _quiet():
-            return MoRConfig.from_pretrained(folder)
-    except MorError as error:
-        raise MorError(f"{folder / 'config.json'}: {error}") from error
-    except Exception as error:  # as above
-        raise _unreadable(folder, error) from error
-
-
-def _unreadable(folder: Path, error: Exception) -> MorError:
-    return MorError(
-        f"{folder} cannot be read, a file is missing, damaged or cut short: {_line(error)}"
-    )
-
-
-def load_tokenizer(folder: str | Path) -> Any:
-    """The tokenizer beside the model.
-
-    Raises:
-        MorError: there is none, or it is damaged.
-    """
-    folder = model_folder(Path(folder))
-    if not (folder / TOKENIZER).is_file():
-        raise MorError(f"{folder} holds no tokenizer ({TOKENIZER}, tokenizer.json)")
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
-        raise MorError(f"the tokenizer in {folder} is damaged: {_line(error)}") from error
-
-
-def tokenizer_beside(folder: str | Path, index: DataIndex) -> Any:
-    """The tokenizer beside a model; None where the model came without one.
-
-    Raises:
-        MorError: the data was prepared with another: the model would read nonsense.
-    """
-    found = beside_model(Path(folder), TOKENIZER)
-    if found is None:
-        return None
-    ours = load_tokenizer(found.parent)
-    vocabulary, theirs = ours.get_vocab(), load_data_tokenizer(index.tokenizer_dir).get_vocab()
-    wrong = [token for token, number in theirs.items() if vocabulary.get(token) != number]
-    if wrong:
-        raise MorError(
-            f"{index.directory} was prepared with another tokenizer than that of {folder} "
-            f"({len(wrong)} tokens differ, such as {min(wrong)!r}); prepare the text again with "
-            f"--tokenizer {found.parent}"
-        )
-    return ours
-
-
 def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None) -> MoRForCausalLM:
     """``model`` over the weights that the engine serves it with: what do 8 bits cost in nats?
 
@@ -187,22 +114,3 @@ def serving_copy(model: MoRForCausalLM, quantization: Quantization | None = None
         MorError: the quantization cannot run here.
     """
     return copy_around(model, model=serving_view(model.model, quantization))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar, and no table of wrong keys: they become one sentence."""
-    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bar:
-            logging.enable_progress_bar()
-
-
-def _line(error: BaseException) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."

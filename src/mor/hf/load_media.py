@@ -8,8 +8,8 @@ from typing import Any
 from transformers import AutoFeatureExtractor, AutoImageProcessor, AutoProcessor
 
 from mor.errors import MorError
+from mor.folder.config import load_config
 from mor.hf.hearing import MoRAudioProcessor
-from mor.hf.load import load_config
 from mor.hf.processing import MoRProcessor
 from mor.run_files import model_folder
 

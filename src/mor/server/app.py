@@ -13,7 +13,7 @@ from starlette.middleware.cors import CORSMiddleware
 import mor
 from mor.engine import Engine
 from mor.errors import MorError
-from mor.eval.levels import Levels
+from mor.folder.levels import Levels
 from mor.server import playground, routes, tokenizing
 from mor.server.crossing import CORS, Head, check_origins
 from mor.server.errors import add_handlers

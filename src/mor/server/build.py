@@ -14,12 +14,14 @@ from mor.checks import check_choice
 from mor.engine import Engine
 from mor.engine.options import check_options
 from mor.errors import MorError
-from mor.eval.levels import Levels, load_levels
-from mor.hf.load import Weights, load_config, load_tokenizer
-from mor.hf.modeling import MoRForCausalLM
+from mor.folder.config import load_config
+from mor.folder.levels import Levels, load_levels
+from mor.folder.network import Weights
+from mor.folder.tokenizer import load_tokenizer
+from mor.model.servable import Servable
 from mor.server.app import LEAST_TOKENS, MAX_BODY, create_app
 from mor.server.crossing import check_origins
-from mor.server.images import open_reader
+from mor.server.images import Reader
 from mor.server.templates import check_template
 
 
@@ -103,7 +105,7 @@ class Served:
         """The same behind a front: keys and other origins are looked at there, once."""
         return replace(self, api_keys=(), cors_origins=())
 
-    def application(self, model: MoRForCausalLM, checked: Checked) -> FastAPI:
+    def application(self, model: Servable, checked: Checked) -> FastAPI:
         """The application around an engine of its own for ``model``, which then belongs to it.
 
         Raises:
@@ -124,3 +126,17 @@ class Served:
         )
         app.state.mor.created = self.created
         return app
+
+
+def open_reader(model: Servable, folder: Path) -> Reader | None:
+    """What reads images or sounds for ``model`` of ``folder``; None where it takes none.
+
+    Raises:
+        MorError: its processor is missing, damaged, or another model's.
+    """
+    config = model.config
+    if config.image_token_id is None and config.audio_token_id is None:
+        return None
+    from mor.server.readers import make_reader  # with modelling code that texts do without
+
+    return make_reader(model, folder)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from mor.engine import Engine, SamplingParams
 from mor.errors import MorError
-from mor.eval.levels import Levels
+from mor.folder.levels import Levels
 from mor.server.errors import ApiError, explain_refusal
 from mor.server.schema.requests import ChatRequest, CompletionRequest, Sampling
 from mor.server.state import check_depth_cap

@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import Request
 
 from mor.engine import Engine
-from mor.eval.levels import Levels
+from mor.folder.levels import Levels
 from mor.server.errors import ApiError
 from mor.server.images import Reader
 from mor.server.loop import EngineLoop

@@ -82,7 +82,8 @@ def score(part: Recipe, settings: dict[str, Any]) -> None:
     """Write `eval.json`, and `tasks.json` where there are tasks."""
     from mor.eval import evaluate
     from mor.eval.harness.run import run_tasks
-    from mor.hf.load import load_tokenizer, open_model
+    from mor.folder.tokenizer import load_tokenizer
+    from mor.hf.load import open_model
 
     run, section = part.run_dir, part.data
     held_out = section.validation_path or section.folders[0][0]

@@ -18,7 +18,8 @@ from mor.errors import MorError
 from mor.eval.harness.batches import score_in_engine
 from mor.eval.harness.devices import choose_device
 from mor.eval.harness.rows import score_rows
-from mor.hf.load import load_model, load_tokenizer, serving_copy
+from mor.folder.tokenizer import load_tokenizer
+from mor.hf.load import load_model, serving_copy
 from mor.hf.modeling import MoRForCausalLM
 
 Ids = list[int]

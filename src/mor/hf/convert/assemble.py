@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
-from mor.hf.convert.files import ConversionError
+from mor.folder.weights import ConversionError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.relaxation import LINEAR_MAPS
 from mor.model.routers import BoundaryRouter

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.config.choices import RouterArchitecture, Sharing
+from mor.folder.weights import ConversionError
 from mor.hf.convert.assemble import Plan, stack_plan, trunk_plan
-from mor.hf.convert.files import ConversionError
 from mor.hf.convert.llama import llama_fields, plain_depth
 from mor.model.sharing import recursion_config
 

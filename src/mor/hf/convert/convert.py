@@ -9,16 +9,11 @@ import torch
 
 from mor.disk import check_new
 from mor.errors import describe_missing
+from mor.folder.weights import ConversionError, find_weights, read_mapping, read_weights
 from mor.hf.bos import save_tokenizer, set_bos
 from mor.hf.convert.assemble import assemble, stack_plan
 from mor.hf.convert.authors import authors_config, authors_plan, drop_unused
-from mor.hf.convert.files import (
-    ConversionError,
-    find_weights,
-    new_folder,
-    read_mapping,
-    read_weights,
-)
+from mor.hf.convert.files import new_folder
 from mor.hf.convert.gguf import GGUFFile, gguf_config, gguf_weights
 from mor.hf.convert.gguf_tokenizer import gguf_bos, gguf_tokenizer
 from mor.hf.convert.llama import has_own_head, llama_config

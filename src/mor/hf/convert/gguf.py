@@ -19,7 +19,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from mor.config import MoRConfig
 from mor.errors import describe_missing, install_hint
-from mor.hf.convert.files import ConversionError, one_line
+from mor.folder.weights import ConversionError, one_line
 from mor.hf.convert.llama import llama_fields, plain_depth
 from mor.ops.alignment import aligned
 

@@ -9,7 +9,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer
 
 from mor.data.bos import Bos
-from mor.hf.convert.files import ConversionError, one_line
+from mor.folder.weights import ConversionError, one_line
 from mor.hf.convert.gguf import GGUFFile
 
 # How text is cut before the merges. Transformers knows these; the others it cuts as GPT-2 does.

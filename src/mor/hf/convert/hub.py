@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-from mor.hf.convert.files import ConversionError, one_line
+from mor.folder.weights import ConversionError, one_line
 
 WANTED = ["*.json", "*.safetensors", "tokenizer*", "*.model", "*.jinja", "*.txt"]
 PICKLED = [*WANTED, "*.bin"]

@@ -23,7 +23,7 @@ from transformers import (
 
 from mor.config import MoRConfig
 from mor.config.rules import ROPE_TYPES
-from mor.hf.convert.files import ConversionError, one_line
+from mor.folder.weights import ConversionError, one_line
 
 REQUIRED = (
     "vocab_size",

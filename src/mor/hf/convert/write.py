@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mor.data.bos import apply_bos, model_bos
+from mor.folder.weights import read_mapping
 from mor.hf.bos import record_bos, tokenizer_of
-from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder, read_mapping
+from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder
 from mor.hf.modeling import MoRForCausalLM
 
 

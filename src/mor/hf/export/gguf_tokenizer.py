@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mor.errors import MorError
-from mor.hf.load import load_tokenizer
+from mor.folder.tokenizer import load_tokenizer
 
 _DIGITS = {"type": "Digits", "individual_digits": True}
 _WORDS = (

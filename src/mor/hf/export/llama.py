@@ -16,9 +16,10 @@ from transformers.models.qwen3 import Qwen3ForCausalLM
 
 from mor.config import MoRConfig
 from mor.errors import MorError
+from mor.folder.config import load_config
 from mor.hf.convert.assemble import layer_tensors
 from mor.hf.convert.files import check_tokenizer, copy_companions, new_folder
-from mor.hf.load import load_config, load_model
+from mor.hf.load import load_model
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LINEAR_MAPS, short

@@ -13,9 +13,10 @@ from safetensors import safe_open
 
 from mor.config import MoRConfig
 from mor.errors import MorError
+from mor.folder.config import load_config
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.convert.files import COMPANIONS, check_tokenizer, new_folder
 from mor.hf.export.bundle import bundle, flat_name
-from mor.hf.load import load_config, load_tokenizer
 from mor.hf.register import CLASSES
 from mor.run_files import CONFIG, PROCESSOR, TOKENIZER, model_folder
 

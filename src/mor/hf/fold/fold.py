@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mor.disk import check_new
-from mor.hf.convert.files import read_mapping
+from mor.folder.weights import read_mapping
 from mor.hf.convert.write import write_model
 from mor.hf.fold.plan import Folding, folded_config, layer_map, resolve_norms, starts_at_own_layer
 from mor.hf.load import load_model

@@ -12,7 +12,7 @@ import torch
 from fastapi import FastAPI
 from starlette.types import Message
 
-from mor.hf.load import open_model
+from mor.engine.opening import open_servable
 from mor.server.build import Served
 from mor.server.ray.calls import Call, Taken, call_app, run_app
 from mor.server.ray.fingerprint import check_fingerprint
@@ -33,7 +33,7 @@ def load_app(served: Served, threads: int, expected: str, name: str) -> FastAPI:
     """
     check_fingerprint(served.model, expected, f"replica {name}")
     torch.set_num_threads(threads)
-    return served.application(open_model(served.model, served.dtype), served.check())
+    return served.application(open_servable(served.model, served.dtype), served.check())
 
 
 class Replica:

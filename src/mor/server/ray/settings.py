@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mor.engine import Engine
 from mor.errors import MorError, nearest
-from mor.hf.load import Weights
+from mor.folder.network import Weights
 from mor.run_files import DEFAULT_MODEL, MODEL, find_folder
 from mor.server.app import MAX_BODY
 from mor.server.build import Served, read_template

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mor.config import MoRConfig
-from mor.hf.load import load_config
+from mor.folder.config import load_config
 from mor.hf.register import class_for
 from mor.model.flops import count_parameters, flops_per_token
 from mor.ops.cross_entropy import chunk_rows

@@ -22,10 +22,12 @@ from mor.data import DataIndex
 from mor.data.bos import Bos, check_same_bos, model_bos
 from mor.data.media import MediaIndex
 from mor.errors import MorError
+from mor.folder.config import load_config
+from mor.folder.tokenizer import tokenizer_beside
 from mor.hf.bos import tokenizer_of
 from mor.hf.fold.fold import open_router
 from mor.hf.fold.plan import open_router_fields
-from mor.hf.load import load_as, load_config, load_model, tokenizer_beside
+from mor.hf.load import load_as, load_model
 from mor.hf.register import class_for
 from mor.run_files import model_folder
 from mor.train.recipe.recipe import Recipe
