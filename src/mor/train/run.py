@@ -42,6 +42,7 @@ from mor.train.objective import NextToken, Objective
 from mor.train.plan.budget import Plan, PlannedFlops, plan_budget
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.recipe.recipe import Recipe
+from mor.train.route_by_loss import RouteByLoss, check_route_by_loss
 from mor.train.state import sharded
 from mor.train.state.branches import expand_branches
 from mor.train.state.run_folder import RunFolder
@@ -135,6 +136,8 @@ def _train(
     data = open_run_data(recipe, per_step)
     index = data.index
     config = find_config(recipe, index)
+    if section.route_by_loss is not None:
+        check_route_by_loss(recipe, config)
     length = recipe.data.seq_len
     schedule = depth_schedule_of(section, config.num_recursions)
     plan = plan_budget(section.budget, config, length, per_step * length, schedule)
@@ -200,6 +203,8 @@ def make_loop(
     whole = data.samples.take(plan.steps * per_step)
     text = config.modality == "text"
     objective: Objective = (NextToken if text else Labels)(section.dtype, section.routing)
+    if section.route_by_loss is not None:
+        objective = RouteByLoss(section.route_by_loss)
     samples: Any = whole
     if uptraining is not None:
         objective, samples = uptraining.prepare(whole, device)

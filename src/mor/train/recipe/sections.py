@@ -127,6 +127,20 @@ class DataSection(Section):
         return [(part.path, part.weight) for part in self.mixture or ()]
 
 
+class RouteByLossSection(Section):
+    """Trunk and router from the first step on: a token goes deeper while it is wrong here."""
+
+    margin: float = decides(
+        "weights", 0.1, ge=0, description="nats of loss above which a token is to go deeper"
+    )
+    sharpness: float = decides(
+        "weights", 50.0, gt=0, description="of the target sigmoid(sharpness (loss - margin))"
+    )
+    confidence: float = decides(
+        "weights", 0.3, gt=0, lt=1, description="a token goes deeper where the router is surer"
+    )
+
+
 class TrainSection(Section):
     """Optimiser, schedule and bookkeeping; defaults are the paper's (AdamW, trapezoid)."""
 
@@ -170,6 +184,11 @@ class TrainSection(Section):
         None,
         description="rule that chooses depth: None, the router's selection for training; causal, "
         "its rule for decoding; full, every token runs every depth",
+    )
+    route_by_loss: RouteByLossSection | None = decides(
+        "weights and speed",
+        None,
+        description="train router and trunk together, each token deeper while its loss is high",
     )
     dtype: Literal["float32", "bfloat16"] = decides("weights and speed", "float32")
     gradient_checkpointing: bool = decides("speed", False)
