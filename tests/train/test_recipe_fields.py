@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
+from mor.train.recipe.depth import RouteByLossSection
 from mor.train.recipe.fields import decided_by, decides, fields_that_decide
 from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.recipe import Recipe
@@ -25,6 +26,7 @@ SECTIONS = (
     UptrainSection,
     DistillSection,
     GainSection,
+    RouteByLossSection,
     AugmentSection,
 )
 

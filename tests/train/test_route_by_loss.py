@@ -15,8 +15,8 @@ from mor.errors import MorError
 from mor.hf.load import load_model
 from mor.model.loss import next_token_targets
 from mor.train import parse_recipe, train
-from mor.train.recipe.sections import RouteByLossSection
-from mor.train.route_by_loss import RouteByLoss, measure_exit, untaught
+from mor.train.recipe.depth import RouteByLossSection
+from mor.train.uptrain.by_loss import RouteByLoss, measure_exit, untaught
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import tiny_fields
 
@@ -142,6 +142,6 @@ def test_what_is_refused(
 def test_several_processes_are_refused(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mor.train.route_by_loss.world_size", lambda: 2)
+    monkeypatch.setattr("mor.train.uptrain.by_loss.world_size", lambda: 2)
     with pytest.raises(MorError, match="runs in one process, not 2"):
         train(recipe_of(data, tmp_path, ROUTED))

@@ -42,12 +42,12 @@ from mor.train.objective import NextToken, Objective
 from mor.train.plan.budget import Plan, PlannedFlops, plan_budget
 from mor.train.plan.depth import depth_schedule_of
 from mor.train.recipe.recipe import Recipe
-from mor.train.route_by_loss import RouteByLoss, check_route_by_loss
 from mor.train.state import sharded
 from mor.train.state.branches import expand_branches
 from mor.train.state.run_folder import RunFolder
 from mor.train.state.summary import summarise
 from mor.train.step.backward import make_backward
+from mor.train.uptrain.by_loss import RouteByLoss, check_route_by_loss
 from mor.train.uptrain.start import check_origin, keep_map, resolve_model
 from mor.train.uptrain.uptraining import Uptraining
 from mor.train.validation import validate

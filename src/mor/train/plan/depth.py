@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mor.train.recipe.sections import DepthParts, TrainSection
+from mor.train.recipe.depth import DepthParts
+from mor.train.recipe.sections import TrainSection
 
 
 @dataclass(frozen=True)

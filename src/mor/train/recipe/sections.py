@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import field_validator, model_validator
 
 from mor.train.recipe.base import Folder, RecipeError, Section, suggest
+from mor.train.recipe.depth import DepthParts, RouteByLossSection
 from mor.train.recipe.fields import decides
 from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.reporters import known_reporters
-
-DepthPart = Annotated[
-    tuple[Annotated[float, Field(gt=0, le=1)], Annotated[int, Field(ge=1)]], Field(strict=False)
-]
-DepthParts = list[DepthPart] | Literal["random"]
-"""Shares of the steps of a run with the depth cap of each; or a random cap for each step."""
 
 
 class Budget(Section):
@@ -125,20 +120,6 @@ class DataSection(Section):
         if self.path is not None:
             return [(self.path, 1.0)]
         return [(part.path, part.weight) for part in self.mixture or ()]
-
-
-class RouteByLossSection(Section):
-    """Trunk and router from the first step on: a token goes deeper while it is wrong here."""
-
-    margin: float = decides(
-        "weights", 0.1, ge=0, description="nats of loss above which a token is to go deeper"
-    )
-    sharpness: float = decides(
-        "weights", 50.0, gt=0, description="of the target sigmoid(sharpness (loss - margin))"
-    )
-    confidence: float = decides(
-        "weights", 0.3, gt=0, lt=1, description="a token goes deeper where the router is surer"
-    )
 
 
 class TrainSection(Section):

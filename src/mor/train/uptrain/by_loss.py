@@ -32,8 +32,8 @@ from mor.model.routers.boundary import BoundaryRouter
 from mor.ops.cross_entropy import IGNORE
 from mor.ops.ranks import world_size
 from mor.train.objective import LossParts
+from mor.train.recipe.depth import RouteByLossSection
 from mor.train.recipe.recipe import Recipe
-from mor.train.recipe.sections import RouteByLossSection
 from mor.train.uptrain.gain import score_states
 
 
