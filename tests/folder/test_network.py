@@ -12,11 +12,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from mor.config import MoRConfig
 from mor.engine import Engine, SamplingParams
 from mor.engine.opening import load_servable
 from mor.folder.network import is_plain, load_network
+from mor.folder.tokenizer import load_tokenizer
 from mor.hf.load import load_model
 from mor.model.servable import ServedNetwork
 from mor.ops.alignment import CACHE_LINE
@@ -33,7 +35,7 @@ import mor.server.serve
 from mor.cli.serve import serve
 mor.server.serve.serve_on = lambda server, *rest: print(type(server).__name__)
 serve(Path(sys.argv[1]), port=0)
-heavy = ("transformers.modeling_utils", "torch._dynamo", "sympy", "mor.hf.modeling")
+heavy = ("transformers.modeling_utils", "torch._dynamo", "sympy", "mor.hf.modeling", "transformers.models")
 print([name for name in heavy if name in sys.modules])
 """
 
@@ -90,6 +92,19 @@ def test_what_reads_images_keeps_its_class(tmp_path: Path) -> None:
     text = tmp_path / "text"
     make_model(small_config("fixed")).save_pretrained(text)
     assert isinstance(load_servable(text), ServedNetwork)
+
+
+def test_a_tokenizer_is_the_one_of_auto_tokenizer() -> None:
+    plain, found = (
+        AutoTokenizer.from_pretrained(SHIPPED / "prose"),
+        load_tokenizer(SHIPPED / "prose"),
+    )
+    assert type(plain) is type(found)
+    assert plain.get_vocab() == found.get_vocab()
+    assert plain.special_tokens_map == found.special_tokens_map
+    assert plain.init_kwargs == found.init_kwargs
+    text = "To be, or\n not  to be.<|endoftext|>\u00e9"
+    assert plain(text).input_ids == found(text).input_ids
 
 
 def test_a_server_of_texts_does_without_modelling_code() -> None:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import PreTrainedTokenizerFast
 
-from mor.config import MoRConfig
 from mor.data.index import DataIndex
 from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
 from mor.folder.weights import one_line
 from mor.run_files import TOKENIZER, beside_model, model_folder
 
-AutoConfig.register("mor", MoRConfig, exist_ok=True)  # AutoTokenizer reads config.json too
+# Of these AutoTokenizer makes nothing else, and to import it means to look through all models.
+PLAIN = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -27,9 +28,20 @@ def load_tokenizer(folder: str | Path) -> Any:
     if not (folder / TOKENIZER).is_file():
         raise MorError(f"{folder} holds no tokenizer ({TOKENIZER}, tokenizer.json)")
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        named = json.loads((folder / TOKENIZER).read_text("utf-8")).get("tokenizer_class")
+        kind: Any = PreTrainedTokenizerFast if named in PLAIN else _any_kind()
+        return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # as above
         raise MorError(f"the tokenizer in {folder} is damaged: {one_line(error, 200)}") from error
+
+
+def _any_kind() -> Any:
+    from transformers import AutoConfig, AutoTokenizer
+
+    from mor.config import MoRConfig
+
+    AutoConfig.register("mor", MoRConfig, exist_ok=True)  # AutoTokenizer reads config.json too
+    return AutoTokenizer
 
 
 def tokenizer_beside(folder: str | Path, index: DataIndex) -> Any:
