@@ -35,9 +35,7 @@ import mor.server.serve
 from mor.cli.serve import serve
 mor.server.serve.serve_on = lambda server, *rest: print(type(server).__name__)
 serve(Path(sys.argv[1]), port=0)
-heavy = (
-    "transformers.modeling_utils", "transformers.models", "torch._dynamo", "sympy", "mor.hf.modeling",
-)
+heavy = ("transformers.modeling_utils", "transformers.models", "torch._dynamo", "mor.hf.modeling")
 print([name for name in heavy if name in sys.modules])
 """
 

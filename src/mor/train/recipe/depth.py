@@ -26,5 +26,5 @@ class RouteByLossSection(Section):
         "weights", 50.0, gt=0, description="of the target sigmoid(sharpness (loss - margin))"
     )
     confidence: float = decides(
-        "weights", 0.3, gt=0, lt=1, description="a token goes deeper where the router is surer"
+        "weights", 0.5, gt=0, lt=1, description="a token goes deeper where the router is surer"
     )

@@ -144,7 +144,7 @@ class TrainSection(Section):
     weight_decay: float = decides("optimiser", 0.1, ge=0)
     max_grad_norm: float = decides("optimiser", 1.0, gt=0)
     auxiliary_router_lr_factor: float = decides(
-        "optimiser", 10.0, gt=0, description="of the aux_router's rate"
+        "optimiser", 10.0, gt=0, description="of the rate of a router with its own loss"
     )
     warmup_fraction: float = decides(
         "length", 0.05, ge=0, le=1, description="of all steps, linear from 0"

@@ -39,7 +39,7 @@ def rate_factor(step: int, steps: int, warmup: int, decay: int) -> float:
 
 
 class Optimiser:
-    """AdamW under the trapezoid, with a clip of its own for an auxiliary router.
+    """AdamW under the trapezoid, with a clip of its own for a router that has a loss of its own.
 
     An auxiliary router's loss reaches no other parameter, so one AdamW serves both, with a learning
     rate and a gradient norm of their own, as in the released code.
@@ -66,8 +66,9 @@ class Optimiser:
         self.section, self.steps = section, steps
         self.warmup, self.decay = trapezoid(section, steps)
         self.parameters = list(model.parameters())
-        auxiliary = getattr(find_router(model), "auxiliary", None)
-        self.auxiliary = [] if auxiliary is None else list(auxiliary.parameters())
+        router = find_router(model)
+        apart = router if section.route_by_loss else getattr(router, "auxiliary", None)
+        self.auxiliary = [] if apart is None else list(apart.parameters())
         groups = group_parameters(model, section, self.auxiliary)
         if rates:
             groups = split_groups(groups, rate_factors(model, rates), section.learning_rate)
