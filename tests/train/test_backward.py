@@ -14,6 +14,7 @@ from mor.ops.replay import Recorded
 from mor.train import Recipe
 from mor.train.distributed import Parallel
 from mor.train.objective import NextToken, count_targets
+from mor.train.recipe.depth import RouteByLossSection
 from mor.train.step.backward import Backward, ReplayedBackward, make_backward
 from tests.strategies import make_model, random_ids, small_config
 from tests.train.loops import loop_of
@@ -114,3 +115,6 @@ def test_refusals(recipe: Recipe) -> None:
     masked = recipe.data.model_copy(update={"document_mask": True})
     with pytest.raises(MorError, match=r"whole rows of text, without data\.document_mask"):
         make_backward(recipe_with(recipe, data=masked), model, parallel)
+    taught = recipe_with(recipe).train.model_copy(update={"route_by_loss": RouteByLossSection()})
+    with pytest.raises(MorError, match=r"train\.route_by_loss sends tokens where"):
+        make_backward(recipe_with(recipe, train=taught), model, parallel)

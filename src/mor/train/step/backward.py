@@ -159,6 +159,8 @@ def make_backward(recipe: Recipe, model: Any, parallel: Parallel) -> Backward:
         reason = f"{parallel.ranks} processes train along; start one"
     elif recipe.uptrain is not None and (recipe.uptrain.gain or recipe.uptrain.distill):
         reason = "uptrain.gain and uptrain.distill ask the host in between"
+    elif recipe.train.route_by_loss is not None:
+        reason = "train.route_by_loss sends tokens where their losses say"
     elif recipe.data.kind != "text" or recipe.data.document_mask:
         reason = "it takes whole rows of text, without data.document_mask"
     elif recipe.data.packing != "concat":
