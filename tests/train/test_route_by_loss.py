@@ -16,11 +16,11 @@ from mor.hf.load import load_model
 from mor.model.loss import next_token_targets
 from mor.train import parse_recipe, train
 from mor.train.recipe.depth import RouteByLossSection
-from mor.train.uptrain.by_loss import RouteByLoss, measure_exit, untaught
+from mor.train.uptrain.by_loss import RouteByLoss, untaught
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import tiny_fields
 
-SECTION = RouteByLossSection(margin=3.0, sharpness=2.0, confidence=0.4)
+SECTION = RouteByLossSection(margin=3.0, sharpness=2.0, best_exit=0.7, confidence=0.4)
 
 
 def make(**fields: Any) -> Any:
@@ -48,16 +48,22 @@ def test_the_loss_by_hand(kv_sharing: str) -> None:
     lm = F.cross_entropy(plain.logits.flatten(0, 1), targets, reduction="sum")
     assert parts.shares["lm_loss"].item() == pytest.approx(lm.item() / 10, rel=1e-5)
     wanted, net = lm, model.model.router.net
+    capped = {cap: model(ids, routing="causal", max_depth=cap) for cap in (1, 2, 3)}
+    losses = torch.stack([
+        F.cross_entropy(one.logits.flatten(0, 1), targets, reduction="none")
+        for one in capped.values()
+    ])  # fmt: skip
+    best = losses.amin(0).sum()
+    assert parts.shares["routes/best_exit"].item() == pytest.approx(best.item() / 10, rel=1e-5)
+    wanted = wanted + 0.7 * best
     for depth in (1, 2):
-        capped = model(ids, routing="causal", max_depth=depth)
         state = plain.hidden_states[1 + depth].flatten(0, 1)
         for place in range(18):
             if plain.depths.flatten()[place] < depth:
                 continue
             goal = torch.zeros(())
             if targets[place] != -100:
-                loss = F.cross_entropy(capped.logits.flatten(0, 1)[place], targets[place])
-                goal = torch.sigmoid(2.0 * (loss - 3.0))
+                goal = torch.sigmoid(2.0 * (losses[depth - 1, place] - 3.0))
             logit = net(state[place], depth)[0]
             wanted = wanted - goal * F.logsigmoid(logit) - (1 - goal) * F.logsigmoid(-logit)
     assert parts.total.item() == pytest.approx(wanted.item() / 10, rel=1e-5)
@@ -75,6 +81,9 @@ def test_the_next_token_loss_has_no_say_in_the_routes() -> None:
     ask(model, ids, ids, 22.0).total.backward()
     assert model.model.router.net.weight.grad is not None
     # And the router's loss has none in the trunk.
+    plain = RouteByLoss(SECTION.model_copy(update={"best_exit": 0.0}))
+    model.zero_grad()
+    plain(model, {"input_ids": ids, "labels": ids}, torch.tensor(22.0)).total.backward()
     trunk = model.model.block[0].mlp.down_proj.weight.grad.clone()
     model.zero_grad()
     output = model.model(ids, routing="causal")
@@ -94,11 +103,6 @@ def test_micro_batches_add_up() -> None:
 
     for whole, added in zip(gradients([ids]), gradients(list(ids.split(1))), strict=True):
         assert torch.allclose(whole, added, atol=1e-5)
-
-
-def test_an_exit_that_nobody_reached_has_no_loss() -> None:
-    model = make()
-    assert not measure_exit(model.model, None, random_ids(0, 1, 5)[0]).any()
 
 
 def recipe_of(data: Path, out: Path, model: dict[str, Any], **more: Any) -> Any:

@@ -115,7 +115,7 @@ class RouteByLoss:
         first = network.config.num_prelude_layers
         with torch.set_grad_enabled(self.section.best_exit > 0):
             exits = [
-                measure_exit(network, output.exits.get(depth), targets)
+                measure_exit(network, output.exits[depth], targets)
                 for depth in range(1, recursions)
             ]
             last = measure_exit(network, output.hidden, targets)
@@ -136,15 +136,10 @@ class RouteByLoss:
         return LossParts(total, shares, depths=output.depths, traces=traced, token_mask=mask)
 
 
-def measure_exit(network: MoRModel, hidden: Tensor | None, targets: Tensor) -> Tensor:
-    """The loss [B T] of leaving with ``hidden`` [B, T, D]; 0 without a target.
-
-    Infinite with None: nobody got so far.
-    """
+def measure_exit(network: MoRModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss [B T] of leaving with ``hidden`` [B, T, D]; 0 without a target."""
     told = targets != IGNORE
     losses = torch.zeros(len(targets), device=targets.device)
-    if hidden is None:
-        return losses.masked_fill(told, torch.inf)
     logits = network.head(hidden.flatten(0, 1)[told]).float()
     own = F.cross_entropy(logits, targets[told], reduction="none")
     return losses.masked_scatter(told, own)
