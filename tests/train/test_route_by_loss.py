@@ -20,7 +20,7 @@ from mor.train.uptrain.by_loss import RouteByLoss, untaught
 from tests.strategies import make_model, random_ids, small_config
 from tests.tiny import tiny_fields
 
-SECTION = RouteByLossSection(margin=3.0, sharpness=2.0, best_exit=0.7, confidence=0.4)
+SECTION = RouteByLossSection(margin=3.0, sharpness=2.0, every_exit=0.7, confidence=0.4)
 
 
 def make(**fields: Any) -> Any:
@@ -53,11 +53,9 @@ def test_the_loss_by_hand(kv_sharing: str) -> None:
         F.cross_entropy(one.logits.flatten(0, 1), targets, reduction="none")
         for one in capped.values()
     ])  # fmt: skip
-    best = losses.amin(0).sum()
-    assert parts.shares["routes/best_exit"].item() == pytest.approx(best.item() / 10, rel=1e-5)
-    wanted = wanted + 0.7 * best
     for depth in (1, 2):
         state = plain.hidden_states[1 + depth].flatten(0, 1)
+        wanted = wanted + 0.7 * losses[depth - 1][plain.depths.flatten() > depth].sum()
         for place in range(18):
             if plain.depths.flatten()[place] < depth:
                 continue
@@ -81,7 +79,7 @@ def test_the_next_token_loss_has_no_say_in_the_routes() -> None:
     ask(model, ids, ids, 22.0).total.backward()
     assert model.model.router.net.weight.grad is not None
     # And the router's loss has none in the trunk.
-    plain = RouteByLoss(SECTION.model_copy(update={"best_exit": 0.0}))
+    plain = RouteByLoss(SECTION.model_copy(update={"every_exit": 0.0}))
     model.zero_grad()
     plain(model, {"input_ids": ids, "labels": ids}, torch.tensor(22.0)).total.backward()
     trunk = model.model.block[0].mlp.down_proj.weight.grad.clone()

@@ -25,11 +25,11 @@ class RouteByLossSection(Section):
     sharpness: float = decides(
         "weights", 50.0, gt=0, description="of the target sigmoid(sharpness (loss - margin))"
     )
-    best_exit: float = decides(
+    every_exit: float = decides(
         "weights and speed",
-        1.0,
+        0.0,
         ge=0,
-        description="weight of the loss at each token's best exit, whatever the router chose",
+        description="weight of the loss at each exit that a token passes by, beside its own",
     )
     confidence: float = decides(
         "weights", 0.5, gt=0, lt=1, description="a token goes deeper where the router is surer"

@@ -4,9 +4,9 @@ A router that is taught by what deeper passes bring learns nothing before they b
 a pass that no token is sent to never will. So the router's logit before pass r + 1 is taught
 whether the token's loss, were it to leave after pass r, is above a margin:
 sigmoid(sharpness (loss - margin)), by binary cross-entropy. Tokens without a label are taught to
-leave at once. The trunk learns under these routes (the router's rule for decoding), and beside
-that each token at the exit where its loss is lowest: what one pass can answer is learnt there,
-and deeper passes see what is left.
+leave at once. The trunk learns under these routes (the router's rule for decoding), so what one
+pass can answer is learnt at the exit after one pass, and deeper passes see what is left.
+``every_exit`` trains the exits that a token passes by, too.
 
 The next-token loss has no say in the routes: its gradient ends before the router.
 """
@@ -113,17 +113,13 @@ class RouteByLoss:
         shares, total = {"lm_loss": lm}, lm
         depths, told = output.depths.flatten(), targets != IGNORE
         first = network.config.num_prelude_layers
-        with torch.set_grad_enabled(self.section.best_exit > 0):
-            exits = [
-                measure_exit(network, output.exits[depth], targets)
-                for depth in range(1, recursions)
-            ]
-            last = measure_exit(network, output.hidden, targets)
-        best = torch.stack([*exits, last]).amin(0).sum() / items
-        total = total + self.section.best_exit * best
-        shares["routes/best_exit"] = best
-        for depth, loss in enumerate((exit_loss.detach() for exit_loss in exits), 1):
-            goal = torch.sigmoid(self.section.sharpness * (loss - self.section.margin)) * told
+        weight = self.section.every_exit
+        for depth in range(1, recursions):
+            with torch.set_grad_enabled(weight > 0):
+                loss = measure_exit(network, output.exits[depth], targets)
+            total = total + weight * (loss * (depths > depth)).sum() / items
+            wrong = torch.sigmoid(self.section.sharpness * (loss.detach() - self.section.margin))
+            goal = wrong * told
             states = output.states[first + depth].flatten(0, 1).detach()
             error = F.binary_cross_entropy_with_logits(
                 score_states(router, states, depth), goal, reduction="none"
