@@ -26,7 +26,7 @@ def load_config(folder: str | Path) -> MoRConfig:
             return MoRConfig.from_pretrained(folder)
     except MorError as error:
         raise MorError(f"{folder / 'config.json'}: {error}") from error
-    except Exception as error:  # as above
+    except Exception as error:  # the library raises whatever a broken file happens to cause
         raise unreadable(folder, error) from error
 
 

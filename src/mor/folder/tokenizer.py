@@ -31,7 +31,7 @@ def load_tokenizer(folder: str | Path) -> Any:
         named = json.loads((folder / TOKENIZER).read_text("utf-8")).get("tokenizer_class")
         kind: Any = PreTrainedTokenizerFast if named in PLAIN else _any_kind()
         return kind.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
+    except Exception as error:  # the library raises whatever a broken file happens to cause
         raise MorError(f"the tokenizer in {folder} is damaged: {one_line(error, 200)}") from error
 
 
