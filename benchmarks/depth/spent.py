@@ -4,8 +4,8 @@
 
 A plan counts the capacities of the model. Under ``train.route_by_loss`` the router decides, so here
 each stretch of the log counts with the share of tokens that ran each pass there. The exits that the
-router is taught by (a forward pass of coda and head at the places with a label) are counted too,
-for every pass that a labelled token reached.
+router is taught by are counted too: a forward pass of the coda for each but the last, and of the
+head, which looks at places with a label alone, so that this is a little too much.
 """
 
 from __future__ import annotations
@@ -34,9 +34,7 @@ def spent(run: Path) -> float:
         tokens = line["tokens"] - before
         total += flops.training * tokens
         if recipe.train.route_by_loss is not None:
-            # Labels are at most a token's; those that stay are at most those that ran the pass.
-            exits = sum(active[: config.num_recursions - 1])
-            total += exits * (flops.head + flops.coda) * tokens
+            total += (config.num_recursions - 1) * (flops.head + flops.coda) * tokens
         before = line["tokens"]
     return total
 

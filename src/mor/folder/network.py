@@ -16,9 +16,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import GenerationConfig
 
 from mor.config import MoRConfig
-from mor.errors import MorError
 from mor.folder.config import load_config, quiet, unreadable
-from mor.folder.weights import WEIGHT_NAMES, ConversionError, read_weights
+from mor.folder.weights import WEIGHT_NAMES, ConversionError, read_weights, refuse_misfits
 from mor.model.model import MoRModel
 from mor.model.servable import ServedNetwork
 from mor.run_files import model_folder
@@ -104,10 +103,7 @@ def assign_weights(
         "not known": [key for key in stored if key not in known],
         "of another shape": shapes,
     }
-    for what, keys in problems.items():
-        if keys:
-            some = ", ".join(sorted(keys)[:3])
-            raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
+    refuse_misfits(folder, problems)
     taken = {}
     for key, name in known.items():
         if name not in tied:

@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
+from mor.config import MoRConfig
 from mor.data.index import DataIndex
 from mor.data.tokenizer import load_tokenizer as load_data_tokenizer
 from mor.errors import MorError
@@ -37,8 +38,6 @@ def load_tokenizer(folder: str | Path) -> Any:
 
 def _any_kind() -> Any:
     from transformers import AutoConfig, AutoTokenizer
-
-    from mor.config import MoRConfig
 
     AutoConfig.register("mor", MoRConfig, exist_ok=True)  # AutoTokenizer reads config.json too
     return AutoTokenizer

@@ -99,6 +99,18 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def refuse_misfits(folder: Path, problems: dict[str, list[str]]) -> None:
+    """Refuse weights that a model cannot take; ``problems`` lists their names by what is wrong.
+
+    Raises:
+        MorError: naming up to three of the first kind that has any.
+    """
+    for what, keys in problems.items():
+        if keys:
+            some = ", ".join(sorted(keys)[:3])
+            raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
+
+
 def _read_file(path: Path) -> dict[str, Tensor]:
     readers: dict[str, Callable[[Path], Any]] = {
         ".safetensors": load_file,

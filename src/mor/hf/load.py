@@ -10,6 +10,7 @@ import torch
 from mor.errors import MorError
 from mor.folder.config import load_config, quiet, unreadable
 from mor.folder.network import Weights
+from mor.folder.weights import refuse_misfits
 from mor.hf.media import MediaModel
 from mor.hf.modeling import MoRForCausalLM
 from mor.hf.register import CLASSES, class_for
@@ -78,10 +79,7 @@ def load_as(kind: Any, folder: str | Path, dtype: torch.dtype | None = None) -> 
         "not known": info["unexpected_keys"],
         "of another shape": [key[0] for key in info["mismatched_keys"]],
     }
-    for what, keys in problems.items():
-        if keys:
-            some = ", ".join(sorted(keys)[:3])
-            raise MorError(f"{folder}: weights {what} ({len(keys)}): {some}; convert or save anew")
+    refuse_misfits(folder, problems)
     return model.eval()
 
 

@@ -204,6 +204,7 @@ def make_loop(
     text = config.modality == "text"
     objective: Objective = (NextToken if text else Labels)(section.dtype, section.routing)
     if section.route_by_loss is not None:
+        model.model.router.set_confidence(section.route_by_loss.confidence)
         objective = RouteByLoss(section.route_by_loss)
     samples: Any = whole
     if uptraining is not None:

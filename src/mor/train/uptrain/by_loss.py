@@ -25,17 +25,15 @@ from torch import Tensor, nn
 from mor.config import MoRConfig
 from mor.errors import MorError
 from mor.model.loss import next_token_targets
-from mor.model.model import MoRModel
 from mor.model.network import find_network, find_router
 from mor.model.output import ModelOutput
 from mor.model.routers.base import Router
-from mor.model.routers.boundary import BoundaryRouter
 from mor.ops.cross_entropy import IGNORE
 from mor.ops.ranks import world_size
 from mor.train.objective import LossParts
 from mor.train.recipe.depth import RouteByLossSection
 from mor.train.recipe.recipe import Recipe
-from mor.train.uptrain.gain import score_states
+from mor.train.uptrain.gain import measure_exit, score_states
 
 
 def check_route_by_loss(recipe: Recipe, config: MoRConfig) -> None:
@@ -84,8 +82,10 @@ def check_route_by_loss(recipe: Recipe, config: MoRConfig) -> None:
 class RouteByLoss:
     """Next-token loss under the router's own routes, and what the router is taught.
 
+    Whoever begins a run sets the boundaries, to the section's confidence.
+
     Attributes:
-        section: margin, sharpness, and the boundary.
+        section: margin and sharpness, and the weight of exits passed by.
     """
 
     section: RouteByLossSection
@@ -99,9 +99,6 @@ class RouteByLoss:
         if "position_ids" in batch:
             batch["positions"] = batch.pop("position_ids")
         network, router = find_network(model), find_router(model)
-        assert isinstance(router, BoundaryRouter)
-        if not router.boundary_steps.any():
-            router.set_confidence(self.section.confidence)
         recursions = network.config.num_recursions
         with untaught(router):
             output: ModelOutput = network(
@@ -130,15 +127,6 @@ class RouteByLoss:
         mask = batch.get("attention_mask")
         traced = tuple(output.traces)
         return LossParts(total, shares, depths=output.depths, traces=traced, token_mask=mask)
-
-
-def measure_exit(network: MoRModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """The loss [B T] of leaving with ``hidden`` [B, T, D]; 0 without a target."""
-    told = targets != IGNORE
-    losses = torch.zeros(len(targets), device=targets.device)
-    logits = network.head(hidden.flatten(0, 1)[told]).float()
-    own = F.cross_entropy(logits, targets[told], reduction="none")
-    return losses.masked_scatter(told, own)
 
 
 @contextmanager

@@ -146,10 +146,18 @@ def measure_exits(
             here = torch.where(told.view_as(routes), depth, routes)
             with forced_depths(network, here):
                 output = network(**batch, routing="causal", keep_states=deepest)
-        logits = network.head(output.hidden.flatten(0, 1)[told]).float()
-        losses[depth - 1, told] = F.cross_entropy(logits, targets[told], reduction="none")
+        losses[depth - 1] = measure_exit(network, output.hidden, targets)
     states = output.states[first : first + recursions + 1]
     return losses, [state.flatten(0, 1) for state in states], output.depths.flatten()
+
+
+def measure_exit(network: MoRModel, hidden: Tensor, targets: Tensor) -> Tensor:
+    """The loss [B T] of leaving with ``hidden`` [B, T, D]; 0 without a target."""
+    told = targets != IGNORE
+    losses = torch.zeros(len(targets), device=targets.device)
+    logits = network.head(hidden.flatten(0, 1)[told]).float()
+    own = F.cross_entropy(logits, targets[told], reduction="none")
+    return losses.masked_scatter(told, own)
 
 
 def find_gain_targets(losses: Tensor, depth: int, section: GainSection) -> Tensor:
