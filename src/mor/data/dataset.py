@@ -207,11 +207,15 @@ def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
     labels = ids.copy()
     batch = {"input_ids": ids, "labels": labels}
     places = np.arange(model.seq_len)
+    by_dataset: dict[int, list[int]] = {}
     for row, (dataset, _) in enumerate(wanted):
-        if dataset.task is not None:
-            answer = np.zeros(model.seq_len, dtype=bool)
-            answer[1:] = dataset.task.is_query(ids[row, :-1])
-            labels[row, ~answer] = IGNORED
+        by_dataset.setdefault(id(dataset), []).append(row)
+    for rows in by_dataset.values():
+        task = wanted[rows[0]][0].task
+        if task is not None:
+            found = task.solve(ids[rows])
+            labels[rows, 1:] = np.where(found.asked, found.answers, IGNORED)[:, :-1]
+            labels[rows, 0] = IGNORED
     if model.packing == "best_fit":
         used = np.array([sum(length for *_, length in parts) for parts in pieces])
         real = places < used[:, None]

@@ -21,6 +21,7 @@ from mor.data.content import check_content
 from mor.data.progress import Progress, no_progress
 from mor.data.shards import ShardInfo, TokenShard
 from mor.data.task_marks import TaskMarks
+from mor.data.tasks import SolvedMarks, read_marks
 from mor.data.tokenizer import load_tokenizer
 from mor.errors import MorError, describe_missing
 
@@ -70,10 +71,10 @@ class DataIndex:
     reused: bool = False
 
     @property
-    def task(self) -> TaskMarks | None:
+    def task(self) -> TaskMarks | SolvedMarks | None:
         """Queries and difficulties of a made-up task (`mor.data.tasks`); None for text."""
         there = self.preparation.get("task")
-        return None if there is None else TaskMarks.of(there)
+        return None if there is None else read_marks(there)
 
     @property
     def bos(self) -> Bos:

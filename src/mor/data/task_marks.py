@@ -10,6 +10,21 @@ import numpy as np
 
 
 @dataclass(frozen=True)
+class Solution:
+    """What rows of token ids ask, each `[n, length]`.
+
+    Attributes:
+        asked: bool; the tokens that are queries with an answer.
+        answers: token id of the answer to each of them; anything elsewhere.
+        levels: how hard it is; anything elsewhere.
+    """
+
+    asked: np.ndarray
+    answers: np.ndarray
+    levels: np.ndarray
+
+
+@dataclass(frozen=True)
 class TaskMarks:
     """What prepared data of a task say about its tokens.
 
@@ -29,6 +44,13 @@ class TaskMarks:
         settings = {k: v for k, v in stored.items() if k not in ("queries", "levels")}
         levels = {int(token): int(level) for token, level in stored["levels"].items()}
         return cls(settings, tuple(int(token) for token in stored["queries"]), levels)
+
+    def solve(self, ids: np.ndarray) -> Solution:
+        """What rows `[n, length]` ask: the next token is the answer, so the last has none."""
+        asked, answers = self.is_query(ids), np.zeros_like(ids)
+        asked[:, -1] = False
+        answers[:, :-1] = ids[:, 1:]
+        return Solution(asked, answers, self.level(ids))
 
     def is_query(self, ids: np.ndarray) -> np.ndarray:
         """Bool, shaped as `ids`: the tokens whose next token is an answer."""

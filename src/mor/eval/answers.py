@@ -7,7 +7,7 @@ while all other tokens keep theirs. What the router knows is the difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mor.data import PackedDataset
+from mor.data.task_marks import Solution
 from mor.errors import MorError
 from mor.eval.exits import count_changes
 from mor.eval.passes import batches
@@ -148,21 +149,20 @@ class Collector:
         length = dataset.index.document_length()
         self.whole_rows = length is not None and dataset.seq_len % length == 0
 
-    def queries(self, ids: Tensor) -> np.ndarray:
-        """[B, T] which tokens of ids [B, T] are queries that count."""
+    def solve(self, ids: Tensor) -> Solution:
+        """What ids [B, T] ask, and which of the queries count."""
         rows = ids.cpu().numpy()
-        asked: np.ndarray = self.task.is_query(rows)
-        asked[:, -1] = False  # its answer is in another row
+        found = self.task.solve(rows)
         begun = np.zeros(rows.shape, dtype=bool)
         begun[:, 0], begun[:, 1:] = self.whole_rows, rows[:, :-1] == self.dataset.index.eos_token_id
-        return asked & np.logical_or.accumulate(begun, axis=1)
+        return replace(found, asked=found.asked & np.logical_or.accumulate(begun, axis=1))
 
     def look(self, ids: Tensor, output: Any) -> None:
         """Note what the model made of ids [B, T]."""
-        ids, asked = ids.cpu(), self.queries(ids)
-        right = output.logits.argmax(-1).cpu()[:, :-1] == ids[:, 1:]
-        self.levels.append(self.task.level(ids.numpy())[asked])
-        self.hits.append(right.numpy()[asked[:, :-1]])
+        found = self.solve(ids)
+        asked, likely = found.asked, output.logits.argmax(-1).cpu().numpy()
+        self.levels.append(found.levels[asked])
+        self.hits.append(likely[asked] == found.answers[asked])
         self.depths.append(output.depths.cpu().numpy()[asked])
         self.total, self.places = self.total + int(output.depths.sum()), self.places + ids.numel()
 
@@ -200,7 +200,7 @@ def collect_answers(
     for ids in batches(dataset, count, batch_size, model.device):
         output = _run(model, ids, max_depth)
         if chance is not None:
-            asked, depths = found.queries(ids), output.depths.cpu()
+            asked, depths = found.solve(ids).asked, output.depths.cpu()
             mine = depths[asked]
             depths[asked] = mine[torch.from_numpy(chance.permutation(len(mine)))]
             with forced_depths(model.model, depths.to(model.device)):

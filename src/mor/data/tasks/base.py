@@ -11,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from mor.data.documents import Document
+from mor.data.task_marks import Solution
 from mor.data.tokenizer import END_OF_TEXT, PAD, wrap_rules
 from mor.errors import MorError
 
@@ -28,6 +29,7 @@ class Task:
     """
 
     name: ClassVar[str] = ""
+    hidden: ClassVar[bool] = False  # answers are no words of the document: `solve` finds them
     documents: int = 200_000
     seed: int = 0
 
@@ -59,6 +61,15 @@ class Task:
         """The words of one document, made from `rng`."""
         raise NotImplementedError
 
+    def solve(self, ids: np.ndarray, first: int) -> Solution:
+        """Answers that documents do not hold, of rows of token ids `[n, length]`.
+
+        Args:
+            ids: documents, or pieces of them; ids below `first` stand between documents.
+            first: id of the first of `words`; the others follow in order.
+        """
+        raise NotImplementedError
+
     def text(self, number: int) -> str:
         """Document `number` (0-based): always the same."""
         rng = np.random.Generator(np.random.Philox(key=(self.seed, number)))
@@ -70,6 +81,8 @@ class Task:
 
     def marks(self, vocabulary: Mapping[str, int]) -> dict[str, Any]:
         """The settings, with queries and difficulties as token ids: kept with prepared data."""
+        if self.hidden:
+            return self.settings() | {"first": vocabulary[self.words()[0]]}
         return self.settings() | {
             "queries": sorted(vocabulary[word] for word in self.queries()),
             "levels": {str(vocabulary[word]): k for word, k in self.levels().items()},
