@@ -108,7 +108,7 @@ def test_every_level_is_met_and_documents_stay_the_same() -> None:
 def test_prepared_formulas_have_values_as_labels(tmp_path: Path) -> None:
     source = "task:formulas:documents=200,cells=9,modulus=7"
     prepare(source, tmp_path / "data", validation_fraction=0.2)
-    task, tokenizer = open_task(source), task_tokenizer(open_task(source))
+    tokenizer = task_tokenizer(open_task(source))
     index = DataIndex.load(tmp_path / "data")
     assert index.document_length() == 10
     dataset = PackedDataset(tmp_path / "data", "train", 10, loss_on="answers")

@@ -31,6 +31,12 @@ class RouteByLossSection(Section):
         ge=0,
         description="weight of the loss at each exit that a token passes by, beside its own",
     )
+    linger: int = decides(
+        "weights",
+        0,
+        ge=0,
+        description="passes that a token stays for once it is right, so that others see its answer",
+    )
     confidence: float = decides(
         "weights", 0.5, gt=0, lt=1, description="a token goes deeper where the router is surer"
     )

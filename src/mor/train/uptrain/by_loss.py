@@ -4,7 +4,9 @@ A router that is taught by what deeper passes bring learns nothing before they b
 a pass that no token is sent to never will. So the router's logit before pass r + 1 is taught
 whether the token's loss, were it to leave after pass r, is above a margin:
 sigmoid(sharpness (loss - margin)), by binary cross-entropy. Tokens without a label are taught to
-leave at once. The trunk learns under these routes (the router's rule for decoding), so what one
+leave at once. With ``linger`` a token that is right stays for as many passes more: keys and values
+of a pass are made of what goes into it, so what a token found in its last pass no other token can
+see. The trunk learns under these routes (the router's rule for decoding), so what one
 pass can answer is learnt at the exit after one pass, and deeper passes see what is left.
 ``every_exit`` trains the exits that a token passes by, too.
 
@@ -85,7 +87,7 @@ class RouteByLoss:
     Whoever begins a run sets the boundaries, to the section's confidence.
 
     Attributes:
-        section: margin and sharpness, and the weight of exits passed by.
+        section: margin, sharpness, how long right tokens stay, and the weight of exits passed by.
     """
 
     section: RouteByLossSection
@@ -111,12 +113,18 @@ class RouteByLoss:
         depths, told = output.depths.flatten(), targets != IGNORE
         first = network.config.num_prelude_layers
         weight = self.section.every_exit
+        wrong: list[Tensor] = []
         for depth in range(1, recursions):
             with torch.set_grad_enabled(weight > 0):
                 loss = measure_exit(network, output.exits[depth], targets)
             total = total + weight * (loss * (depths > depth)).sum() / items
-            wrong = torch.sigmoid(self.section.sharpness * (loss.detach() - self.section.margin))
-            goal = wrong * told
+            wrong.append(
+                torch.sigmoid(self.section.sharpness * (loss.detach() - self.section.margin))
+            )
+            # Nothing is known before the first exit: there a token counts as wrong.
+            late = depth <= self.section.linger
+            lately = torch.stack(wrong[-1 - self.section.linger :]).amax(0)
+            goal = told.to(loss.dtype) if late else lately * told
             states = output.states[first + depth].flatten(0, 1).detach()
             error = F.binary_cross_entropy_with_logits(
                 score_states(router, states, depth), goal, reduction="none"
