@@ -10,7 +10,8 @@
     python benchmarks/depth/hops.py collect runs/depth/hops-*     # runs/bench/depth.jsonl
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
 
-The harder size has the same stages by other names: depth/cycle-*, and `draw --family cycle`.
+The harder size has the same stages by other names: depth/cycle-*, and `draw --family cycle`. Formulas over
+cells, routed from the first step, are depth/formulas-* and `draw --family formulas`.
 
 ``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
 which the picture is drawn unless told otherwise. A line holds the answers of one finished run
@@ -93,22 +94,26 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
         color = shades(0.85 - 0.75 * number / max(1, len(caps) - 1))
         left.plot(*_line(cap["by_level"]), "o-", color=color, label=label, markersize=4)
     others = {
-        f"{family}-dense": ("dense, the same weights", "--"),
-        f"{family}-two": ("trained for two passes", "-."),
-        f"{family}-untied": ("ten layers", ":"),
+        f"{family}-dense": ("dense, the same weights", "--", "grey"),
+        f"{family}-two": ("trained for two passes", "-.", "grey"),
+        f"{family}-three": ("trained for three passes", "-.", "grey"),
+        f"{family}-four": ("trained for four passes", "-.", "black"),
+        f"{family}-untied": ("as many layers as passes", ":", "black"),
     }
-    for name, (label, style) in others.items():
+    for name, (label, style, color) in others.items():
         if name in by_name:
-            left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color="grey", label=label)
-    routed = by_name.get(f"{family}-routed") or by_name[f"{family}-final"]
+            left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color=color, label=label)
+    names = [f"{family}-routed", f"{family}-final", f"{family}-by-loss"]
+    routed = next(by_name[name] for name in names if name in by_name)
     share = routed["causal"]["mean_depth"] / len(caps)
     label = f"MoR, {share:.0%} of the passes"
     left.plot(*_line(routed["causal"]["by_level"]), "s-", color="crimson", label=label)
     chance = routed["random_routes"]["by_level"]
     left.plot(*_line(chance), "s:", color="crimson", alpha=0.5, label="MoR, routes by chance")
-    left.set(xlabel="hops", ylabel="exact match", ylim=(0, 1.03))
+    difficulty = "formulas, one upon the other" if family == "formulas" else "hops"
+    left.set(xlabel=difficulty, ylabel="exact match", ylim=(0, 1.03))
     right.plot(*_line(routed["causal"]["depth_by_level"]), "s-", color="crimson")
-    right.set(xlabel="hops", ylabel="passes that the router gives a query", ylim=(0.9, len(caps)))
+    right.set(xlabel=difficulty, ylabel="passes that the router gives a query", ylim=(0.9, len(caps)))
     figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8)
     figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(IMAGES / f"depth-{family}.png", dpi=130)
@@ -127,7 +132,7 @@ def main() -> None:
     collecting.add_argument("folders", nargs="+", type=Path)
     collecting.add_argument("--records", type=Path, default=Path("runs/bench/depth.jsonl"))
     drawing.add_argument("--records", type=Path, default=RESULTS)
-    drawing.add_argument("--family", choices=("hops", "cycle"), default="hops")
+    drawing.add_argument("--family", choices=("hops", "cycle", "formulas"), default="hops")
     options = parser.parse_args()
     if options.what == "collect":
         options.records.parent.mkdir(parents=True, exist_ok=True)

@@ -27,20 +27,24 @@ def make(**fields: Any) -> Any:
     return make_model(small_config("threshold", update_rule="last", **fields))
 
 
-def ask(model: Any, ids: Tensor, labels: Tensor, items: float) -> Any:
+def ask(model: Any, ids: Tensor, labels: Tensor, items: float, linger: int = 0) -> Any:
+    section = SECTION.model_copy(update={"linger": linger})
     batch = {"input_ids": ids, "labels": labels}
-    return RouteByLoss(SECTION)(model.train(), batch, torch.tensor(items))
+    return RouteByLoss(section)(model.train(), batch, torch.tensor(items))
 
 
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
-def test_the_loss_by_hand(kv_sharing: str) -> None:
+@pytest.mark.parametrize(
+    ("kv_sharing", "linger"),
+    [("none", 0), ("recursive", 0), ("recursive_update", 0), ("recursive_update", 1), ("none", 2)],
+)
+def test_the_loss_by_hand(kv_sharing: str, linger: int) -> None:
     model = make(kv_sharing=kv_sharing, num_prelude_layers=1, num_coda_layers=1,
                  sharing="middle_cycle")  # fmt: skip
     ids = random_ids(2, 2, 9)
     labels = ids.clone()
     labels[:, 2:5] = -100
     targets = next_token_targets(labels)
-    parts = ask(model, ids, labels, 10.0)
+    parts = ask(model, ids, labels, 10.0, linger)
     model.eval()
     plain = model(ids, routing="causal", output_hidden_states=True)
     assert len(set(plain.depths.flatten().tolist())) > 1
@@ -60,8 +64,11 @@ def test_the_loss_by_hand(kv_sharing: str) -> None:
             if plain.depths.flatten()[place] < depth:
                 continue
             goal = torch.zeros(())
-            if targets[place] != -100:
-                goal = torch.sigmoid(2.0 * (losses[depth - 1, place] - 3.0))
+            if targets[place] != -100 and depth <= linger:
+                goal = torch.ones(())  # it cannot have been right for so many passes
+            elif targets[place] != -100:
+                worst = losses[depth - 1 - linger : depth, place].max()
+                goal = torch.sigmoid(2.0 * (worst - 3.0))
             logit = net(state[place], depth)[0]
             wanted = wanted - goal * F.logsigmoid(logit) - (1 - goal) * F.logsigmoid(-logit)
     assert parts.total.item() == pytest.approx(wanted.item() / 10, rel=1e-5)

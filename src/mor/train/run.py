@@ -203,12 +203,12 @@ def make_loop(
     whole = data.samples.take(plan.steps * per_step)
     text = config.modality == "text"
     objective: Objective = (NextToken if text else Labels)(section.dtype, section.routing)
-    if section.route_by_loss is not None:
-        model.model.router.set_confidence(section.route_by_loss.confidence)
-        objective = RouteByLoss(section.route_by_loss)
     samples: Any = whole
     if uptraining is not None:
         objective, samples = uptraining.prepare(whole, device)
+    if section.route_by_loss is not None:  # after what an uptraining would train for without it
+        model.model.router.set_confidence(section.route_by_loss.confidence)
+        objective = RouteByLoss(section.route_by_loss)
     schedule = depth_schedule_of(section, config.num_recursions)
     caps = None if schedule is None else schedule.caps(plan.steps)
     unused = leaves_unused(config) or caps is not None
