@@ -154,3 +154,21 @@ def test_several_processes_are_refused(
     monkeypatch.setattr("mor.train.uptrain.by_loss.world_size", lambda: 2)
     with pytest.raises(MorError, match="runs in one process, not 2"):
         train(recipe_of(data, tmp_path, ROUTED))
+
+
+def test_a_router_for_a_trunk(data: Path, tmp_path: Path) -> None:
+    fields = tiny_fields(data, tmp_path / "trunk")
+    fields["model"] |= {"router": "fixed", "num_recursions": 3}
+    trunk = train(parse_recipe(fields))
+    fields = tiny_fields(data, tmp_path / "routed")
+    fields["model"] = {"router": "threshold", "update_rule": "last"}
+    fields["train"] |= {"route_by_loss": {"margin": 0.5, "linger": 1}}
+    run = train(parse_recipe(fields | {"uptrain": {"start": str(trunk)}}))
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text("utf-8").splitlines()]
+    assert log[0]["routes/wrong_at_1"] == pytest.approx(1.0, abs=1e-3)
+    assert "routes/wrong_at_2" in log[0]
+    config = load_model(run).config
+    assert (config.router, config.num_recursions) == ("threshold", 3)
+    # The trunk learns, too.
+    before = load_model(trunk).model.block[0].mlp.down_proj.weight
+    assert not torch.equal(before, load_model(run).model.block[0].mlp.down_proj.weight)
