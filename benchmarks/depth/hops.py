@@ -10,8 +10,8 @@
     python benchmarks/depth/hops.py collect runs/depth/hops-*     # runs/bench/depth.jsonl
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
 
-The harder size has the same stages by other names: depth/cycle-*, and `draw --family cycle`. Formulas over
-cells, routed from the first step, are depth/formulas-* and `draw --family formulas`.
+The harder size has the same stages by other names: depth/cycle-*, and `draw --family cycle`.
+Formulas over cells are depth/formulas-* and `draw --family formulas`.
 
 ``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
 which the picture is drawn unless told otherwise. A line holds the answers of one finished run
@@ -113,7 +113,9 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     difficulty = "formulas, one upon the other" if family == "formulas" else "hops"
     left.set(xlabel=difficulty, ylabel="exact match", ylim=(0, 1.03))
     right.plot(*_line(routed["causal"]["depth_by_level"]), "s-", color="crimson")
-    right.set(xlabel=difficulty, ylabel="passes that the router gives a query", ylim=(0.9, len(caps)))
+    right.set(
+        xlabel=difficulty, ylabel="passes that the router gives a query", ylim=(0.9, len(caps))
+    )
     figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8)
     figure.tight_layout(rect=(0, 0.11, 1, 1))
     figure.savefig(IMAGES / f"depth-{family}.png", dpi=130)

@@ -28,15 +28,15 @@ def read_requests(data: Path, count: int) -> list[tuple[list[int], int]]:
     """Prompts that end with a query, and the token that answers each."""
     index = PackedDataset(data, "validation", 2).index
     assert index.task is not None, f"{data} holds no task"
-    queries = set(index.task.queries)
     length = index.document_length()
     assert length, f"the documents of {data} are of unequal lengths; take task:hops or task:phop"
     dataset = PackedDataset(data, "validation", length)
     found = []
     for number in range(min(count, len(dataset))):
-        ids = dataset[number]["input_ids"].tolist()
-        last = max(place for place, token in enumerate(ids[:-1]) if token in queries)
-        found.append((ids[: last + 1], ids[last + 1]))
+        ids = dataset[number]["input_ids"].numpy()
+        solution = index.task.solve(ids[None])
+        last = int(solution.asked[0].nonzero()[0][-1])
+        found.append((ids[: last + 1].tolist(), int(solution.answers[0, last])))
     return found
 
 
