@@ -14,6 +14,8 @@ from mor.data import DataIndex, PackedDataset, prepare
 from mor.data.tasks import open_task, read_marks, task_tokenizer
 from mor.data.tasks.formulas import Formulas
 from mor.errors import MorError
+from mor.eval import evaluate
+from tests.strategies import make_model, small_config
 
 
 def work_out(words: list[str], modulus: int) -> tuple[list[int], list[int]]:
@@ -129,3 +131,24 @@ def test_settings_of_another_version_are_refused() -> None:
     assert read_marks(stored).settings["cells"] == 24
     with pytest.raises(MorError, match="has no field 'colour'"):
         read_marks(stored | {"colour": "red"})
+
+
+def test_scores_are_of_the_values(tmp_path: Path) -> None:
+    prepare("task:formulas:documents=60,cells=9", tmp_path / "data", validation_fraction=0.5)
+    dataset = PackedDataset(tmp_path / "data", "validation", 10)
+    config = small_config("threshold", vocab_size=dataset.index.vocab_size, update_rule="last")
+    model = make_model(config)
+    found = evaluate(model, dataset)
+    rows = torch.stack([dataset[place]["input_ids"] for place in range(len(dataset))])
+    labelled = PackedDataset(tmp_path / "data", "validation", 10, loss_on="answers")
+    labels = torch.stack([labelled[place]["labels"] for place in range(len(dataset))])[:, 1:]
+    told = labels != -100
+    with torch.no_grad():
+        logits = model(rows, use_cache=False, routing="causal").logits[:, :-1][told]
+    nll = torch.nn.functional.cross_entropy(logits, labels[told])
+    assert found["causal"]["nll"] == pytest.approx(float(nll), rel=1e-5)
+    assert found["tokens"] == int(told.sum()) == found["answers"]["queries"]
+    right = float((logits.argmax(-1) == labels[told]).double().mean())
+    assert found["answers"]["causal"]["exact_match"] == pytest.approx(right)
+    assert found["passes"][-1]["accuracy"] == pytest.approx(right)
+    assert found["random_routes_nll"] != found["causal"]["nll"]

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from mor.config import MoRConfig
+from mor.data.tasks import TASKS
 from mor.eval.answers import list_scores
 
 
@@ -77,10 +78,15 @@ def _answers(answers: dict[str, Any] | None) -> str:
         for name, score in list_scores(answers)
     ]
     head = ("exact match of answers", "all", *(f"{level}" for level in levels), "mean depth")
+    hidden = TASKS[answers["task"]["name"]].hidden
+    counted = (
+        "the NLL above is of these answers"
+        if hidden
+        else ("words that nothing predicts count in the NLL above")
+    )
     return (
         f"\n\nThe measure of this task is the exact match of its {answers['queries']:,} answers, "
-        "by difficulty; words that nothing predicts count in the NLL above.\n\n"
-        + table(head, cells)
+        f"by difficulty; {counted}.\n\n" + table(head, cells)
     )
 
 

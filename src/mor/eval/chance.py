@@ -6,8 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
-from mor.eval.passes import token_nll
+from mor.data.dataset import IGNORED
+from mor.eval.passes import next_targets, token_nll
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.routers.forced import forced_depths
 
@@ -17,11 +19,12 @@ class ChanceRoutes:
 
     Args:
         model: that the pass runs.
+        dataset: that its batches are of.
         seed: of the chance.
     """
 
-    def __init__(self, model: MoRForCausalLM, seed: int = 0) -> None:
-        self.model = model
+    def __init__(self, model: MoRForCausalLM, dataset: Dataset, seed: int = 0) -> None:
+        self.model, self.dataset = model, dataset
         self.draw = torch.Generator().manual_seed(seed)
         self.nll_sum, self.targets, self.differ = 0.0, 0, False
 
@@ -32,9 +35,9 @@ class ChanceRoutes:
         self.differ = self.differ or bool((depths != depths[0, 0]).any())
         with forced_depths(self.model.model, dealt.view_as(depths).to(ids.device)):
             again = self.model(ids, use_cache=False, routing="causal")
-        losses = token_nll(again.logits, ids)
-        self.nll_sum += float(losses.double().sum())
-        self.targets += losses.numel()
+        targets = next_targets(self.dataset, ids)
+        self.nll_sum += float(token_nll(again.logits, targets).double().sum())
+        self.targets += int((targets != IGNORED).sum())
 
     def nll(self) -> float | None:
         """Nats per token; None where no two tokens differed in depth."""

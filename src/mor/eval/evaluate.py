@@ -14,7 +14,7 @@ from mor.errors import MorError
 from mor.eval.answers import Collector, score_answers
 from mor.eval.chance import ChanceRoutes
 from mor.eval.exits import score_passes
-from mor.eval.passes import Look, check_sample, run_pass, token_nll
+from mor.eval.passes import Look, check_sample, next_targets, run_pass, token_nll
 from mor.hf.load import serving_copy
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import dead_positions, entropy, max_violation
@@ -74,7 +74,9 @@ def evaluate(
     try:
         bytes_per_token = dataset.bytes_per_token
         capped, answers = [], []
-        chance = ChanceRoutes(model) if config.is_routed and config.num_recursions > 1 else None
+        chance = (
+            ChanceRoutes(model, dataset) if config.is_routed and config.num_recursions > 1 else None
+        )
         for cap in range(1, config.num_recursions + 1):
             # A task's answers are read off the same pass.
             task = None if dataset.index.task is None else Collector(dataset)
@@ -171,7 +173,7 @@ def passage(
     """A passage with each token's text, recursions and nats (None for the first)."""
     ids = dataset[len(dataset) // 2]["input_ids"][:length][None].to(model.device)
     output = model(ids, use_cache=False, routing="causal")
-    nll = token_nll(output.logits, ids)[0].tolist()
+    nll = token_nll(output.logits, next_targets(dataset, ids))[0].tolist()
     return {
         "tokens": token_texts(tokenizer, ids[0].tolist()),
         "depths": output.depths[0].tolist(),

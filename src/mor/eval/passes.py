@@ -7,13 +7,17 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.config.choices import Routing
+from mor.data import PackedDataset
+from mor.data.dataset import IGNORED
 from mor.data.samples import spread
+from mor.data.tasks import SolvedMarks
 from mor.errors import MorError
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import decision_accuracy
@@ -71,11 +75,25 @@ class PassResult:
         }
 
 
-def token_nll(logits: Tensor, ids: Tensor) -> Tensor:
-    """Nats of each token given those before it, [B, T - 1], from logits [B, T, V]."""
+def next_targets(dataset: Dataset, ids: Tensor) -> Tensor:
+    """What a model is to say after each token of ids [B, T] but the last, [B, T - 1].
+
+    The next token; where the answers of a task are no words of its documents (`task:formulas`),
+    the answer, and -100 after a token that asks nothing.
+    """
+    task = dataset.index.task if isinstance(dataset, PackedDataset) else None
+    if not isinstance(task, SolvedMarks):
+        return ids[:, 1:]
+    found = task.solve(ids.cpu().numpy())
+    answers = np.where(found.asked, found.answers, IGNORED)[:, :-1]
+    return torch.from_numpy(answers).to(ids.device)
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats of the targets [B, T - 1] by logits [B, T, V], [B, T - 1]; 0 where a target is -100."""
     flat = logits[:, :-1].flatten(0, 1).float()
-    losses = F.cross_entropy(flat, ids[:, 1:].flatten(), reduction="none")
-    return losses.view(len(ids), -1)
+    losses = F.cross_entropy(flat, targets.flatten(), reduction="none", ignore_index=IGNORED)
+    return losses.view(len(targets), -1)
 
 
 def check_sample(dataset: Dataset, max_sequences: int | None, batch_size: int) -> int:
@@ -136,11 +154,12 @@ def run_pass(
             max_depth=max_depth,
             output_router_traces=routing == "topk",
         )
-        losses = token_nll(output.logits, ids)
-        result.nll_sum += float(losses.double().sum())
-        result.targets += losses.numel()
+        targets = next_targets(dataset, ids)
+        told = targets != IGNORED
+        result.nll_sum += float(token_nll(output.logits, targets).double().sum())
+        result.targets += int(told.sum())
         if keep_hits:
-            hits.append((output.logits[:, :-1].argmax(-1) == ids[:, 1:]).flatten().cpu())
+            hits.append((output.logits[:, :-1].argmax(-1) == targets)[told].cpu())
         depths = output.depths.cpu()
         result.depth_counts += torch.bincount(depths.flatten(), minlength=recursions + 1)
         reached = (depths == recursions).any(0)

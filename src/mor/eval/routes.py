@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.errors import MorError
-from mor.eval.passes import Tick, batches, check_sample, token_nll
+from mor.eval.passes import Tick, batches, check_sample, next_targets, token_nll
 from mor.hf.modeling import MoRForCausalLM
 from mor.model.metrics import dead_positions, entropy, max_violation
 from mor.model.recorder import DepthTrace
@@ -24,7 +24,8 @@ class Routes:
 
     Attributes:
         ids: [S, T] tokens. depths: [S, T] recursions that each ran, 1..R.
-        nll: [R, S, T - 1] nats of the next token with depth capped at 1..R.
+        nll: [R, S, T - 1] nats of the target (the next token, but see `next_targets`) with depth
+            capped at 1..R.
         hits: [R, S, T - 1] whether the most likely next token was the right one.
         entropy: [S, T - 1] nats, of the prediction at full depth.
         scores: of each depth: [N] what decides, of the tokens that reached it, and [N] whether they
@@ -101,7 +102,7 @@ def collect_routes(
     parts: list[dict[str, Any]] = []
     try:
         for ids in batches(dataset, count, batch_size, model.device):
-            parts.append(_look(model, ids, tick))
+            parts.append(_look(model, ids, next_targets(dataset, ids), tick))
     finally:
         model.train(was_training)
     router = model.model.router
@@ -129,7 +130,7 @@ def _boundaries(router: BoundaryRouter) -> tuple[float, ...]:
     return tuple(router.boundary.tolist())
 
 
-def _look(model: MoRForCausalLM, ids: Tensor, tick: Tick) -> dict[str, Any]:
+def _look(model: MoRForCausalLM, ids: Tensor, targets: Tensor, tick: Tick) -> dict[str, Any]:
     """All of one batch: a pass for each cap, the last one with its scores."""
     recursions, nll, hits = model.config.num_recursions, [], []
     for cap in range(1, recursions + 1):
@@ -140,8 +141,8 @@ def _look(model: MoRForCausalLM, ids: Tensor, tick: Tick) -> dict[str, Any]:
             max_depth=cap,
             output_router_traces=cap == recursions,
         )
-        nll.append(token_nll(output.logits, ids).cpu().numpy())
-        hits.append((output.logits[:, :-1].argmax(-1) == ids[:, 1:]).cpu().numpy())
+        nll.append(token_nll(output.logits, targets).cpu().numpy())
+        hits.append((output.logits[:, :-1].argmax(-1) == targets).cpu().numpy())
         tick()
     chances = output.logits[:, :-1].float().log_softmax(-1)
     return {
