@@ -203,3 +203,12 @@ def test_a_skew_prefers_short_ways() -> None:
     # 1, 1/2, 1/3 and 1/4 over their sum, 25/12; 4,000 draws.
     for share, weight in zip(shares, (1, 1 / 2, 1 / 3, 1 / 4), strict=True):
         assert abs(share - weight * 12 / 25) < 0.03
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_words_are_read_back_with_blanks_between_them(source: str) -> None:
+    task = open_task(source)
+    tokenizer, text = task_tokenizer(task), task.text(3)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert len(ids) == len(text.split())
+    assert tokenizer.decode(ids) == text

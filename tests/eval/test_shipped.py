@@ -54,6 +54,38 @@ def test_one_layer_runs_as_often_as_a_query_asks_for_steps(tmp_path: Path) -> No
     assert causal["depth_by_level"][8] > causal["depth_by_level"][2] + 4
 
 
+def test_a_cell_takes_as_many_passes_as_there_are_formulas_under_it(tmp_path: Path) -> None:
+    prepare("task:formulas:documents=300,seed=11", tmp_path / "data", validation_fraction=0.6)
+    documents = PackedDataset(tmp_path / "data", "validation", 25, loss_on="answers")
+    model = load_model("formulas")
+    result: dict[str, Any] = score_answers(model, documents)
+    causal = result["causal"]
+    assert causal["exact_match"] >= 0.99
+    assert causal["mean_depth"] <= 0.36 * 8
+    assert causal["rank_correlation"] > 0.9
+    assert causal["level_rank_correlation"] == pytest.approx(1.0)
+    assert result["random_routes"]["exact_match"] < 0.85
+    for cap in range(2, 7):  # each pass reaches the formulas of one level more
+        by_level = result["depth_cap"][cap - 1]["by_level"]
+        assert by_level[cap + 1] > 0.98
+        assert by_level[min(cap + 2, 8)] < 0.7
+    control = load_model("formulas-three")
+    weights = [sum(p.numel() for p in one.parameters()) for one in (model, control)]
+    assert abs(weights[0] - weights[1]) < 0.01 * weights[0]
+    fixed = score_answers(control, documents)["causal"]
+    assert fixed["mean_depth"] > causal["mean_depth"]
+    assert fixed["exact_match"] < 0.97
+    assert fixed["by_level"][7] < 0.7
+    # Served: each cell's value asked for on its own, in one batch, as generate answers it.
+    ids = documents[0]["input_ids"][:24].tolist()
+    prompts = [ids[:place] for place in range(5, 25)]
+    params = SamplingParams(temperature=0.0, max_tokens=1)
+    for prompt, output in zip(prompts, Engine(model).generate(prompts, params), strict=True):
+        with torch.inference_mode():
+            alone = model.generate(torch.tensor([prompt]), max_new_tokens=1, do_sample=False)
+        assert list(output.completions[0].token_ids) == alone[0, len(prompt) :].tolist()
+
+
 def test_the_dense_twin_of_equal_weights_does_not(documents: PackedDataset) -> None:
     dense, routed = load_model("hops-dense"), load_model("hops")
     weights = [sum(p.numel() for p in model.parameters()) for model in (dense, routed)]
@@ -79,7 +111,9 @@ def test_the_engine_answers_as_generate_does(documents: PackedDataset) -> None:
 
 
 def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped_models() == ["hops", "hops-dense", "prose", "steps"]
+    assert shipped_models() == [
+        *("formulas", "formulas-three", "hops", "hops-dense", "prose", "steps")
+    ]
     assert model_folder(Path("hops")).name == "hops"
     assert len(load_tokenizer("hops")) == load_model("hops").config.vocab_size
     with pytest.raises(MorError, match="'hop' does not exist"):

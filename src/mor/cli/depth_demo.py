@@ -1,4 +1,4 @@
-"""What depth is worth, shown in seconds by the model that ships: hops through a map."""
+"""What depth is worth, shown in seconds by a model that ships: formulas over cells."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ from mor.hf.load import load_model
 from mor.report import render_terminal
 
 # Another seed than the recipes': no document of these was trained on.
-SOURCE, LENGTH = "task:hops:documents=600,seed=1", 25
-MODEL, DENSE = "hops", "hops-dense"
+SOURCE, LENGTH = "task:formulas:documents=600,seed=1", 25
+MODEL, CONTROL = "formulas", "formulas-three"
 
 
 def show_depth_at_work(out: Path, console: Console) -> None:
-    """Score the shipped chain-follower on new documents, beside its dense twin.
+    """Score the shipped model of formulas on new documents, beside its control.
 
     Args:
         out: folder for the documents.
         console: to print to.
     """
-    prepare(SOURCE, out / "hops", validation_fraction=0.5)
-    dataset = PackedDataset(out / "hops", "validation", LENGTH, loss_on="answers")
-    model, dense = load_model(MODEL), load_model(DENSE)
+    prepare(SOURCE, out / "formulas", validation_fraction=0.5)
+    dataset = PackedDataset(out / "formulas", "validation", LENGTH, loss_on="answers")
+    model, control = load_model(MODEL), load_model(CONTROL)
     console.print(
-        "The shipped model hops follows k steps through a map given in the context. It was trained "
-        "by the recipes depth/hops-*, not here; these documents are new to it.\n"
+        "The shipped model formulas works out a column of a spreadsheet: @1*@3 is the product of "
+        "the cells one and three places back, modulo 5. How hard a cell is, is how many formulas "
+        "stand one upon the other under it. It was trained by the recipe depth/formulas-by-loss, "
+        "not here; these documents are new to it.\n"
     )
     console.print(answer_table(score_answers(model, dataset)))
-    score = score_answers(dense, dataset)["causal"]
+    score = score_answers(control, dataset)["causal"]
     shown = ", ".join(f"{level}: {share:z.0%}" for level, share in score["by_level"].items())
     console.print(
-        f"dense twin (one pass, {sum(p.numel() for p in dense.parameters()):,} weights, as many "
-        f"tokens as the recursive trunk): {score['exact_match']:z.1%} of answers right; "
-        f"by hops {shown}\n"
+        "the same layers, trained with three passes for every token, to as many FLOPs: "
+        f"{score['exact_match']:z.1%} of answers right; by difficulty {shown}\n"
     )
     tokens, depths = read_document(model, dataset)
-    console.print("A document, each token coloured by its passes; s3^5 asks where 5 steps lead:\n")
+    console.print("A document, each cell coloured by its passes:\n")
     console.print(render_terminal(tokens, depths, model.config.num_recursions))
 
 

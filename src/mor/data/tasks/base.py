@@ -123,7 +123,7 @@ def task_tokenizer(task: Task) -> PreTrainedTokenizerFast:
     vocabulary = {word: number for number, word in enumerate((END_OF_TEXT, PAD, *task.words()))}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token=PAD))
     words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.decoder = decoders.WordPiece(prefix="", cleanup=False)
+    words.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # a blank between words
     return wrap_rules(words)
 
 
