@@ -31,7 +31,7 @@ ifneq ($(PINS),$(strip $(shell cat $(VENV)/.constraints 2>/dev/null || echo cons
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-oldest test-browser test-ray package smoke check docs format clean distclean
+.PHONY: help setup demo test setup-oldest test-oldest test-browser test-ray package smoke check docs format clean distclean
 
 help: ## list the targets
 	@echo 'mor: Mixture-of-Recursions language models'
@@ -59,6 +59,8 @@ test: $(STAMP) ## run the tests (those that need the internet are left out)
 test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
 	@echo '==> pytest with the oldest versions, $(WORKERS) processes'
 	@HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
+
+setup-oldest: $(OLDEST_STAMP) ## make .venv-oldest, with the oldest versions allowed
 
 $(OLDEST_STAMP): pyproject.toml constraints-oldest.txt tools/setup.sh
 	@sed 's/^torch==.*/torch==$(OLDEST_TORCH)/' constraints-oldest.txt > $(OLDEST).pins

@@ -200,10 +200,15 @@ def test_ci_runs_the_two_commands() -> None:
     assert os.access(script, os.X_OK)
     lines = [line.strip() for line in script.read_text("utf-8").splitlines()]
     commands = [line for line in lines if line.startswith("make ")]
-    assert commands[:3] == ["make check", "make test", "make docs"]
+    assert commands[:3] == ["make setup", "make check", "make test"]
     assert commands[3:5] == ["make smoke", "make test-browser"]
     (oldest,) = commands[5:]
     assert oldest == f"make test-oldest OLDEST_TORCH={pin_of('torch', 'constraints.txt')}"
+    # What runs beside another step is waited for, so that its failure is one of the script.
+    beside = [line.split()[1:] for line in lines if line.startswith("beside ")]
+    setup = ["oldest", "make", "setup-oldest", oldest.split()[-1]]
+    assert beside == [setup, ["docs", "make", "docs"]]
+    assert {"await docs", 'if [ "$oldest" != no ]; then await oldest; fi'} <= set(lines)
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
     assert "run: .ci/run" in workflow
     assert "run: make test-oldest OLDEST_PYTHON=python" in workflow

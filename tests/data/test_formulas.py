@@ -121,7 +121,10 @@ def test_prepared_formulas_have_values_as_labels(tmp_path: Path) -> None:
         wanted = [-100, *(tokenizer.convert_tokens_to_ids(str(value)) for value in values)]
         wanted[1:] = [w if "@" in word else -100 for w, word in zip(wanted[1:], words, strict=True)]
         assert labels.tolist() == wanted
-    # A batch of rows, of two folders, is as its rows alone.
+    # Cells predict nothing else, whatever the loss is asked to be on.
+    everything = PackedDataset(tmp_path / "data", "train", 10)
+    assert torch.equal(everything[7]["labels"], dataset[7]["labels"])
+    # A batch is as its rows alone.
     rows = dataset.__getitems__([3, 1, 4])
     assert all(torch.equal(rows[1][name], dataset[1][name]) for name in rows[1])
 

@@ -24,6 +24,7 @@ from torch.utils.data import Dataset
 from mor.data.index import DataIndex
 from mor.data.order import Shuffle
 from mor.data.rows import BestFit, Concatenated, Layout, Piece
+from mor.data.tasks import SolvedMarks
 from mor.errors import MorError
 
 Packing = Literal["concat", "best_fit"]
@@ -39,7 +40,8 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
     - `input_ids`;
     - `labels`: the same, for a model that shifts them itself; -100 at padding, with
       `document_mask` at the first token of each document, which nothing before it predicts, and
-      with `loss_on="answers"` at all but the answers of a task (`mor.data.tasks`);
+      with `loss_on="answers"` at all but the answers of a task (`mor.data.tasks`). Where answers
+      are no words of the documents, the answer after each query and -100 elsewhere, always;
     - with `best_fit`, `attention_mask`: 1, and 0 at the padding that ends a row;
     - with `document_mask`, `document_ids`: 0, 1, 2, ... for each document of the row (padding
       counts to the last), and `position_ids`, which begin at 0 in each.
@@ -80,7 +82,9 @@ class PackedDataset(Dataset[dict[str, Tensor]]):
         self.index = DataIndex.load(data_dir)
         self.split, self.seq_len, self.order_seed, self.epoch = split, seq_len, order_seed, 0
         self.packing, self.document_mask = packing, document_mask
-        self.task = self.index.task if loss_on == "answers" else None
+        task = self.index.task
+        hidden = isinstance(task, SolvedMarks)
+        self.task = task if loss_on == "answers" or hidden else None
         if loss_on not in get_args(LossOn):
             raise MorError(f"loss_on is {loss_on!r}, expected 'all' or 'answers'")
         if loss_on == "answers" and self.task is None:
