@@ -25,6 +25,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+from spent import spent  # beside this script
+
+from mor.train.recipe.file import load_recipe
+
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "depth.jsonl"
 IMAGES = ROOT / "docs" / "images"
@@ -44,6 +48,8 @@ def collect(folders: list[Path]) -> list[dict[str, Any]]:
         scores = json.loads((folder / "eval.json").read_text("utf-8"))
         line = {key: summary.get(key) for key in KEPT}
         line |= {key: scores[key] for key in ("answers", *SCORES) if key in scores}
+        if load_recipe(str(folder / "recipe.yaml")).train.route_by_loss is not None:
+            line["spent_flops"] = spent(folder)  # train_flops is a plan, by the capacities
         line["trained"] = {key: summary[key] for key in WHERE if key in summary}
         lines.append(line | {key: scores[key] for key in WHERE if key in scores})
     return lines
@@ -74,7 +80,7 @@ def print_table(lines: list[dict[str, Any]]) -> None:
             shown = " | ".join(f"{score['by_level'][level]:.3f}" for level in levels)
             print(
                 f"| {name} | {score['exact_match']:.4f} | {shown} | {score['mean_depth']:.2f} "
-                f"| {line['train_flops']:.2e} |"
+                f"| {line.get('spent_flops', line['train_flops']):.2e} |"
             )
 
 
@@ -85,12 +91,16 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    by_name = {name: line["answers"] for (name, seed), line in found.items() if seed == 0}
+    by_name = {
+        name: line["answers"]
+        for (name, seed), line in found.items()
+        if seed == 0 and "answers" in line  # texts have none
+    }
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4))
     shades = plt.get_cmap("viridis")
     caps = by_name[f"{family}-recursive"]["depth_cap"]
     for number, cap in enumerate(caps):
-        label = f"{cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''} for every token"
+        label = f"trunk, at most {cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''}"
         color = shades(0.85 - 0.75 * number / max(1, len(caps) - 1))
         left.plot(*_line(cap["by_level"]), "o-", color=color, label=label, markersize=4)
     others = {
@@ -116,8 +126,9 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     right.set(
         xlabel=difficulty, ylabel="passes that the router gives a query", ylim=(0.9, len(caps))
     )
-    figure.legend(*left.get_legend_handles_labels(), loc="lower center", ncol=4, fontsize=8)
-    figure.tight_layout(rect=(0, 0.11, 1, 1))
+    lines, labels = left.get_legend_handles_labels()
+    figure.legend(lines, labels, loc="lower center", ncol=5, fontsize=8)
+    figure.tight_layout(rect=(0, 0.03 + 0.045 * -(-len(labels) // 5), 1, 1))
     figure.savefig(IMAGES / f"depth-{family}.png", dpi=130)
     print(IMAGES / f"depth-{family}.png")
 
