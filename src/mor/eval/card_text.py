@@ -79,11 +79,9 @@ def _answers(answers: dict[str, Any] | None) -> str:
     ]
     head = ("exact match of answers", "all", *(f"{level}" for level in levels), "mean depth")
     hidden = TASKS[answers["task"]["name"]].hidden
-    counted = (
-        "the NLL above is of these answers"
-        if hidden
-        else ("words that nothing predicts count in the NLL above")
-    )
+    counted = "words that nothing predicts count in the NLL above"
+    if hidden:
+        counted = "the NLL above is of these answers"
     return (
         f"\n\nThe measure of this task is the exact match of its {answers['queries']:,} answers, "
         f"by difficulty; {counted}.\n\n" + table(head, cells)

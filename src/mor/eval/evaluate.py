@@ -74,9 +74,8 @@ def evaluate(
     try:
         bytes_per_token = dataset.bytes_per_token
         capped, answers = [], []
-        chance = (
-            ChanceRoutes(model, dataset) if config.is_routed and config.num_recursions > 1 else None
-        )
+        differs = config.is_routed and config.num_recursions > 1
+        chance = ChanceRoutes(model, dataset) if differs else None
         for cap in range(1, config.num_recursions + 1):
             # A task's answers are read off the same pass.
             task = None if dataset.index.task is None else Collector(dataset)

@@ -19,8 +19,8 @@ class Formulas(Task):
     are not written down: the label of a formula is its value, and the word after it is the next
     cell. A number has level 0, a formula one more than the higher of its cells. So a formula of
     level k takes k steps one after the other, and all formulas of a level can be worked out at
-    once. Sums and products of values that nothing but other formulas give have no short way that
-    a model of few layers could learn instead, unlike steps through a map (`task:hops`).
+    once. Steps through a map (`task:hops`) can be shortened, since a map of a map is a map; sums
+    and products of two unknown values cannot in that way (docs/depth.md says what models learn).
 
     Attributes:
         cells: of a document.
