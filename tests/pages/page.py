@@ -90,7 +90,12 @@ def commands(text: str) -> Iterator[list[str]]:
         while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
             words.pop(0)
         if words:
-            filled = [sorted(glob.glob(word)) if "*" in word else [word] for word in words]
+            # A word with blanks was quoted, so that its star is no pattern.
+            patterns = ["*" in word and " " not in word for word in words]
+            filled = [
+                sorted(glob.glob(word)) if pattern else [word]
+                for word, pattern in zip(words, patterns, strict=True)
+            ]
             yield [one for several in filled for one in several]
 
 
