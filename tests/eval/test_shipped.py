@@ -78,12 +78,7 @@ def test_a_cell_takes_as_many_passes_as_there_are_formulas_under_it(tmp_path: Pa
     assert fixed["by_level"][7] < 0.7
     # Served: each cell's value asked for on its own, in one batch, as generate answers it.
     ids = documents[0]["input_ids"][:24].tolist()
-    prompts = [ids[:place] for place in range(5, 25)]
-    params = SamplingParams(temperature=0.0, max_tokens=1)
-    for prompt, output in zip(prompts, Engine(model).generate(prompts, params), strict=True):
-        with torch.inference_mode():
-            alone = model.generate(torch.tensor([prompt]), max_new_tokens=1, do_sample=False)
-        assert list(output.completions[0].token_ids) == alone[0, len(prompt) :].tolist()
+    check_served(model, [ids[:place] for place in range(5, 25)])
 
 
 def test_the_dense_twin_of_equal_weights_does_not(documents: PackedDataset) -> None:
@@ -102,6 +97,11 @@ def test_the_engine_answers_as_generate_does(documents: PackedDataset) -> None:
         ids = documents[row]["input_ids"]
         places = task.is_query(ids.numpy()).nonzero()[0]
         prompts.append(ids[: int(places[row % len(places)]) + 1].tolist())
+    check_served(model, prompts)
+
+
+def check_served(model: Any, prompts: list[list[int]]) -> None:
+    """One batch of the engine writes the token that ``generate`` writes for each prompt alone."""
     params = SamplingParams(temperature=0.0, max_tokens=1)
     served = Engine(model).generate(prompts, params)
     for prompt, output in zip(prompts, served, strict=True):
@@ -111,9 +111,8 @@ def test_the_engine_answers_as_generate_does(documents: PackedDataset) -> None:
 
 
 def test_a_shipped_model_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert shipped_models() == [
-        *("formulas", "formulas-three", "hops", "hops-dense", "prose", "steps")
-    ]
+    names = ["formulas", "formulas-three", "hops", "hops-dense", "prose", "steps"]
+    assert shipped_models() == names
     assert model_folder(Path("hops")).name == "hops"
     assert len(load_tokenizer("hops")) == load_model("hops").config.vocab_size
     with pytest.raises(MorError, match="'hop' does not exist"):

@@ -217,8 +217,7 @@ def read_rows(wanted: Sequence[tuple[PackedDataset, int]]) -> dict[str, Tensor]:
     for rows in by_dataset.values():
         task = wanted[rows[0]][0].task
         if task is not None:
-            found = task.solve(ids[rows])
-            labels[rows, 1:] = np.where(found.asked, found.answers, IGNORED)[:, :-1]
+            labels[rows, 1:] = task.solve(ids[rows]).targets(IGNORED)
             labels[rows, 0] = IGNORED
     if model.packing == "best_fit":
         used = np.array([sum(length for *_, length in parts) for parts in pieces])

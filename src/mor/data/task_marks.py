@@ -23,6 +23,11 @@ class Solution:
     answers: np.ndarray
     levels: np.ndarray
 
+    def targets(self, ignored: int) -> np.ndarray:
+        """The answer after each token but the last, `[n, length - 1]`; `ignored` where none is."""
+        found: np.ndarray = np.where(self.asked, self.answers, ignored)[:, :-1]
+        return found
+
 
 @dataclass(frozen=True)
 class TaskMarks:

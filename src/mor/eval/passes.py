@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -81,12 +80,10 @@ def next_targets(dataset: Dataset, ids: Tensor) -> Tensor:
     The next token; where the answers of a task are no words of its documents (`task:formulas`),
     the answer, and -100 after a token that asks nothing.
     """
-    task = dataset.index.task if isinstance(dataset, PackedDataset) else None
+    task = dataset.task if isinstance(dataset, PackedDataset) else None
     if not isinstance(task, SolvedMarks):
         return ids[:, 1:]
-    found = task.solve(ids.cpu().numpy())
-    answers = np.where(found.asked, found.answers, IGNORED)[:, :-1]
-    return torch.from_numpy(answers).to(ids.device)
+    return torch.from_numpy(task.solve(ids.cpu().numpy()).targets(IGNORED)).to(ids.device)
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:

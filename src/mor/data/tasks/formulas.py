@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
@@ -124,12 +126,8 @@ class Formulas(Task):
 
 def _draw(weights: list[float], chance: float) -> int:
     """The place that `chance`, 0 to below 1, falls on where each has its weight."""
-    left = chance * sum(weights)
-    for place, weight in enumerate(weights):
-        left -= weight
-        if left < 0:
-            return place
-    return max(place for place, weight in enumerate(weights) if weight)
+    reached = list(accumulate(weights))
+    return bisect(reached, chance * reached[-1], hi=len(reached) - 1)
 
 
 def _pick(places: list[int], chance: float) -> int:

@@ -113,7 +113,8 @@ class RouteByLoss:
         depths, told = output.depths.flatten(), targets != IGNORE
         first = network.config.num_prelude_layers
         weight = self.section.every_exit
-        wrong: list[Tensor] = []
+        # Nothing is known before the first exit: there a token counts as wrong.
+        wrong = [torch.ones(len(targets), device=targets.device)] * self.section.linger
         for depth in range(1, recursions):
             with torch.set_grad_enabled(weight > 0):
                 loss = measure_exit(network, output.exits[depth], targets)
@@ -121,10 +122,7 @@ class RouteByLoss:
             wrong.append(
                 torch.sigmoid(self.section.sharpness * (loss.detach() - self.section.margin))
             )
-            # Nothing is known before the first exit: there a token counts as wrong.
-            late = depth <= self.section.linger
-            lately = torch.stack(wrong[-1 - self.section.linger :]).amax(0)
-            goal = told.to(loss.dtype) if late else lately * told
+            goal = torch.stack(wrong[-1 - self.section.linger :]).amax(0) * told
             states = output.states[first + depth].flatten(0, 1).detach()
             error = F.binary_cross_entropy_with_logits(
                 score_states(router, states, depth), goal, reduction="none"
