@@ -95,13 +95,16 @@ class Row:
         attention, theta = layer.self_attn, self.config.rope_parameters["rope_theta"]
         normed = norm(layer.input_layernorm, hidden, use)
         query = self.heads(linear(attention, "q_proj", normed, use))
-        key = self.heads(linear(attention, "k_proj", normed, use))
         if self.config.use_qk_norm:
             query = norm(attention.q_norm, query, use)
-            key = norm(attention.k_norm, key, use)
-        query, key = turn(query, theta, self.columns), turn(key, theta, self.columns)
-        value = self.heads(linear(attention, "v_proj", normed, use))
-        if shared is not None and shared not in self.store:
+        query = turn(query, theta, self.columns)
+        key, value = self.key_and_value(layer, hidden, use)
+        if self.config.kv_sharing == "propagate" and shared is not None:
+            assert own is not None
+            ended_key, ended_value = self.ended(shared)
+            key = torch.where(own[:, None, None], key, ended_key)
+            value = torch.where(own[:, None, None], value, ended_value)
+        elif shared is not None and shared not in self.store:
             self.store[shared] = (key, value)
         elif shared is not None:
             assert own is not None
@@ -118,6 +121,40 @@ class Row:
         gated = F.silu(linear(mlp, "gate_proj", normed, use)) * linear(mlp, "up_proj", normed, use)
         return hidden + gains[1] * linear(mlp, "down_proj", gated, use)
 
+    def key_and_value(self, layer: Any, hidden: Tensor, use: int) -> tuple[Tensor, Tensor]:
+        attention, theta = layer.self_attn, self.config.rope_parameters["rope_theta"]
+        normed = norm(layer.input_layernorm, hidden, use)
+        key = self.heads(linear(attention, "k_proj", normed, use))
+        if self.config.use_qk_norm:
+            key = norm(attention.k_norm, key, use)
+        return turn(key, theta, self.columns), self.heads(linear(attention, "v_proj", normed, use))
+
+    def ended(self, shared: int) -> tuple[Tensor, Tensor]:
+        """Key and value of each token as it is now, of the pass that it would run next."""
+        last = self.config.num_recursions - 1
+        found: list[tuple[Tensor, Tensor]] = []
+        for depth in range(last + 1):
+            found.append(
+                self.key_and_value(self.network.block[shared], self.entry(depth)[1], depth)
+            )
+        chosen = self.depths.clamp(max=last)
+        every = torch.arange(len(chosen))
+        return torch.stack([k for k, _ in found])[chosen, every], torch.stack(
+            [v for _, v in found]
+        )[chosen, every]
+
+    def entry(self, depth: int) -> tuple[Tensor, Tensor]:
+        """What enters the pass at ``depth``, without and with the depth's embedding."""
+        seam, carried = self.network.seam, self.hidden.unflatten(-1, (-1, self.config.hidden_size))
+        hidden = carried[:, 0]
+        if self.config.recursion_streams > 1:
+            hidden = torch.einsum("n,tnd->td", seam.taken[depth], carried)
+        if self.config.recursion_seam == "norm_inject" and depth > 0:
+            hidden = norm(seam.norm, hidden) + seam.inject * self.seen(self.origin)
+        if self.network.depth_embedding is None:
+            return hidden, hidden
+        return hidden, hidden + self.network.depth_embedding.weight[depth]
+
     def stack(self, layers: Any) -> None:
         for layer in layers:
             self.hidden = self.layer(layer, self.hidden, self.causal)
@@ -130,16 +167,12 @@ class Row:
         keys = active if sharing == "none" else self.stored
         # Everyone sees itself, so that the rows nobody reads are numbers too.
         visible = self.causal & (keys | torch.eye(len(keys), dtype=torch.bool))
-        own = active if sharing == "recursive_update" else torch.zeros_like(active)
+        if sharing == "propagate":
+            keys = torch.ones_like(active)
+        fresh = ("recursive_update", "propagate")
+        own = active if sharing in fresh else torch.zeros_like(active)
         seam, carried = self.network.seam, self.hidden.unflatten(-1, (-1, self.config.hidden_size))
-        hidden = carried[:, 0]
-        if self.config.recursion_streams > 1:
-            hidden = torch.einsum("n,tnd->td", seam.taken[depth], carried)
-        if self.config.recursion_seam == "norm_inject" and depth > 0:
-            hidden = norm(seam.norm, hidden) + seam.inject * self.seen(self.origin)
-        entered = hidden
-        if self.network.depth_embedding is not None:
-            hidden = hidden + self.network.depth_embedding.weight[depth]
+        entered, hidden = self.entry(depth)
         for unrolled in range(depth * count, (depth + 1) * count):
             shared = self.config.shared_layer(unrolled)
             hidden = self.layer(

@@ -39,7 +39,7 @@ def configs(
     rules = [
         rule
         for rule in get_args(Sharing)
-        if rule.endswith("cycle") or not (routed or kv == "recursive_update")
+        if rule.endswith("cycle") or not (routed or kv in ("recursive_update", "propagate"))
     ]
     sharing = draw(st.sampled_from(rules))
     private = st.integers(0, 2) if sharing.startswith("middle") else st.just(0)

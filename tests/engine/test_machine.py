@@ -20,6 +20,7 @@ from tests.strategies import make_model, random_ids, small_config
 KINDS = [
     ("threshold", "none"), ("threshold", "recursive_update"), ("token_choice", "recursive"),
     ("expert_choice", "recursive"), ("random", "none"), ("fixed", "none"),
+    ("threshold", "propagate"),
 ]  # fmt: skip
 _oracles: dict[Any, Oracle] = {}
 

@@ -77,6 +77,7 @@ def test_answers_and_depths_are_those_of_the_request_alone(
         ("threshold", {}),
         ("expert_choice", {"kv_sharing": "recursive"}),
         ("token_choice", {"kv_sharing": "recursive_update"}),
+        ("threshold", {"kv_sharing": "propagate"}),
         ("random", {}),
         ("fixed", {"sharing": "sequence", "num_recursion_layers": 2}),
     ],

@@ -125,7 +125,7 @@ def test_layers_repeated_one_by_one(sharing: str) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("kv_cache_dtype", ["bfloat16", "int8"])
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update"])
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update", "propagate"])
 def test_smaller_entries(kv_sharing: str, kv_cache_dtype: str) -> None:
     check(small_config("threshold", kv_sharing, head_dim=16), kv_cache_dtype=kv_cache_dtype)
 

@@ -22,8 +22,8 @@ SIZES: dict[str, Any] = {
 }  # fmt: skip
 CASES = [
     ("threshold", "none"), ("threshold", "recursive"), ("threshold", "recursive_update"),
-    ("expert_choice", "none"), ("token_choice", "recursive"), ("random", "none"),
-    ("fixed", "none"),
+    ("threshold", "propagate"), ("expert_choice", "none"), ("token_choice", "recursive"),
+    ("random", "none"), ("fixed", "none"),
 ]  # fmt: skip
 
 
@@ -171,7 +171,7 @@ def test_padded_places_touch_no_page_and_no_lane_but_the_spare_ones() -> None:
     assert int((~engine.lanes.hidden[:-1].isnan()).any(1).sum()) == 3
 
 
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update"])
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive_update", "propagate"])
 def test_flashinfer_is_told_lengths_before_each_replay_and_by_the_host(kv_sharing: str) -> None:
     """Its wrapper asks for what it was given; it may, as it runs on the host."""
     model = make_model(small_config("threshold", kv_sharing), 1, torch.float64)

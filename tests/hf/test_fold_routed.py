@@ -16,7 +16,7 @@ from tests.strategies import random_ids
 ROUTED = [
     (router, kv_sharing)
     for router in ("threshold", "expert_choice", "token_choice")
-    for kv_sharing in ("none", "recursive", "recursive_update")
+    for kv_sharing in ("none", "recursive", "recursive_update", "propagate")
 ]
 
 

@@ -41,7 +41,8 @@ def train_step(model: MoRForCausalLM, seed: int) -> tuple[torch.Tensor, int]:
         nonlocal calls
         calls += 1
 
-    handles = [layer.input_layernorm.register_forward_hook(count) for layer in model.model.block]
+    norms = [layer.post_attention_layernorm for layer in model.model.block]
+    handles = [norm.register_forward_hook(count) for norm in norms]
     ids, mask = pad_rows(distinct_rows(seed, [11, 7]), MASKS, seed)
     torch.manual_seed(seed)  # the random router draws
     model.train()

@@ -18,7 +18,7 @@ from mor.model.flops import (
     example_flops,
     flops_per_token,
 )
-from tests.strategies import make_model, small_config
+from tests.strategies import KV_SHARING, make_model, small_config
 
 # Width 8, two heads of 4, one of keys and values, FFN 12, vocabulary 10, sequences of 6 tokens.
 # One layer has 8*8 (q) + 8*8 (o) + 8*4 (k) + 8*4 (v) + 3 * 8*12 (gate, up, down) = 480 weights,
@@ -135,7 +135,7 @@ def test_active_share_is_what_is_given() -> None:
     assert active_fractions(config(num_recursions=2, router="threshold")) == [1.0, 0.5]
 
 
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ["fixed", "expert_choice", "random"])
 def test_the_network_multiplies_as_much_as_is_counted(router: str, kv_sharing: str) -> None:
     """Every matrix product of a real forward pass; attention's own are no ``mm``."""
@@ -249,7 +249,7 @@ def test_count_parameters_takes_no_memory() -> None:
     assert peak_memory_bytes() - before < 200 * 2**20
 
 
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
+@pytest.mark.parametrize("kv_sharing", KV_SHARING)
 def test_a_batch_routed_as_planned_costs_what_was_planned(kv_sharing: str) -> None:
     """Every third token deep, every second of those deeper; and rows that differ cost more."""
     config = MoRConfig(

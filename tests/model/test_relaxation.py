@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mor import MoRConfig, MoRForCausalLM
 from mor.config import ConfigError
 from mor.hf.load import load_model
-from mor.model.attend.rows import CausalAttend
+from mor.model.attend.among import CausalAttend
 from mor.model.flops import count_parameters, flops_per_token
 from mor.model.layers import DecoderLayer
 from mor.model.relaxation import LowRank, Relaxation

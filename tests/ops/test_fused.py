@@ -92,7 +92,7 @@ def test_write(kernels: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("router", ["fixed", "threshold", "token_choice"])
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update", "propagate"])
 def test_an_engine_writes_the_same(router: str, kv_sharing: str) -> None:
     """Tokens and depths of a mixed batch are those of ``generate`` over plain layers."""
     model = make_model(small_config(router, kv_sharing), 1)

@@ -42,6 +42,7 @@ def test_recorded_writes_where_it_wrote() -> None:
         ("expert_choice", {"router_capacity_warmup_steps": 4}),
         ("threshold", {"router_z_loss_coef": 0.01}),
         ("threshold", {"kv_sharing": "recursive_update"}),
+        ("threshold", {"kv_sharing": "propagate"}),
     ],
 )
 def test_a_run_is_the_same(

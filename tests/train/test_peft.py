@@ -238,7 +238,7 @@ def test_a_learned_prompt_stays_in_the_cache(router: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # PEFT's, on caches and positions
-@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update"])
+@pytest.mark.parametrize("kv_sharing", ["none", "recursive", "recursive_update", "propagate"])
 @pytest.mark.parametrize("router", ["fixed", "expert_choice"])
 def test_a_learned_prefix_trains_and_generates(router: str, kv_sharing: str) -> None:
     tuning = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)

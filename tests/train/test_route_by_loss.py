@@ -35,7 +35,14 @@ def ask(model: Any, ids: Tensor, labels: Tensor, items: float, linger: int = 0) 
 
 @pytest.mark.parametrize(
     ("kv_sharing", "linger"),
-    [("none", 0), ("recursive", 0), ("recursive_update", 0), ("recursive_update", 1), ("none", 2)],
+    [
+        ("none", 0),
+        ("recursive", 0),
+        ("recursive_update", 0),
+        ("recursive_update", 1),
+        ("none", 2),
+        ("propagate", 0),
+    ],
 )
 def test_the_loss_by_hand(kv_sharing: str, linger: int) -> None:
     model = make(kv_sharing=kv_sharing, num_prelude_layers=1, num_coda_layers=1,

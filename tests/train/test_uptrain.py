@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from mor import MoRForCausalLM
 from mor.hf.load import load_model
-from mor.model.attend.rows import CausalAttend
+from mor.model.attend.among import CausalAttend
 from mor.train import parse_recipe, train
 from mor.train.loop import Loop
 from mor.train.objective import Distilled

@@ -12,7 +12,7 @@ from mor.ops import planned
 from tests.strategies import make_model, random_ids, small_config
 from tests.waits import WaitError, no_waits
 
-SHARING = ["none", "recursive", "recursive_update"]
+SHARING = ["none", "recursive", "recursive_update", "propagate"]
 UNEQUAL = [(router, kv) for router in ("threshold", "token_choice") for kv in SHARING]
 EQUAL = [("fixed", "none"), ("expert_choice", "none"), ("random", "none")]
 

@@ -22,7 +22,7 @@ from mor.bench.rates import Rates, head_shape, layer_shapes
 from mor.bench.trace import Run
 from mor.bench.workload import Workload
 from mor.config import MoRConfig
-from mor.model.flops import flops_per_token
+from mor.model.flops import flops_per_token, keys_seen
 
 # Rows at which prompts are priced: chunks of them are laid end to end.
 PROMPT_ROWS = 128
@@ -71,8 +71,9 @@ def kv_bytes_read(config: MoRConfig, work: Work, itemsize: int = 4) -> float:
     """Bytes of keys and values that a new token reads over all layers and depths."""
     entry = 2 * config.num_key_value_heads * config.head_dim * itemsize
     private = config.num_prelude_layers + config.num_coda_layers
-    own = config.kv_sharing == "none"
-    visited = sum(share * (share if own else work.shares[0]) for share in work.shares)
+    shares = list(work.shares)
+    seen = keys_seen(config, shares, 1.0)
+    visited = sum(share * keys for share, keys in zip(shares, seen, strict=True))
     return entry * work.context * (private + config.num_recursion_layers * visited)
 
 

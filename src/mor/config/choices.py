@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Literal
 
 Sharing = Literal["cycle", "sequence", "middle_cycle", "middle_sequence"]
-KVSharing = Literal["none", "recursive", "recursive_update"]
+KVSharing = Literal["none", "recursive", "recursive_update", "propagate"]
 UpdateRule = Literal["gated", "additive", "residual", "last"]
 Relaxation = Literal["none", "lora", "gains", "embeddings"]
 RecursionSeam = Literal["none", "norm_inject"]

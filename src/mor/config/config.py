@@ -87,7 +87,9 @@ class MoRConfig(Fields, PretrainedConfig):
     Caching (paper section 2.3):
         kv_sharing: ``none`` (recursion-wise caching: keys and values per depth, active tokens
             only), ``recursive`` (every depth reads depth 0), ``recursive_update`` (the same, with
-            the active tokens' entries refreshed at each depth).
+            the active tokens' entries refreshed at each depth), ``propagate`` (every depth sees
+            every token: one that left is there with keys and values of its final state, as in
+            CALM's state propagation, arXiv 2207.07061).
 
     Images and sounds (see ``mor.model.front``):
         modality: what tokens are made of: ``text`` (ids), ``image`` (patches of pixels) or

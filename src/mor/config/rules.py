@@ -173,9 +173,9 @@ def _check_sharing(config: Fields) -> None:
             f"router={config.router!r} needs the block to be applied as a whole; "
             f"sharing={config.sharing!r} repeats single layers: use 'cycle' or 'middle_cycle'"
         )
-    if config.interleaved and config.kv_sharing == "recursive_update":
+    if config.interleaved and config.kv_sharing in ("recursive_update", "propagate"):
         raise ConfigError(
-            "kv_sharing='recursive_update' refreshes keys and values per depth and needs "
+            f"kv_sharing={config.kv_sharing!r} makes keys and values per depth and needs "
             f"sharing='cycle' or 'middle_cycle', not {config.sharing!r}"
         )
 

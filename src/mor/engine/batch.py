@@ -88,7 +88,7 @@ def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     """Tokens of mixed depths for the block, those that leave entries first."""
     store.push()
     if not store.shared:
-        return _batch(pieces, store.block, None, store.origins)
+        return _batch(pieces, store.block, None, store.origins, store.dense)
     pieces = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
     writes = sum(len(p.places) for p in pieces if store.writes(p.wave.depth))
     return _batch(pieces, store.block, writes, store.origins)
@@ -124,7 +124,11 @@ def token_lists(pieces: Sequence[Piece]) -> tuple[list[int], ...]:
 
 
 def _batch(
-    pieces: Sequence[Piece], table: PageTables, writes: int | None, origins: Tensor | None
+    pieces: Sequence[Piece],
+    table: PageTables,
+    writes: int | None,
+    origins: Tensor | None,
+    gaps: bool = False,
 ) -> ForwardBatch:
     """The first ``writes`` tokens leave entries; all where it is None."""
     names, lengths, many = token_lists(pieces), table.lengths, len(pieces)
@@ -138,4 +142,5 @@ def _batch(
     )  # fmt: skip
     flat = Flat(to_int64(list(chain(*names, *of_piece)), table.table.device), total, many)
     kept = total if writes is None else writes
-    return ForwardBatch(tuple(pieces), KVView(table, flat, counts, kept, origins, slots=names[3]))
+    view = KVView(table, flat, counts, kept, origins, slots=names[3], gaps=gaps)
+    return ForwardBatch(tuple(pieces), view)

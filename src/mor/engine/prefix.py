@@ -113,6 +113,7 @@ class PrefixTree:
         depths: Sequence[int],
         salt: Hashable,
         row: int,
+        rows: int | None = None,
     ) -> Node:
         """Keep what is below ``node`` of a resident request's tokens, as far as ``depths`` go.
 
@@ -122,6 +123,7 @@ class PrefixTree:
             depths: recursions that each of them ran.
             salt: as of :meth:`key`.
             row: the request's.
+            rows: of how many depths a row has entries of every token; None: of those that it ran.
 
         Returns:
             The last node on its way.
@@ -130,7 +132,7 @@ class PrefixTree:
             ran = tuple(depths[node.length : node.length + self.pool.page_size])
             child = node.children.get(key)
             if child is None:
-                child = self._add(node, key, ran, row)
+                child = self._add(node, key, ran, row, rows)
             elif child.depths != ran:
                 break  # a near-tie fell otherwise, where a batch's shape moves the last bits
             node = child
@@ -140,9 +142,12 @@ class PrefixTree:
             self._remove(next(iter(self._order)))
         return node
 
-    def _add(self, parent: Node, key: Hashable, depths: tuple[int, ...], row: int) -> Node:
+    def _add(
+        self, parent: Node, key: Hashable, depths: tuple[int, ...], row: int, rows: int | None
+    ) -> Node:
         size = self.pool.page_size
-        new = [size, *(sum(depth > g for depth in depths) for g in range(self.groups))]
+        held = depths if rows is None else [rows] * size
+        new = [size, *(sum(depth > g for depth in held) for g in range(self.groups))]
         ends = tuple(before + more for before, more in zip(parent.ends, new, strict=True))
         columns: list[Columns] = []
         for (table, own), before, end in zip(self.rows(row), parent.ends, ends, strict=True):

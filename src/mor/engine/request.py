@@ -19,9 +19,8 @@ from mor.engine.text import GrowingText
 class Wave:
     """Consecutive tokens of one request that go through the recursions together.
 
-    A chunk of a prompt, or one new token. All its tokens run depth r, in order of position, before
-    any of them runs depth r + 1; a request has one wave at a time. So whatever a token attends to,
-    at any depth, was written before.
+    A chunk of a prompt, or a new token. All run depth r before any runs depth r + 1, and a request
+    has one wave at a time: what a token attends to was written before.
 
     Attributes:
         request: whose.
@@ -31,9 +30,10 @@ class Wave:
         pending: places (0 is the first token) that still have to run ``depth``, ascending.
         deeper: places that ran it and go on.
         depths: recursions that each token ran.
+        unpublished: places that deeper passes were not told of (``propagate``), ascending.
         first_slots: place of each token in depth 0's table, where keys are shared.
         prompt: whether it is a chunk of several tokens, for the budgets.
-        cap: recursions that its tokens may take where that is less than their request's: guesses.
+        cap: recursions that its tokens may take where that is less than their request's.
     """
 
     request: Request
@@ -44,6 +44,7 @@ class Wave:
     pending: list[int] = field(default_factory=list)
     deeper: list[int] = field(default_factory=list)
     depths: list[int] = field(default_factory=list)
+    unpublished: list[int] = field(default_factory=list)
     first_slots: list[int] = field(default_factory=list)
     cap: int | None = None
 
@@ -64,8 +65,7 @@ class Wave:
     @property
     def ids(self) -> list[int]:
         """Its tokens; guesses follow those that are settled."""
-        request = self.request
-        own = request.tokens[self.start : self.end]
+        request, own = self.request, self.request.tokens[self.start : self.end]
         if request.draft is None:
             return own
         settled = len(request.tokens)
@@ -243,8 +243,8 @@ class Request:
     def end_reason(self) -> str | None:
         """Why the token taken last ends the completion; None to go on.
 
-        ``stop``, ``length``, or ``error`` where its grammar cannot go on. To be asked once per
-        token: the text grows by it, and ``stop_reason`` is noted.
+        ``stop``, ``length``, or ``error`` where its grammar fails. To be asked once per token: the
+        text grows by it, and ``stop_reason`` is noted.
         """
         token, text = self.tokens[-1], self.text
         if self.constraint is not None:

@@ -67,7 +67,10 @@ class Reuse:
         done = request.computed
         tokens, depths = request.spelling[:done], request.position_depths[:done]
         start = tail if tail.alive else self.store.prefixes.root
-        request.tail = self.store.prefixes.learn(start, tokens, depths, request.salt, request.row)
+        rows = request.limit if self.store.dense else None
+        request.tail = self.store.prefixes.learn(
+            start, tokens, depths, request.salt, request.row, rows
+        )
 
     def forget(self, request: Request) -> None:
         """``request`` is no longer resident; what is kept of it was used just now."""

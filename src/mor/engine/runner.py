@@ -13,6 +13,7 @@ from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.mirror import to_int64
+from mor.engine.publish import Ended, publish
 from mor.engine.quick import QuickStages, make_quick_stages
 from mor.engine.request import Request, Wave
 from mor.engine.sampler import Choice, choose
@@ -95,6 +96,11 @@ class Runner:
             return None, hidden[0]
         asked = hidden[0].index_select(0, to_int64(last, hidden.device))
         return self.model.head(asked), hidden[0]
+
+    def publish(self, ended: Sequence[Ended]) -> None:
+        """Let deeper passes see how tokens ended; see :mod:`mor.engine.publish`."""
+        if ended:
+            publish(self.model, self.store, self.lanes, self._all_turns(), ended)
 
     def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
         """The sampler; see :func:`mor.engine.sampler.choose`."""

@@ -190,6 +190,8 @@ class Scheduler:
             count = len(wave)
             wave.lanes = self.lanes.take(count)
             wave.depths, wave.first_slots = [0] * count, [0] * count
+            if self.store.dense:
+                wave.unpublished = list(range(count))
             if wave.prompt:
                 self.prompt_lanes -= count
             self.store.enter(wave)

@@ -35,6 +35,7 @@ class KVStore:
         block: layers of the shared block, ``groups`` rows per request.
         groups: R, or 1 where later depths read depth 0 or where all depths are one pass.
         shared: whether later depths read depth 0 and leave no entries.
+        dense: whether every depth has an entry of every token, at its position.
         prefixes: what is kept of texts that were seen before.
         origins: [rows, tokens] place in depth 0's row of every entry of the block's table, where
             later depths read depth 0 with their own entries in place of some; else None.
@@ -56,6 +57,7 @@ class KVStore:
             num_pages, page_size, config.num_key_value_heads, config.head_dim, dtype, device
         )
         self.shared = config.kv_sharing == "recursive"
+        self.dense = config.kv_sharing == "propagate"
         self.groups = 1 if self.shared or config.interleaved else limit
         layers = block_layers(config, limit)
         private = config.num_prelude_layers + config.num_coda_layers
@@ -92,16 +94,30 @@ class KVStore:
     def missing_to_enter(self, wave: Wave) -> int:
         """Pages that prelude and coda need for the tokens of ``wave``."""
         assert wave.request.row is not None
-        return self.private.missing(wave.request.row, wave.end)
+        missing = self.private.missing(wave.request.row, wave.end)
+        return missing + sum(
+            self.block.missing(row, wave.end) for row in self._dense_rows(wave.request)
+        )
 
     def enter(self, wave: Wave) -> None:
-        """Take the pages that prelude and coda need for the tokens of ``wave``."""
+        """Take the pages that prelude and coda need for the tokens of ``wave``.
+
+        And those of every depth, where every depth knows every token.
+        """
         assert wave.request.row is not None
         self.private.extend(wave.request.row, wave.end)
+        for row in self._dense_rows(wave.request):
+            self.block.extend(row, wave.end)
+
+    def _dense_rows(self, request: Request) -> range:
+        """Rows of the block's table that hold all tokens of ``request``."""
+        assert request.row is not None
+        first = request.row * self.groups
+        return range(first, first + request.limit) if self.dense else range(0)
 
     def missing_to_run(self, wave: Wave, count: int) -> int:
         """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
-        if not self.writes(wave.depth):
+        if self.dense or not self.writes(wave.depth):
             return 0
         row = self.row(wave.request, wave.depth)
         return self.block.missing(row, self.block.lengths[row] + count)
@@ -117,6 +133,9 @@ class KVStore:
         if not self.writes(wave.depth):
             first = [wave.first_slots[place] for place in places]
             return first, first, row, row
+        if self.dense:
+            at = [wave.start + place for place in places]
+            return at, at, row, row
         before = self.block.lengths[row]
         after = before + len(places)
         self.block.extend(row, after)
@@ -164,6 +183,8 @@ class KVStore:
         self.private.shrink(request.row, lengths[0] + len(depths))
         for depth, row in enumerate(self.block_rows(request.row)):
             stay = sum(deepest > depth for deepest in depths)
+            if self.dense:
+                stay = len(depths) if depth < request.limit else 0
             self.block.shrink(row, lengths[1 + depth] + stay)
 
     def release(self, request: Request) -> None:

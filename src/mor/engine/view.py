@@ -99,6 +99,7 @@ class KVView:
             some: which places these take; else None.
         width: places of a row that are looked at, whatever the lengths, so that none is asked for.
         slots: of the N tokens, as the host has them; None where it would have to ask.
+        gaps: whether tokens of a piece may be apart in the row that they read.
     """
 
     table: PageTables
@@ -108,6 +109,7 @@ class KVView:
     origins: Tensor | None = None
     width: int | None = None
     slots: Sequence[int] | None = None
+    gaps: bool = False
 
     @cached_property
     def _taken(self) -> tuple[TokenColumns, PieceColumns]:
@@ -147,7 +149,8 @@ class KVView:
     @property
     def tail(self) -> bool:
         """Whether every piece stands at the end of what it sees, token after token."""
-        return self.longest == 1 or (self.origins is None and self.writes == sum(self.counts))
+        one_by_one = self.origins is None and not self.gaps and self.writes == sum(self.counts)
+        return self.longest == 1 or one_by_one
 
     @cached_property
     def used(self) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from mor.model.relaxation import effective_rank
 from mor.model.stem import stem_flops
 
 Convention = Literal["exact", "paper"]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -104,19 +105,23 @@ def flops_per_token(
     per_pair, met = 2 * 2 * queries, seq_len / 2 if config.is_causal else seq_len
     attention = per_pair * (met if all_pairs is None else all_pairs)
     if pairs is None:
-        reach = shares if config.kv_sharing == "none" else shares[:1] * len(shares)
+        reach = keys_seen(config, shares, 1.0)
         pairs = [share * keys * met for share, keys in zip(shares, reach, strict=True)]
     layers, low_rank = config.num_recursion_layers, _low_rank_flops(config, keys)
     streams = config.recursion_streams
     mixing = 2.0 * width * (streams**2 + 2 * streams) if streams > 1 else 0.0
     recurse = []
+    keys_and_values = key_value + low_rank["k_proj"] + low_rank["v_proj"]
     for depth, share in enumerate(shares):
-        skipped = 0.0
+        skipped = published = 0.0
+        if config.kv_sharing == "propagate" and share:  # of those that leave before this depth
+            published = ((shares[depth - 1] if depth else 1.0) - share) * keys_and_values
         if config.kv_sharing == "recursive":
             slices = range(depth * layers, (depth + 1) * layers)
             again = sum(config.repetition(unrolled) > 0 for unrolled in slices)
-            skipped = (key_value + low_rank["k_proj"] + low_rank["v_proj"]) * again / layers
+            skipped = keys_and_values * again / layers
         per_layer = share * (linear + sum(low_rank.values()) - skipped) + per_pair * pairs[depth]
+        per_layer += published
         recurse.append(layers * per_layer + share * mixing)
     coda = config.num_coda_layers * (linear + attention)
     head = 0.0 if paper else _head_flops(config, seq_len)
@@ -149,12 +154,12 @@ def example_flops(config: MoRConfig, depths: Tensor, real: Tensor | None = None)
     def pairs_of(queries: Tensor, keys: Tensor) -> float:
         return half * float((queries.sum(1) * keys.sum(1)).double().sum()) / total
 
-    own = config.kv_sharing == "none"
+    seen = keys_seen(config, active, everyone)
     return flops_per_token(
         config,
         total / len(depths),
         [float(tokens.sum()) / total for tokens in active],
-        pairs=[pairs_of(tokens, tokens if own else active[0]) for tokens in active],
+        pairs=[pairs_of(tokens, keys) for tokens, keys in zip(active, seen, strict=True)],
         all_pairs=pairs_of(everyone, everyone),
     )
 
@@ -180,9 +185,9 @@ def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None =
         return float((met * queries.flatten()).sum()) / queries.numel()
 
     active = [depths > depth for depth in range(config.num_recursions)]
-    own = config.kv_sharing == "none"
-    pairs = [pairs_of(tokens, tokens if own else active[0]) for tokens in active]
     everyone = torch.ones_like(begins)
+    seen = keys_seen(config, active, everyone)
+    pairs = [pairs_of(tokens, keys) for tokens, keys in zip(active, seen, strict=True)]
     return flops_per_token(
         config,
         depths.shape[1],
@@ -190,6 +195,13 @@ def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None =
         pairs=pairs,
         all_pairs=pairs_of(everyone, everyone),
     )
+
+
+def keys_seen(config: MoRConfig, active: list[T], everyone: T) -> list[T]:
+    """Of the tokens that run each depth, and of all tokens: those whose keys each depth sees."""
+    if config.kv_sharing == "none":
+        return active
+    return [everyone if config.kv_sharing == "propagate" else active[0]] * len(active)
 
 
 def _head_flops(config: MoRConfig, seq_len: float) -> float:

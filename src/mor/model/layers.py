@@ -86,8 +86,14 @@ class Attention(Relaxable):
         if with_kv is not True:
             hidden, rope = hidden[:, :with_kv], (rope[0][:, :with_kv], rope[1][:, :with_kv])
             use = use[:, :with_kv] if isinstance(use, Tensor) else use
+        return query, *self.project_kv(hidden, rope, use)
+
+    def project_kv(
+        self, hidden: Tensor, rope: Rotation, use: int | Tensor = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Key and value, each [A, Hkv, M, d], of hidden [A, M, D]."""
         key = rotate(self._heads(self.map("k_proj", hidden, use), self.k_norm, use), rope)
-        return query, key, self._heads(self.map("v_proj", hidden, use))
+        return key, self._heads(self.map("v_proj", hidden, use))
 
     def merge(self, mixed: Tensor, use: int | Tensor = 0) -> Tensor:
         """Attention output [A, H, M, d] -> [A, M, D]."""
@@ -144,6 +150,10 @@ class DecoderLayer(nn.Module):
     ) -> Heads:
         """Norm, projections, rotation: heads of hidden [A, M, D] for attention."""
         return self.self_attn.project(self.input_layernorm(hidden, use), rope, with_kv, use)
+
+    def enter_kv(self, hidden: Tensor, rope: Rotation, use: int | Tensor) -> tuple[Tensor, Tensor]:
+        """Key and value, each [A, Hkv, M, d], that hidden [A, M, D] would be seen by here."""
+        return self.self_attn.project_kv(self.input_layernorm(hidden, use), rope, use)
 
     def leave(self, hidden: Tensor, mixed: Tensor, use: int | Tensor) -> Tensor:
         """Output projection, residual, norm, feed-forward, residual, after attention.

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from mor.config import MoRConfig
+from mor.model.attend.among import PaddedAttend
 from mor.model.attend.cached import CacheKV
 from mor.model.attend.protocol import KV
-from mor.model.attend.rows import PaddedAttend, RowKV
+from mor.model.attend.rows import RowKV
 from mor.model.cache import DepthCache
 from mor.ops.compaction import Packing, pack_flat
 

@@ -153,6 +153,15 @@ class PackedDecoderLayer(DecoderLayer):
         query, key, value = self.halves.enter(hidden, rope, use, attend.needs_kv(layer))
         return self.halves.leave(hidden, attend(layer, query, key, value), use)
 
+    def enter_kv(self, hidden: Tensor, rope: Rotation, use: int | Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`DecoderLayer.enter_kv`; the query is made too, and left."""
+        if not self.halves.fits(hidden):
+            return super().enter_kv(hidden, rope, use)
+        _, key, value = self.halves.enter(hidden, rope, use, True)
+        assert key is not None
+        assert value is not None
+        return key, value
+
 
 class PackedStage(nn.ModuleList):
     """The layers of a stage; where all of them are packed, they also run in one call over pages.

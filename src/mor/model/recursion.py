@@ -13,6 +13,7 @@ from torch import Tensor
 from mor.config.choices import Routing
 from mor.model.attend.protocol import Attend
 from mor.model.layout import Layout
+from mor.model.propagation import Propagation, Source
 from mor.model.reached import Reached
 from mor.model.recorder import Recorder
 from mor.model.routers.base import Router, Scores
@@ -23,7 +24,7 @@ from mor.ops.rope import Rotation
 from mor.ops.segments import Segments
 
 
-class Block(Protocol):
+class Block(Source, Protocol):
     """What :func:`run_recursions` needs of the network; see :class:`mor.model.model.MoRModel`."""
 
     @property
@@ -80,6 +81,9 @@ def run_recursions(
     reached = everyone = Reached.everyone(layout.rows, hidden)
     started = router.start(block.narrow(hidden), max_depth)
     bounds = bound_sizes(router, started, layout, routing, max_depth)
+    propagation: Propagation | None = None
+    if block.config.kv_sharing == "propagate":
+        propagation = Propagation(block, kv, rope, origin, everyone)
     for depth in range(max_depth):
         tokens = reached.gather(hidden)
         seen, places = block.narrow(tokens), reached.gather(positions)
@@ -92,10 +96,14 @@ def run_recursions(
                 # The other ranks wait for this one at every depth.
                 inner = nobody(hidden.device, flat=kv.flat)
             if inner is None:
+                if propagation is not None:
+                    propagation.note(hidden, depths, depth, None)
                 for later in range(depth, max_depth):
                     recorder.add_pass(block.narrow(hidden), later + 1)
                 break
             reached, tokens, scores = reached.then(inner), inner.gather(tokens), scores.take(inner)
+            if propagation is not None:
+                propagation.note(hidden, depths, depth, reached)
         here = (reached.gather(rope[0]), reached.gather(rope[1]))
         start = reached.gather(origin) if block.needs_origin else tokens
         output = block.recurse(tokens, depth, here, kv.depth(depth, reached.packing), start)
@@ -103,6 +111,9 @@ def run_recursions(
         ran = torch.full(tokens.shape[:2], depth + 1, device=hidden.device)
         hidden, depths = reached.scatter(hidden, updated), reached.scatter(depths, ran)
         recorder.add_pass(block.narrow(hidden), depth + 1)
+    else:
+        if propagation is not None and max_depth < block.config.num_recursions:
+            propagation.note(hidden, depths, max_depth, None)
     return hidden, depths if everyone.valid is None else depths * everyone.valid
 
 

@@ -59,7 +59,7 @@ def check_expressible(config: MoRConfig, depth: int) -> None:
         "recursion_streams": (config.recursion_streams != 1, "carries several streams"),
         "relaxation": (config.relaxation == "embeddings", "adds a vector per depth to the stream"),
         "kv_sharing": (
-            config.kv_sharing != "none" and several,
+            config.kv_sharing not in ("none", "propagate") and several,
             "lets later layers read the keys and values of earlier ones",
         ),
         "mlp_bias": (config.mlp_bias and config.use_qk_norm, "goes with no use_qk_norm there"),

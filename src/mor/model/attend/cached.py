@@ -53,7 +53,7 @@ class CachedAttend(Attend):
         return layer
 
     def _writes(self, layer: int) -> bool:
-        shared = self.block and self.config.kv_sharing != "none"
+        shared = self.block and self.config.kv_sharing in ("recursive", "recursive_update")
         return not shared or self.config.repetition(layer) == 0
 
     def needs_kv(self, layer: int) -> bool:
@@ -118,6 +118,9 @@ class CacheKV(KV):
         self.every = torch.arange(len(lengths), device=lengths.device)
         self.numbers = cache.seen[:, None] + torch.arange(width, device=lengths.device)
         self.first_slots: Tensor | None = None
+        self.spare: Tensor | None = None
+        if self.config.kv_sharing == "propagate":
+            self._make_room()
 
     def _attend(
         self,
@@ -134,7 +137,8 @@ class CacheKV(KV):
             self._rows(packing),
             slots,
             block=block,
-            fresh=self.fresh,
+            # Under `propagate` tokens of one depth see those that left, too.
+            fresh=self.fresh and (self.spare is None or packing is None),
             all_rows=packing is None or packing.rows is None,
             refreshed=refreshed,
         )
@@ -177,6 +181,8 @@ class CacheKV(KV):
         """Attention over this depth's own group, or over depth 0's under sharing."""
         sharing = self.config.kv_sharing
         own = self.cache.depths[0 if sharing == "recursive" else depth]
+        if sharing == "propagate":
+            return self._attend(own, self._places(packing), packing, block=True)
         if sharing == "none" or depth == 0:
             slots = self._appended(own, packing)
             if sharing != "none":
@@ -190,6 +196,33 @@ class CacheKV(KV):
             own.slots[self._rows(packing)[:, None], slots] = first
             refreshed = (own, slots)
         return self._attend(self.cache.depths[0], first, packing, block=True, refreshed=refreshed)
+
+    def publish(
+        self, entries: list[tuple[Tensor, Tensor]], depth: int, packing: Packing | None
+    ) -> None:
+        """As :meth:`KV.publish`: at every depth from ``depth`` on, whatever the cap of a call."""
+        slots, rows = self._places(packing), self._rows(packing)
+        for group in self.cache.depths[depth:]:
+            for name, (key, value) in enumerate(entries):
+                group.write(name, rows, slots, key, value)
+
+    def _make_room(self) -> None:
+        """A slot for each new token at each depth, and one behind them for what is not real."""
+        for group in self.cache.depths:
+            slots = group.reserve(self.every, self.lengths, self.width + 1)
+            self.first_slots, self.spare = slots[:, :-1], slots[:, -1:]
+            group.tokens[self.every[:, None], self.first_slots] = self.numbers
+
+    def _places(self, packing: Packing | None) -> Tensor:
+        """Slots of the tokens of ``packing`` under ``propagate``: the same at every depth."""
+        assert self.first_slots is not None
+        assert self.spare is not None
+        if packing is None:
+            return self.first_slots
+        slots = packing.gather(self.first_slots)
+        if packing.valid is None:
+            return slots
+        return torch.where(packing.valid, slots, self.spare[self._rows(packing)])
 
     def _remember(self, packing: Packing | None, slots: Tensor) -> None:
         """Keep each token's place in the group of depth 0 for the deeper recursions."""

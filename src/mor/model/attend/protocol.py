@@ -57,6 +57,18 @@ class KV(Protocol):
         """Attention of recursion ``depth``, over the tokens of ``packing`` (None for all)."""
         ...
 
+    def publish(
+        self, entries: list[tuple[Tensor, Tensor]], depth: int, packing: Packing | None
+    ) -> None:
+        """Let all see, from recursion ``depth`` on, tokens that run it no more (``propagate``).
+
+        Args:
+            entries: key and value, each [A, Hkv, M, d], of the tokens, by layer of the block.
+            depth: 0-based.
+            packing: the tokens; None for all, where those that do run have entries too.
+        """
+        raise NotImplementedError
+
     def coda(self) -> Attend:
         """Attention of the coda's layers, over all tokens."""
         ...

@@ -1,0 +1,78 @@
+"""``kv_sharing="propagate"``: what deeper passes see of tokens that left, written into their pages.
+
+A wave is told of its tokens that have left before it runs its next pass, and of all others before
+its coda: whatever attends to a token at a depth that it did not run finds how it ended. See
+:mod:`mor.model.propagation`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mor.engine.batch import Piece
+from mor.engine.lanes import Lanes
+from mor.engine.mirror import to_int64
+from mor.engine.request import Wave
+from mor.engine.store import KVStore
+from mor.model.model import MoRModel
+from mor.model.propagation import make_entries
+from mor.ops.rope import Rotation
+
+Ended = tuple[Wave, list[int]]
+"""A wave, and places in it whose tokens ran their last pass."""
+
+
+def find_ended(pieces: Sequence[Piece]) -> list[Ended]:
+    """Tokens that left before the pass that ``pieces`` run now, and were not told of."""
+    found: list[Ended] = []
+    for piece in pieces:
+        wave = piece.wave
+        if len(wave.unpublished) > len(wave.pending) + len(wave.deeper):
+            going = {*wave.pending, *wave.deeper}
+            found.append((wave, [place for place in wave.unpublished if place not in going]))
+            wave.unpublished = sorted(going)
+    return found
+
+
+def find_left(waves: Sequence[Wave]) -> list[Ended]:
+    """Tokens of waves that are through, as far as they were not told of."""
+    found = [(wave, wave.unpublished) for wave in waves if wave.unpublished]
+    for wave, _ in found:
+        wave.unpublished = []
+    return found
+
+
+def publish(
+    model: MoRModel, store: KVStore, lanes: Lanes, turns: Rotation, ended: Sequence[Ended]
+) -> None:
+    """Write keys and values of tokens that ended, for every depth that they did not run.
+
+    Args:
+        model: the network.
+        store: pages.
+        lanes: with the streams of these tokens.
+        turns: rotations of all positions, [places, d] each.
+        ended: the tokens.
+    """
+    tokens: list[tuple[int, int, int]] = []
+    entries: list[tuple[int, int, int]] = []
+    for wave, places in ended:
+        for place in places:
+            position, ran = wave.start + place, wave.depths[place]
+            if ran >= wave.limit:
+                continue
+            for depth in range(ran, wave.limit):
+                entries.append((len(tokens), store.row(wave.request, depth), position))
+            tokens.append((wave.lanes[place], position, ran))
+    if not tokens:
+        return
+    store.push()
+    device = lanes.device
+    lane, position, ran = to_int64(list(zip(*tokens, strict=True)), device)
+    token, row, place = to_int64(list(zip(*entries, strict=True)), device)
+    cos, sin = (part.index_select(0, position)[None] for part in turns)
+    hidden, origin = (s.index_select(0, lane)[None] for s in (lanes.hidden, lanes.origin))
+    slots = store.block.slots(row, place)
+    for layer, heads in enumerate(make_entries(model, hidden, ran[None], (cos, sin), origin)):
+        key, value = (one[0].transpose(0, 1).index_select(0, token) for one in heads)
+        store.pool.write(slots[:, layer], key, value)
