@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mor.engine.batch import Piece
 from mor.engine.lanes import Lanes
-from mor.engine.mirror import to_int64
+from mor.engine.mirror import to_device
 from mor.engine.request import Wave
 from mor.engine.store import KVStore
 from mor.model.model import MoRModel
@@ -54,25 +56,28 @@ def publish(
         turns: rotations of all positions, [places, d] each.
         ended: the tokens.
     """
-    tokens: list[tuple[int, int, int]] = []
-    entries: list[tuple[int, int, int]] = []
-    for wave, places in ended:
-        for place in places:
-            position, ran = wave.start + place, wave.depths[place]
-            if ran >= wave.limit:
-                continue
-            for depth in range(ran, wave.limit):
-                entries.append((len(tokens), store.row(wave.request, depth), position))
-            tokens.append((wave.lanes[place], position, ran))
+    tokens = [
+        (wave.lanes[place], wave.start + place, wave.depths[place], wave.limit, row)
+        for wave, places in ended
+        for row in (store.row(wave.request, 0),)
+        for place in places
+        if wave.depths[place] < wave.limit
+    ]
     if not tokens:
         return
     store.push()
-    device = lanes.device
-    lane, position, ran = to_int64(list(zip(*tokens, strict=True)), device)
-    token, row, place = to_int64(list(zip(*entries, strict=True)), device)
+    told = np.array(tokens, dtype=np.int64).T
+    _, at, first, limit, base = told
+    # One entry for each depth from its first to its last, token by token.
+    token = np.repeat(np.arange(len(tokens)), limit - first)
+    before = np.cumsum(limit - first) - (limit - first)
+    depth = first[token] + np.arange(len(token)) - before[token]
+    lane, position, ran = to_device(told[:3].copy(), lanes.device)
+    entries = to_device(np.stack((token, base[token] + depth, at[token])), lanes.device)
+    source, row, place = entries
     cos, sin = (part.index_select(0, position)[None] for part in turns)
     hidden, origin = (s.index_select(0, lane)[None] for s in (lanes.hidden, lanes.origin))
     slots = store.block.slots(row, place)
     for layer, heads in enumerate(make_entries(model, hidden, ran[None], (cos, sin), origin)):
-        key, value = (one[0].transpose(0, 1).index_select(0, token) for one in heads)
+        key, value = (one[0].transpose(0, 1).index_select(0, source) for one in heads)
         store.pool.write(slots[:, layer], key, value)
