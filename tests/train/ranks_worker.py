@@ -71,6 +71,7 @@ SETTINGS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         },
         {},
     ),
+    "propagate": ("threshold", {"kv_sharing": "propagate"}, {}),
     "accumulate": ("threshold", {}, {"gradient_accumulation_steps": 2}),
     "narrow": ("expert_choice", {}, {"dtype": "bfloat16"}),
     # Steps of one recursion, then of three: what only deeper ones use has no gradient at first.
@@ -122,6 +123,9 @@ PHASES: list[list[Job]] = [
         Job("sparse", 2, "ddp"),
         Job("unused", 2, "ddp"),
         Job("unused", 2, "fsdp"),
+        Job("propagate", 2, "ddp"),
+        Job("propagate", 2, "fsdp"),
+        Job("propagate", 2, "regather"),
         Job("accumulate", 2, "ddp"),
         Job("accumulate", 2, "fsdp"),
         Job("accumulate", 2, "regather"),

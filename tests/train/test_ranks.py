@@ -136,6 +136,8 @@ def test_gathered_once_per_step(job: Job, runs: Path) -> None:
     micro = 2 if job.setting == "accumulate" else 1
     # Root, one private layer before and after, a block of one layer that runs R = 3 times.
     gathers = {"ddp": 0, "fsdp": 1 + 2 + 1, "regather": micro * (1 + 2 * 2 + 2 * 3)}[job.mode]
+    if (job.setting, job.mode) == ("propagate", "regather"):
+        gathers += 2 * 2  # before depths 1 and 2 the block says how tokens ended
     # Gathered once: all micro-batches reduce together, but for the block, whose earlier gradients
     # go on their way before its last.
     reduces = {"ddp": 0, "fsdp": 1 + 2 + micro, "regather": micro * (1 + 2 + 1)}[job.mode]

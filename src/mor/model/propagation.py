@@ -66,13 +66,23 @@ class Propagation:
         rope: rotation of all tokens, each [A, N, head_dim].
         origin: [A, N, W] what is carried before depth 0.
         everyone: the tokens [A, N].
+        lockstep: whether other ranks do the same at every depth, whoever left here.
     """
 
     def __init__(
-        self, model: Source, kv: KV, rope: Rotation, origin: Tensor, everyone: Reached
+        self,
+        model: Source,
+        kv: KV,
+        rope: Rotation,
+        origin: Tensor,
+        everyone: Reached,
+        lockstep: bool = False,
     ) -> None:
         self.model, self.kv, self.rope, self.origin = model, kv, rope, origin
         self.everyone = everyone
+        # Who left is then not asked: all are told of, those that go on too, and the entries of
+        # these are replaced by those of the pass.
+        self.whole = kv.flat and (lockstep or not planned.may_ask(origin.device))
 
     def note(self, hidden: Tensor, depths: Tensor, depth: int, going: Reached | None) -> None:
         """Tokens ran their last pass, or none: the others will see them from ``depth`` on.
@@ -85,9 +95,7 @@ class Propagation:
         """
         if going is None and self.kv.flat:
             return  # nobody is left who could see them, and nothing is kept
-        if not planned.may_ask(hidden.device) and self.kv.flat:
-            # How many left is not known, and not asked: all are told of, those that go on too.
-            # Their entries are replaced by those of the pass.
+        if self.whole:
             last = self.model.config.num_recursions - 1
             entries = make_entries(
                 self.model, hidden, depths.clamp(max=last), self.rope, self.origin

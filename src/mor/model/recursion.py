@@ -83,7 +83,7 @@ def run_recursions(
     bounds = bound_sizes(router, started, layout, routing, max_depth)
     propagation: Propagation | None = None
     if block.config.kv_sharing == "propagate":
-        propagation = Propagation(block, kv, rope, origin, everyone)
+        propagation = Propagation(block, kv, rope, origin, everyone, router.lockstep)
     for depth in range(max_depth):
         tokens = reached.gather(hidden)
         seen, places = block.narrow(tokens), reached.gather(positions)

@@ -23,7 +23,12 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import (
+    FSDPModule,
+    MixedPrecisionPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -148,6 +153,7 @@ def shard(model: Any, device: torch.device, *, regather: bool, dtype: str = "flo
     inner = model.model
     for layer in (*inner.prelude_layers, *inner.block, *inner.coda_layers):
         fully_shard(layer, mesh=mesh, reshard_after_forward=regather, mp_policy=policy)
+        register_fsdp_forward_method(layer, "enter_kv")  # of `kv_sharing="propagate"`
     whole = MixedPrecisionPolicy(cast_forward_inputs=False)
     fully_shard(model, mesh=mesh, reshard_after_forward=False, mp_policy=whole)
     root: Any = model
