@@ -84,6 +84,7 @@ def run_recursions(
     propagation: Propagation | None = None
     if block.config.kv_sharing == "propagate":
         propagation = Propagation(block, kv, rope, origin, everyone, router.lockstep)
+    last = max_depth
     for depth in range(max_depth):
         tokens = reached.gather(hidden)
         seen, places = block.narrow(tokens), reached.gather(positions)
@@ -96,8 +97,7 @@ def run_recursions(
                 # The other ranks wait for this one at every depth.
                 inner = nobody(hidden.device, flat=kv.flat)
             if inner is None:
-                if propagation is not None:
-                    propagation.note(hidden, depths, depth, None)
+                last = depth
                 for later in range(depth, max_depth):
                     recorder.add_pass(block.narrow(hidden), later + 1)
                 break
@@ -111,9 +111,8 @@ def run_recursions(
         ran = torch.full(tokens.shape[:2], depth + 1, device=hidden.device)
         hidden, depths = reached.scatter(hidden, updated), reached.scatter(depths, ran)
         recorder.add_pass(block.narrow(hidden), depth + 1)
-    else:
-        if propagation is not None and max_depth < block.config.num_recursions:
-            propagation.note(hidden, depths, max_depth, None)
+    if propagation is not None and last < block.config.num_recursions:
+        propagation.note(hidden, depths, last, None)
     return hidden, depths if everyone.valid is None else depths * everyone.valid
 
 
