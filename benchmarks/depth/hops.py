@@ -11,7 +11,7 @@
     python benchmarks/depth/hops.py draw                          # docs/images/depth-hops.png
 
 The harder size has the same stages by other names: depth/cycle-*, and `draw --family cycle`.
-Formulas over cells are depth/formulas-* and `draw --family formulas`.
+Formulas over cells are depth/formulas-* and `draw --family formulas` (or formulas-hard).
 
 ``--records benchmarks/results/depth.jsonl`` collects into the lines that come with the code, of
 which the picture is drawn unless told otherwise. A line holds the answers of one finished run
@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "depth.jsonl"
 IMAGES = ROOT / "docs" / "images"
 KEPT = ("name", "family", "router", "parameters", "tokens", "steps", "train_flops", "seed")
+FAMILIES = ("hops", "cycle", "formulas", "formulas-hard")
 SCORES = ("causal", "depth_cap", "passes", "random_routes_nll")  # of text; nats per token
 WHERE = ("commit", "machine", "versions", "command", "date")
 
@@ -62,11 +63,16 @@ def read_newest(records: Path) -> dict[tuple[str, int], dict[str, Any]]:
 
 
 def print_table(lines: list[dict[str, Any]]) -> None:
-    """Exact match by hops, depth and training FLOPs, as Markdown."""
-    lines = [line for line in lines if line.get("answers")]
-    if not lines:
-        return
-    levels = list(lines[0]["answers"]["causal"]["by_level"])
+    """Exact match by difficulty, depth and training FLOPs, as Markdown; a table per scale."""
+    scales: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for line in lines:
+        if line.get("answers"):
+            scales.setdefault(tuple(line["answers"]["causal"]["by_level"]), []).append(line)
+    for levels, own in scales.items():
+        _print_scale(levels, own)
+
+
+def _print_scale(levels: tuple[str, ...], lines: list[dict[str, Any]]) -> None:
     print(f"| run | exact match | {' | '.join(levels)} | passes, all tokens | training FLOPs |")
     print("|---|" + "---:|" * (len(levels) + 3))
     for line in lines:
@@ -98,9 +104,13 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     }
     figure, (left, right) = plt.subplots(1, 2, figsize=(10.5, 4))
     shades = plt.get_cmap("viridis")
-    caps = by_name[f"{family}-recursive"]["depth_cap"]
+    names = [f"{family}-routed", f"{family}-final", f"{family}-propagate", family]
+    routed = next(by_name[name] for name in names if name in by_name)
+    trunk = by_name.get(f"{family}-recursive")  # without one, the routed model's own caps
+    caps = (trunk or routed)["depth_cap"]
     for number, cap in enumerate(caps):
-        label = f"trunk, at most {cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''}"
+        passes = f"{cap['max_depth']} pass{'es' if cap['max_depth'] > 1 else ''}"
+        label = f"{'trunk' if trunk else 'MoR'}, at most {passes}"
         color = shades(0.85 - 0.75 * number / max(1, len(caps) - 1))
         left.plot(*_line(cap["by_level"]), "o-", color=color, label=label, markersize=4)
     others = {
@@ -113,14 +123,12 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
     for name, (label, style, color) in others.items():
         if name in by_name:
             left.plot(*_line(by_name[name]["causal"]["by_level"]), style, color=color, label=label)
-    names = [f"{family}-routed", f"{family}-final", f"{family}-by-loss"]
-    routed = next(by_name[name] for name in names if name in by_name)
     share = routed["causal"]["mean_depth"] / len(caps)
     label = f"MoR, {share:.0%} of the passes"
     left.plot(*_line(routed["causal"]["by_level"]), "s-", color="crimson", label=label)
     chance = routed["random_routes"]["by_level"]
     left.plot(*_line(chance), "s:", color="crimson", alpha=0.5, label="MoR, routes by chance")
-    difficulty = "formulas, one upon the other" if family == "formulas" else "hops"
+    difficulty = "formulas, one upon the other" if family.startswith("formulas") else "hops"
     left.set(xlabel=difficulty, ylabel="exact match", ylim=(0, 1.03))
     right.plot(*_line(routed["causal"]["depth_by_level"]), "s-", color="crimson")
     right.set(
@@ -145,7 +153,7 @@ def main() -> None:
     collecting.add_argument("folders", nargs="+", type=Path)
     collecting.add_argument("--records", type=Path, default=Path("runs/bench/depth.jsonl"))
     drawing.add_argument("--records", type=Path, default=RESULTS)
-    drawing.add_argument("--family", choices=("hops", "cycle", "formulas"), default="hops")
+    drawing.add_argument("--family", choices=FAMILIES, default="hops")
     options = parser.parse_args()
     if options.what == "collect":
         options.records.parent.mkdir(parents=True, exist_ok=True)

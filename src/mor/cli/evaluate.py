@@ -10,7 +10,7 @@ import torch
 import typer
 import yaml
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
+from rich.console import Console, Group
 from rich.progress import Progress
 from rich.table import Table
 
@@ -233,34 +233,44 @@ def pass_table(result: dict[str, Any]) -> Table:
     return table
 
 
-def answer_table(answers: dict[str, Any]) -> Table:
+def answer_table(answers: dict[str, Any]) -> Group:
     """Exact match of a task by difficulty, for each depth cap and for routes by chance."""
     levels = list(answers["causal"]["by_level"])
-    headings = ["all", *(str(level) for level in levels), "depth", "fixed", "broke"]
-    # Narrow: eight difficulties and their totals have to fit into 80 columns.
-    table = Table(title="answers by difficulty, exact match in %", box=SIMPLE_HEAD, padding=0)
-    table.add_column("", no_wrap=True)
-    for heading in headings:
-        table.add_column(f" {heading}", justify="right", no_wrap=True)
-    for name, score in list_scores(answers):
-        mended = (str(score.get(key, "")) for key in ("fixed", "broke"))
-        shares = (f"{100 * score['by_level'][level]:z.0f}" for level in levels)
-        depth = f"{score['mean_depth']:z.2f}"
-        table.add_row(
-            name.removeprefix("depth "),
-            f"{100 * score['exact_match']:z.1f}",
-            *shares,
-            depth,
-            *mended,
-        )
+    title = "answers by difficulty, exact match in %"
+    # Eight difficulties and the totals fit into 80 columns; others follow beneath.
+    tables = [_make_answer_table(answers, levels[:8], title, totals=True)]
+    if levels[8:]:
+        tables.append(_make_answer_table(answers, levels[8:], "the others", totals=False))
     causal = answers["causal"]
-    depths = (f"{causal['depth_by_level'][level]:z.1f}" for level in levels)
-    table.add_row("depth of queries", f"{causal['query_depth']:z.2f}", *depths)
     if causal["rank_correlation"] is not None:
-        table.caption = (
+        tables[-1].caption = (
             f"rank correlation of depth and difficulty: {causal['rank_correlation']:z.3f} over "
             f"queries, {causal['level_rank_correlation']:z.3f} over the means of difficulties"
         )
+    return Group(*tables)
+
+
+def _make_answer_table(
+    answers: dict[str, Any], levels: list[Any], title: str, *, totals: bool
+) -> Table:
+    """One of its tables: some difficulties, with or without the totals over all of them."""
+    table = Table(title=title, box=SIMPLE_HEAD, padding=0)
+    table.add_column("", no_wrap=True)
+    around = (["all"], ["depth", "fixed", "broke"]) if totals else ([], [])
+    for heading in [*around[0], *map(str, levels), *around[1]]:
+        table.add_column(f" {heading}", justify="right", no_wrap=True)
+    for name, score in list_scores(answers):
+        shares = [f"{100 * score['by_level'][level]:z.0f}" for level in levels]
+        if totals:
+            shares.insert(0, f"{100 * score['exact_match']:z.1f}")
+            shares.append(f"{score['mean_depth']:z.2f}")
+            shares += [str(score.get(key, "")) for key in ("fixed", "broke")]
+        table.add_row(name.removeprefix("depth "), *shares)
+    causal = answers["causal"]
+    depths = [f"{causal['depth_by_level'][level]:z.1f}" for level in levels]
+    if totals:
+        depths.insert(0, f"{causal['query_depth']:z.2f}")
+    table.add_row("depth of queries", *depths)
     return table
 
 

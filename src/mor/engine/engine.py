@@ -23,7 +23,6 @@ from mor.engine.options import check_speculation, resolve_sizes
 from mor.engine.outputs import RequestOutput
 from mor.engine.params import SamplingParams
 from mor.engine.parts import Parts, make_plan
-from mor.engine.publish import find_ended
 from mor.engine.request import Request
 from mor.engine.scheduler import Policy
 from mor.engine.stats import EngineStats
@@ -174,7 +173,7 @@ class Engine:
                 reads.ask([going], told)
             stats.note_entered(len(going))
         if pieces := scheduler.select_pieces():
-            runner.publish(find_ended(pieces))
+            runner.publish(pieces=pieces)
             ran, going = runner.tick(pieces)
             if more := note_capped(scheduler, ran, runner.recursions_per_tick):
                 reads.ask([going], more)

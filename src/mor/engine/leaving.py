@@ -13,7 +13,6 @@ from mor.engine.draft import Draft
 from mor.engine.mirror import Reads
 from mor.engine.outputs import TokenLogprobs
 from mor.engine.prompts import score_prompts
-from mor.engine.publish import find_left
 from mor.engine.request import Request, Wave
 from mor.engine.runner import Runner
 from mor.engine.sampler import Choice
@@ -40,7 +39,7 @@ class Leaving:
 
     def leave(self, waves: list[Wave]) -> None:
         """Coda for all of them; head and sampler where a wave was the last of its tokens."""
-        self.runner.publish(find_left(waves))
+        self.runner.publish(waves=waves)
         logits, hidden = self.runner.leave(waves)
         score_prompts(waves, hidden, self.runner.model.head)
         self.stats.note_gathered([wave.depths for wave in waves if wave.cap is None])

@@ -13,7 +13,7 @@ from mor.engine.batch import ForwardBatch, Piece, block_batch, private_batch
 from mor.engine.boundaries import OwnBoundaries
 from mor.engine.lanes import Lanes
 from mor.engine.mirror import to_int64
-from mor.engine.publish import Ended, publish
+from mor.engine.publish import find_ended, find_left, publish
 from mor.engine.quick import QuickStages, make_quick_stages
 from mor.engine.request import Request, Wave
 from mor.engine.sampler import Choice, choose
@@ -97,9 +97,15 @@ class Runner:
         asked = hidden[0].index_select(0, to_int64(last, hidden.device))
         return self.model.head(asked), hidden[0]
 
-    def publish(self, ended: Sequence[Ended]) -> None:
-        """Let deeper passes see how tokens ended; see :mod:`mor.engine.publish`."""
-        if ended:
+    def publish(self, pieces: Sequence[Piece] = (), waves: Sequence[Wave] = ()) -> None:
+        """Let deeper passes see how tokens ended; see :mod:`mor.engine.publish`.
+
+        Args:
+            pieces: that run a pass next; tokens of their waves that left before it.
+            waves: that are through.
+        """
+        if self.store.dense:
+            ended = find_ended(pieces) + find_left(waves)
             publish(self.model, self.store, self.lanes, self._all_turns(), ended)
 
     def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
