@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 from mor import MoRForCausalLM
 from mor.config import MoRConfig
+from mor.model import model as network
+from mor.model.attend.rows import RowKV
+from mor.model.layout import Layout
 from mor.ops import planned
+from mor.ops.segments import Segments
 from tests.strategies import make_model, random_ids, small_config
 from tests.waits import WaitError, no_waits
 
@@ -74,6 +81,52 @@ def test_numbers_are_those_of_asking(
             torch.testing.assert_close(own, grad, rtol=1e-9, atol=1e-11, msg=name)
     for name, value in kept.items():
         torch.testing.assert_close(own_kept[name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("apart", ["documents", "padding"])
+@pytest.mark.parametrize(("router", "kv_sharing"), UNEQUAL)
+def test_documents_and_padding_are_asked_about_at_the_door_alone(
+    router: str, kv_sharing: str, apart: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = random_ids(0, 2, 24)
+    given, labels = {"document_ids": torch.tensor([[0] * 5 + [1] * 11 + [2] * 8, [0] * 24])}, ids
+    if apart == "padding":
+        mask = torch.ones_like(ids)
+        mask[0, 17:] = mask[1, :3] = 0
+        given, labels = {"attention_mask": mask}, ids.masked_fill(mask == 0, -100)
+
+    config = small_config(router, kv_sharing)
+    models = [make_model(config, 1, torch.float64).train() for _ in range(2)]
+
+    def step(model: MoRForCausalLM) -> tuple[Tensor, list[Tensor]]:
+        model.model.router.begin_step(0)
+        loss = model(ids, labels=labels, **given).loss
+        loss.backward()
+        model.model.router.finish_step()
+        return loss.detach(), [p.grad for p in model.parameters() if p.grad is not None]
+
+    wanted, wanted_grads = step(models[0])
+    as_on_a_gpu(monkeypatch)
+    with no_waits() as lint:
+
+        def lay(*args: Any, **more: Any) -> Layout | None:
+            """The door: also what kernels are told of its runs, once for all layers."""
+            lint.lifted = True
+            found = Layout.of(*args, **more)
+            assert found is not None
+            assert isinstance(found.kv, RowKV)
+            known = found.kv.everybody.segments
+            assert isinstance(known, Segments)
+            _ = known.groups, known.pieces, known.offsets
+            lint.lifted = False
+            return found
+
+        monkeypatch.setattr(network, "Layout", SimpleNamespace(of=lay))
+        loss, grads = step(models[1])
+    assert lint.reads == (router == "token_choice")
+    torch.testing.assert_close(loss, wanted, rtol=1e-12, atol=1e-12)
+    for own, grad in zip(grads, wanted_grads, strict=True):
+        torch.testing.assert_close(own, grad, rtol=1e-9, atol=1e-11)
 
 
 def test_on_the_cpu_sizes_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

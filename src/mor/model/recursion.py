@@ -158,11 +158,12 @@ def bound_sizes(
     """How many tokens can run each depth, where the host would wait if it asked; else None.
 
     With them training lays tokens end to end in so many places, and nobody asks how many there are.
-    Padding and documents have been asked about at the door, so they may be again; so may ranks that
-    share a quantile, since how much of it falls to one of them nobody can know.
+    Where padding or documents part the tokens, they have been asked about at the door; a router
+    that selects within rows asks again at each depth, as do ranks that share a quantile, since how
+    much of it falls to one of them nobody can know.
     """
-    rows = layout.rows
-    plain = rows.lengths is None and rows.row_of is None and layout.kv.flat
+    apart = layout.rows.lengths is not None and not router.ignores_rows
+    plain = layout.kv.flat and not apart
     if routing != "topk" or not plain or planned.may_ask(layout.positions.device):
         return None
     total = layout.positions.numel()

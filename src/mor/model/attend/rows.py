@@ -75,9 +75,16 @@ class RowKV(KV):
         if knows_no_lengths(packing):
             assert packing.row_of is not None
             assert packing.valid is not None
-            return self.kind(Runs(packing.row_of, packing.valid[0], *self.shape))
+            return self.kind(Runs(packing.row_of, packing.valid[0], *self._most()))
         runs = packing.row_of if self.runs is None else self.runs[packing.flat.flatten()]
         return self.kind(None if runs is None else Segments.of(runs))
+
+    def _most(self) -> tuple[int, int]:
+        """How many runs there are, and tokens in the longest, at most: asked about at the door."""
+        known = self.everybody.segments
+        if not isinstance(known, Segments):
+            return self.shape
+        return known.names[-1] + 1, known.longest
 
     def depth(self, depth: int, packing: Packing | None) -> Attend:
         """Active tokens among themselves, or over those of depth 0 under sharing."""
