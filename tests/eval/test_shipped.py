@@ -61,10 +61,10 @@ def test_a_cell_takes_as_many_passes_as_there_are_formulas_under_it(tmp_path: Pa
     result: dict[str, Any] = score_answers(model, documents)
     causal = result["causal"]
     assert causal["exact_match"] >= 0.99
-    assert causal["mean_depth"] <= 0.36 * 8
+    assert causal["mean_depth"] <= 0.25 * 8
     assert causal["rank_correlation"] > 0.9
     assert causal["level_rank_correlation"] == pytest.approx(1.0)
-    assert result["random_routes"]["exact_match"] < 0.85
+    assert result["random_routes"]["exact_match"] < 0.8
     for cap in range(2, 7):  # each pass reaches the formulas of one level more
         by_level = result["depth_cap"][cap - 1]["by_level"]
         assert by_level[cap + 1] > 0.98
@@ -73,7 +73,7 @@ def test_a_cell_takes_as_many_passes_as_there_are_formulas_under_it(tmp_path: Pa
     weights = [sum(p.numel() for p in one.parameters()) for one in (model, control)]
     assert abs(weights[0] - weights[1]) < 0.01 * weights[0]
     fixed = score_answers(control, documents)["causal"]
-    assert fixed["mean_depth"] > causal["mean_depth"]
+    assert fixed["mean_depth"] > causal["mean_depth"] + 1
     assert fixed["exact_match"] < 0.97
     assert fixed["by_level"][7] < 0.7
     # Served: each cell's value asked for on its own, in one batch, as generate answers it.

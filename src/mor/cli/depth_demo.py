@@ -34,7 +34,7 @@ def show_depth_at_work(out: Path, console: Console) -> None:
     console.print(
         "The shipped model formulas works out a column of a spreadsheet: @1*@3 is the product of "
         "the cells one and three places back, modulo 5. How hard a cell is, is how many formulas "
-        "stand one upon the other under it. It was trained by the recipe depth/formulas-by-loss, "
+        "stand one upon the other under it. It was trained by the recipe depth/formulas-propagate, "
         "not here; these documents are new to it.\n"
     )
     console.print(answer_table(score_answers(model, dataset)))
