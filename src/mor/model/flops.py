@@ -27,7 +27,7 @@ from mor.model.relaxation import effective_rank
 from mor.model.stem import stem_flops
 
 Convention = Literal["exact", "paper"]
-T = TypeVar("T")
+_Keys = TypeVar("_Keys")
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def batch_flops(config: MoRConfig, depths: Tensor, document_ids: Tensor | None =
     )
 
 
-def keys_seen(config: MoRConfig, active: list[T], everyone: T) -> list[T]:
+def keys_seen(config: MoRConfig, active: list[_Keys], everyone: _Keys) -> list[_Keys]:
     """Of the tokens that run each depth, and of all tokens: those whose keys each depth sees."""
     if config.kv_sharing == "none":
         return active
