@@ -33,7 +33,7 @@ from mor.provenance import provenance
 OUT = Path(__file__).parents[2] / "runs/bench/gpu_layers.jsonl"
 CASES = (
     ("threshold", "none"), ("threshold", "recursive_update"), ("expert_choice", "recursive"),
-    ("token_choice", "none"), ("fixed", "recursive"),
+    ("threshold", "propagate"), ("token_choice", "none"), ("fixed", "recursive"),
 )  # fmt: skip
 
 
