@@ -184,6 +184,9 @@ def test_a_rank_without_a_token_keeps_step(
     config = small_config("threshold", router_capacities=capacities, kv_sharing=kv_sharing)
     torch.manual_seed(0)
     model = MoRForCausalLM(config).eval()
+    bound = 0.0
+    if kv_sharing == "propagate":  # in step all tokens are projected at once: others' last bits
+        model, bound = model.double(), 1e-12
     model.model.router.boundary.fill_(-torch.inf)
     model.model.router.boundary[first:] = torch.inf
     ids = random_ids(1, 2, 9)
@@ -219,7 +222,7 @@ def test_a_rank_without_a_token_keeps_step(
         (plain.logits, plain.depths, *plain.hidden_states),
         strict=True,
     ):
-        assert_close(one, other, rtol=0, atol=0)
+        assert_close(one, other, rtol=bound, atol=bound)
     kept.loss.backward()
     if first == 0:
         for parameter in model.model.block.parameters():
