@@ -164,11 +164,9 @@ class Row:
         sharing, count = self.config.kv_sharing, self.config.num_recursion_layers
         if depth == 0:
             self.stored = active
-        keys = active if sharing == "none" else self.stored
+        keys = {"none": active, "propagate": torch.ones_like(active)}.get(sharing, self.stored)
         # Everyone sees itself, so that the rows nobody reads are numbers too.
         visible = self.causal & (keys | torch.eye(len(keys), dtype=torch.bool))
-        if sharing == "propagate":
-            keys = torch.ones_like(active)
         fresh = ("recursive_update", "propagate")
         own = active if sharing in fresh else torch.zeros_like(active)
         seam, carried = self.network.seam, self.hidden.unflatten(-1, (-1, self.config.hidden_size))

@@ -129,7 +129,7 @@ def test_the_script_checks_every_router_and_kv_mode(
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--checks-only"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
-    assert capsys.readouterr().out.count("ok engine") == 24  # stages once static, once plain
+    assert capsys.readouterr().out.count("ok engine") == 32  # stages once static, once plain
 
 
 def test_the_script_stops_at_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from mor import MoRConfig, MoRForCausalLM
-from mor.model.attend import rows as kv_module
+from mor.model.attend import among, shared
 from tests import dense
 from tests.strategies import (
     KV_SHARING,
@@ -99,15 +99,15 @@ def test_attention_without_a_mask_equals_attention_with_one(
     ids, mask = pad_rows(distinct_rows(seed, lengths), data.draw(padding_masks(lengths)), seed)
     parameters = list(model.parameters())
     plain_forms = {
-        "segment_attention": dense.segment_attention,
-        "shared_segment_attention": dense.shared_segment_attention,
-        "prefix_attention": dense.prefix_attention,
+        (among, "segment_attention"): dense.segment_attention,
+        (shared, "shared_segment_attention"): dense.shared_segment_attention,
+        (shared, "prefix_attention"): dense.prefix_attention,
     }
     results = []
     for forms in ({}, plain_forms):
         with pytest.MonkeyPatch.context() as patch:
-            for name, form in forms.items():
-                patch.setattr(kv_module, name, form)
+            for (room, name), form in forms.items():
+                patch.setattr(room, name, form)
             out = model(ids, attention_mask=mask, routing=routing, use_cache=False)
         loss = out.logits[mask.bool()].square().mean()
         grads = torch.autograd.grad(loss, parameters, materialize_grads=True)
