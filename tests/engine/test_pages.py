@@ -125,3 +125,18 @@ def test_the_longest_sequence_that_fits_does_fit() -> None:
         longest = store.longest(3)
         assert pages_for(config, longest, 3, 4) <= pages
         assert pages_for(config, longest + 1, 3, 4) > pages
+
+
+def test_rows_that_hold_the_same_tokens_take_pages_at_once() -> None:
+    pool = PagePool(40, 3, 1, 2, torch.float32, torch.device("cpu"))
+    table = PageTables(pool, 6, 2, 12)
+    rows = range(1, 4)
+    for length in (2, 3, 4, 8):
+        missing = table.missing(1, length)
+        free = pool.free
+        table.extend_alike(rows, length)
+        assert free - pool.free == 3 * missing
+        assert [table.lengths[row] for row in range(6)] == [0, length, length, length, 0, 0]
+        owned = [page for row in rows for page in table.owned(row)]
+        assert len(set(owned)) == len(owned) == 3 * 2 * -(-length // 3)
+    check_pages(pool, [table], [[0, 4, 5]])

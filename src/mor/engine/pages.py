@@ -207,6 +207,20 @@ class PageTables:
             self.columns[row], self.room[row] = new, new * self.pool.page_size
         self.lengths[row] = length
 
+    def extend_alike(self, rows: range, length: int) -> None:
+        """:meth:`extend` of rows that hold the same tokens, all of them at once."""
+        first = rows.start
+        if length > self.room[first]:
+            old, new = self.columns[first], -(-length // self.pool.page_size)
+            pages = self.pool.take(len(rows) * self.missing(first, length))
+            shape = (len(rows), self.layers, new - old)
+            self.pages_of.host[first : rows.stop, :, old:new] = np.array(pages).reshape(shape)
+            self.pages_of.note(rows)
+            for row in rows:
+                self.columns[row], self.room[row] = new, new * self.pool.page_size
+        for row in rows:
+            self.lengths[row] = length
+
     def owned(self, row: int) -> list[int]:
         """Numbers of all pages that ``row`` reads."""
         return self.pages_of.host[row, :, : self.columns[row]].ravel().tolist()

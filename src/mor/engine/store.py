@@ -95,9 +95,10 @@ class KVStore:
         """Pages that prelude and coda need for the tokens of ``wave``."""
         assert wave.request.row is not None
         missing = self.private.missing(wave.request.row, wave.end)
-        return missing + sum(
-            self.block.missing(row, wave.end) for row in self._dense_rows(wave.request)
-        )
+        if self.dense:
+            rows = self._dense_rows(wave.request)
+            missing += len(rows) * self.block.missing(rows.start, wave.end)
+        return missing
 
     def enter(self, wave: Wave) -> None:
         """Take the pages that prelude and coda need for the tokens of ``wave``.
@@ -106,14 +107,14 @@ class KVStore:
         """
         assert wave.request.row is not None
         self.private.extend(wave.request.row, wave.end)
-        for row in self._dense_rows(wave.request):
-            self.block.extend(row, wave.end)
+        if self.dense:
+            self.block.extend_alike(self._dense_rows(wave.request), wave.end)
 
     def _dense_rows(self, request: Request) -> range:
-        """Rows of the block's table that hold all tokens of ``request``."""
+        """Rows of the block's table that hold all tokens of ``request`` under ``dense``."""
         assert request.row is not None
         first = request.row * self.groups
-        return range(first, first + request.limit) if self.dense else range(0)
+        return range(first, first + request.limit)
 
     def missing_to_run(self, wave: Wave, count: int) -> int:
         """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
