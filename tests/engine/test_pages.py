@@ -134,7 +134,7 @@ def test_rows_that_hold_the_same_tokens_take_pages_at_once() -> None:
     for length in (2, 3, 4, 8):
         missing = table.missing(1, length)
         free = pool.free
-        table.extend_alike(rows, length)
+        table.extend(1, length, 3)
         assert free - pool.free == 3 * missing
         assert [table.lengths[row] for row in range(6)] == [0, length, length, length, 0, 0]
         owned = [page for row in rows for page in table.owned(row)]

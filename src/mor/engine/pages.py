@@ -197,29 +197,20 @@ class PageTables:
             return 0
         return self.layers * (-(-length // self.pool.page_size) - self.columns[row])
 
-    def extend(self, row: int, length: int) -> None:
-        """Take the missing pages and count ``length`` tokens as written."""
+    def extend(self, row: int, length: int, count: int = 1) -> None:
+        """Take the missing pages and count ``length`` tokens as written.
+
+        In ``count`` rows from ``row`` on, which hold the same tokens.
+        """
+        end = row + count
         if length > self.room[row]:
             old, new = self.columns[row], -(-length // self.pool.page_size)
-            pages = self.pool.take(self.missing(row, length))
-            self.pages_of.host[row, :, old:new] = np.array(pages).reshape(self.layers, new - old)
-            self.pages_of.note((row,))
-            self.columns[row], self.room[row] = new, new * self.pool.page_size
-        self.lengths[row] = length
-
-    def extend_alike(self, rows: range, length: int) -> None:
-        """:meth:`extend` of rows that hold the same tokens, all of them at once."""
-        first = rows.start
-        if length > self.room[first]:
-            old, new = self.columns[first], -(-length // self.pool.page_size)
-            pages = self.pool.take(len(rows) * self.missing(first, length))
-            shape = (len(rows), self.layers, new - old)
-            self.pages_of.host[first : rows.stop, :, old:new] = np.array(pages).reshape(shape)
-            self.pages_of.note(rows)
-            for row in rows:
-                self.columns[row], self.room[row] = new, new * self.pool.page_size
-        for row in rows:
-            self.lengths[row] = length
+            pages = np.array(self.pool.take(count * self.missing(row, length)))
+            self.pages_of.host[row:end, :, old:new] = pages.reshape(count, self.layers, new - old)
+            self.pages_of.note(range(row, end))
+            self.columns[row:end] = [new] * count
+            self.room[row:end] = [new * self.pool.page_size] * count
+        self.lengths[row:end] = [length] * count
 
     def owned(self, row: int) -> list[int]:
         """Numbers of all pages that ``row`` reads."""

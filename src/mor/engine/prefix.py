@@ -111,9 +111,9 @@ class PrefixTree:
         node: Node,
         tokens: Sequence[Hashable],
         depths: Sequence[int],
+        held: Sequence[int],
         salt: Hashable,
         row: int,
-        rows: int | None = None,
     ) -> Node:
         """Keep what is below ``node`` of a resident request's tokens, as far as ``depths`` go.
 
@@ -121,18 +121,19 @@ class PrefixTree:
             node: on the way of the request.
             tokens: of the request, through with all stages.
             depths: recursions that each of them ran.
+            held: at how many depths each of them has entries.
             salt: as of :meth:`key`.
             row: the request's.
-            rows: of how many depths a row has entries of every token; None: of those that it ran.
 
         Returns:
             The last node on its way.
         """
         while (key := self.key(node, tokens, salt)) is not None:
-            ran = tuple(depths[node.length : node.length + self.pool.page_size])
+            block = slice(node.length, node.length + self.pool.page_size)
+            ran = tuple(depths[block])
             child = node.children.get(key)
             if child is None:
-                child = self._add(node, key, ran, row, rows)
+                child = self._add(node, key, ran, held[block], row)
             elif child.depths != ran:
                 break  # a near-tie fell otherwise, where a batch's shape moves the last bits
             node = child
@@ -143,11 +144,15 @@ class PrefixTree:
         return node
 
     def _add(
-        self, parent: Node, key: Hashable, depths: tuple[int, ...], row: int, rows: int | None
+        self,
+        parent: Node,
+        key: Hashable,
+        depths: tuple[int, ...],
+        held: Sequence[int],
+        row: int,
     ) -> Node:
         size = self.pool.page_size
-        held = depths if rows is None else [rows] * size
-        new = [size, *(sum(depth > g for depth in held) for g in range(self.groups))]
+        new = [size, *(sum(count > g for count in held) for g in range(self.groups))]
         ends = tuple(before + more for before, more in zip(parent.ends, new, strict=True))
         columns: list[Columns] = []
         for (table, own), before, end in zip(self.rows(row), parent.ends, ends, strict=True):

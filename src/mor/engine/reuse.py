@@ -67,9 +67,9 @@ class Reuse:
         done = request.computed
         tokens, depths = request.spelling[:done], request.position_depths[:done]
         start = tail if tail.alive else self.store.prefixes.root
-        rows = request.limit if self.store.dense else None
+        held = self.store.held(request, depths)
         request.tail = self.store.prefixes.learn(
-            start, tokens, depths, request.salt, request.row, rows
+            start, tokens, depths, held, request.salt, request.row
         )
 
     def forget(self, request: Request) -> None:

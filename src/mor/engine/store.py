@@ -96,8 +96,7 @@ class KVStore:
         assert wave.request.row is not None
         missing = self.private.missing(wave.request.row, wave.end)
         if self.dense:
-            rows = self._dense_rows(wave.request)
-            missing += len(rows) * self.block.missing(rows.start, wave.end)
+            missing += wave.request.limit * self.block.missing(self.row(wave.request, 0), wave.end)
         return missing
 
     def enter(self, wave: Wave) -> None:
@@ -108,13 +107,11 @@ class KVStore:
         assert wave.request.row is not None
         self.private.extend(wave.request.row, wave.end)
         if self.dense:
-            self.block.extend_alike(self._dense_rows(wave.request), wave.end)
+            self.block.extend(self.row(wave.request, 0), wave.end, wave.request.limit)
 
-    def _dense_rows(self, request: Request) -> range:
-        """Rows of the block's table that hold all tokens of ``request`` under ``dense``."""
-        assert request.row is not None
-        first = request.row * self.groups
-        return range(first, first + request.limit)
+    def held(self, request: Request, depths: Sequence[int]) -> Sequence[int]:
+        """At how many depths each token of ``request`` has entries, if it ran ``depths``."""
+        return [request.limit] * len(depths) if self.dense else depths
 
     def missing_to_run(self, wave: Wave, count: int) -> int:
         """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
@@ -182,10 +179,9 @@ class KVStore:
         """
         assert request.row is not None
         self.private.shrink(request.row, lengths[0] + len(depths))
+        held = self.held(request, depths)
         for depth, row in enumerate(self.block_rows(request.row)):
-            stay = sum(deepest > depth for deepest in depths)
-            if self.dense:
-                stay = len(depths) if depth < request.limit else 0
+            stay = sum(count > depth for count in held)
             self.block.shrink(row, lengths[1 + depth] + stay)
 
     def release(self, request: Request) -> None:

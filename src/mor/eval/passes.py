@@ -112,11 +112,11 @@ def batches(dataset: Dataset, count: int, size: int, device: torch.device) -> It
     """Ids [<= size, T] of ``count`` sequences (:func:`spread`), in order."""
     places = spread(count, len(dataset))  # type: ignore[arg-type]
     for start in range(0, count, size):
-        rows = read_rows(dataset, places[start : start + size])
+        rows = fetch(dataset, places[start : start + size])
         yield torch.stack([row["input_ids"] for row in rows]).to(device)
 
 
-def read_rows(dataset: Dataset, places: Sequence[int]) -> list[dict[str, Tensor]]:
+def fetch(dataset: Dataset, places: Sequence[int]) -> list[dict[str, Tensor]]:
     """The sequences at ``places``: at once where the data set can, as PyTorch's loader asks."""
     at_once = getattr(dataset, "__getitems__", None)
     return [dataset[place] for place in places] if at_once is None else at_once(places)

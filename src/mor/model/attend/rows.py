@@ -15,8 +15,6 @@ from mor.model.attend.among import (
     CausalAttend,
     FullAttend,
     PaddedAttend,
-    lay_end_to_end,
-    lay_in_rows,
 )
 from mor.model.attend.protocol import KV, Attend
 from mor.model.attend.shared import PropagatedAttend, Shared, SharedAttend, make_room
@@ -109,13 +107,9 @@ class RowKV(KV):
             if packing is None:
                 self.store[name] = key, value
                 continue
-            places = packing.flat.flatten()
-            stored = self.store.get(name) or make_room(self.shape, key, value)
-            first, second = (
-                lay_in_rows(lay_end_to_end(old).index_copy(0, places, lay_end_to_end(new)), old)
-                for old, new in zip(stored, (key, value), strict=True)
-            )
-            self.store[name] = first, second
+            left = Shared(packing.flat.flatten(), None)
+            keys, values = self.store.get(name) or make_room(self.shape, key, value)
+            self.store[name] = left.refresh(keys, key), left.refresh(values, value)
 
     def _reach(self, packing: Packing | None, queries: Segments | Runs | None) -> Shared:
         """Where the tokens of ``packing`` stand among those of depth 0."""
