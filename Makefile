@@ -52,13 +52,14 @@ demo: $(STAMP) ## train the twins on Shakespeare, compare them, write a report a
 	@echo '==> mor demo: 15 minutes at most on 2 cores'
 	@$(BIN)/mor demo $(DEMO_ARGS)
 
+# Bytecode is written whatever the environment says: without it each process compiles all sources.
 test: $(STAMP) ## run the tests (those that need the internet are left out)
 	@echo '==> pytest, $(WORKERS) processes'
-	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
 	@echo '==> pytest with the oldest versions, $(WORKERS) processes'
-	@HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
+	@PYTHONDONTWRITEBYTECODE= HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
 
 setup-oldest: $(OLDEST_STAMP) ## make .venv-oldest, with the oldest versions allowed
 

@@ -227,8 +227,10 @@ def test_what_is_counted(model: MoRForCausalLM) -> None:
     assert engine.stats.depths == [0, 0, 0, 0]
 
 
-def test_kv_bytes_are_those_of_active_tokens(model: MoRForCausalLM) -> None:
-    """Stopped in the middle, the pool holds what a decoding cache of the same tokens holds."""
+@pytest.mark.parametrize(("kv_sharing", "ended"), [("none", 0), ("propagate", 1)])
+def test_kv_bytes_are_those_of_active_tokens(kv_sharing: str, ended: int) -> None:
+    """Stopped in the middle: an entry for each pass, and one of how each token ended."""
+    model = make_model(small_config("threshold", kv_sharing), 1, torch.float64)
     engine = Engine(model, max_model_len=40, page_size=4)
     engine.add_request([1, 2, 3, 4, 5], greedy(6))
     while engine.stats.sampled < 4:
@@ -239,7 +241,7 @@ def test_kv_bytes_are_those_of_active_tokens(model: MoRForCausalLM) -> None:
     ids = request.tokens
     depths = Oracle(model).depths(ids)
     config = model.config
-    entries = 2 * len(ids) + sum(depths)
+    entries = (2 + ended) * len(ids) + sum(depths)
     assert engine.kv_bytes() == entries * 2 * config.num_key_value_heads * config.head_dim * 8
     engine.abort("request-0")
     idle(engine)

@@ -50,18 +50,24 @@ OPTIONS: dict[str, dict[str, Any]] = {
     },
 }
 MASKS = [[True] * 9, [False, True, True, False, True, True, True, False, True]]
+ROUTERS = ("fixed", "threshold", "token_choice")
 each_option = pytest.mark.parametrize("option", OPTIONS)
-each_mode = pytest.mark.parametrize("kv_sharing", KV_SHARING)
-each_router = pytest.mark.parametrize("router", ["fixed", "threshold", "token_choice"])
+# Every option with every KV mode; routers go round, so that each meets every option and every mode.
+each_case = pytest.mark.parametrize(
+    ("option", "kv_sharing", "router"),
+    [
+        (option, mode, ROUTERS[(row + column) % 3])
+        for row, option in enumerate(OPTIONS)
+        for column, mode in enumerate(KV_SHARING)
+    ],
+)
 
 
 def config_of(option: str, router: str = "threshold", kv: str = "none", **more: Any) -> MoRConfig:
     return small_config(router, kv, **OPTIONS[option] | more)
 
 
-@each_option
-@each_mode
-@each_router
+@each_case
 def test_it_is_what_the_plain_form_says(option: str, kv_sharing: str, router: str) -> None:
     """Logits, depths, losses and gradients, with padding, under both routing rules."""
     for causal in (True, False):
@@ -69,9 +75,7 @@ def test_it_is_what_the_plain_form_says(option: str, kv_sharing: str, router: st
         compare(model, [9, 6], MASKS, 3, causal)
 
 
-@each_option
-@each_mode
-@each_router
+@each_case
 def test_it_is_causal_and_a_cache_changes_nothing(
     option: str, kv_sharing: str, router: str
 ) -> None:
@@ -89,9 +93,7 @@ def test_checkpointing_changes_nothing(option: str) -> None:
     check_checkpointing(config_of(option), 0)
 
 
-@each_option
-@each_mode
-@each_router
+@each_case
 def test_the_engine_is_generate(option: str, kv_sharing: str, router: str) -> None:
     model = make_model(config_of(option, router, kv_sharing, head_dim=16))
     oracle, engine = Oracle(model), Engine(model, page_size=3, max_model_len=64, prefill_chunk=5)

@@ -88,7 +88,7 @@ def block_batch(pieces: Sequence[Piece], store: KVStore) -> ForwardBatch:
     """Tokens of mixed depths for the block, those that leave entries first."""
     store.push()
     if not store.shared:
-        return _batch(pieces, store.block, None, store.origins, store.dense)
+        return _batch(pieces, store.block, None, store.origins)
     pieces = sorted(pieces, key=lambda piece: not store.writes(piece.wave.depth))
     writes = sum(len(p.places) for p in pieces if store.writes(p.wave.depth))
     return _batch(pieces, store.block, writes, store.origins)
@@ -128,19 +128,16 @@ def _batch(
     table: PageTables,
     writes: int | None,
     origins: Tensor | None,
-    gaps: bool = False,
 ) -> ForwardBatch:
     """The first ``writes`` tokens leave entries; all where it is None."""
     names, lengths, many = token_lists(pieces), table.lengths, len(pieces)
     total = len(names[0])
     single = total == many
     counts = (1,) * many if single else tuple(len(p.places) for p in pieces)
-    read = [p.row for p in pieces]
+    read, seen = [p.row for p in pieces], [p.slots[-1] + 1 for p in pieces]
     written = names[6] if single else [p.own_row for p in pieces]
-    of_piece = (
-        read, [lengths[r] for r in read], written, [lengths[r] for r in written], counts,
-    )  # fmt: skip
+    of_piece = (read, seen, written, [lengths[r] for r in written], counts)
     flat = Flat(to_int64(list(chain(*names, *of_piece)), table.table.device), total, many)
     kept = total if writes is None else writes
-    view = KVView(table, flat, counts, kept, origins, slots=names[3], gaps=gaps)
+    view = KVView(table, flat, counts, kept, origins, slots=names[3])
     return ForwardBatch(tuple(pieces), view)

@@ -22,8 +22,9 @@ def block_layers(config: MoRConfig, limit: int) -> int:
 def pages_for(config: MoRConfig, tokens: int, depth: int, page_size: int) -> int:
     """Pages that ``tokens`` tokens need when all of them run ``depth`` recursions."""
     one_row = config.interleaved or config.kv_sharing == "recursive"
+    rows = 1 if one_row else depth + (config.kv_sharing == "propagate")
     layers = config.num_prelude_layers + config.num_coda_layers
-    layers += block_layers(config, depth) * (1 if one_row else depth)
+    layers += block_layers(config, depth) * rows
     return -(-tokens // page_size) * layers
 
 

@@ -197,20 +197,15 @@ class PageTables:
             return 0
         return self.layers * (-(-length // self.pool.page_size) - self.columns[row])
 
-    def extend(self, row: int, length: int, count: int = 1) -> None:
-        """Take the missing pages and count ``length`` tokens as written.
-
-        In ``count`` rows from ``row`` on, which hold the same tokens.
-        """
-        end = row + count
+    def extend(self, row: int, length: int) -> None:
+        """Take the missing pages and count ``length`` tokens as written."""
         if length > self.room[row]:
             old, new = self.columns[row], -(-length // self.pool.page_size)
-            pages = np.array(self.pool.take(count * self.missing(row, length)))
-            self.pages_of.host[row:end, :, old:new] = pages.reshape(count, self.layers, new - old)
-            self.pages_of.note(range(row, end))
-            self.columns[row:end] = [new] * count
-            self.room[row:end] = [new * self.pool.page_size] * count
-        self.lengths[row:end] = [length] * count
+            pages = self.pool.take(self.missing(row, length))
+            self.pages_of.host[row, :, old:new] = np.array(pages).reshape(self.layers, new - old)
+            self.pages_of.note((row,))
+            self.columns[row], self.room[row] = new, new * self.pool.page_size
+        self.lengths[row] = length
 
     def owned(self, row: int) -> list[int]:
         """Numbers of all pages that ``row`` reads."""

@@ -70,16 +70,20 @@ class PrefixTree:
     Args:
         pool: whose pages are kept.
         private, block: the tables into it.
-        groups: rows of ``block`` per request.
+        depths: rows of ``block`` per request, one for each depth.
+        ends: whether one more row holds all tokens, as they ended.
 
     Attributes:
         root: the empty text.
     """
 
-    def __init__(self, pool: PagePool, private: PageTables, block: PageTables, groups: int) -> None:
-        self.pool, self.private, self.block, self.groups = pool, private, block, groups
+    def __init__(
+        self, pool: PagePool, private: PageTables, block: PageTables, depths: int, ends: bool
+    ) -> None:
+        self.pool, self.private, self.block = pool, private, block
+        self.depths, self.ends, self.groups = depths, ends, depths + ends
         pool.evict = self.evict
-        self.root = Node(None, None, (), (0,) * (1 + groups))
+        self.root = Node(None, None, (), (0,) * (1 + self.groups))
         # Longest unused first. A node stands before its ancestors, so the first one is a leaf.
         self._order: OrderedDict[Node, None] = OrderedDict()
 
@@ -111,7 +115,6 @@ class PrefixTree:
         node: Node,
         tokens: Sequence[Hashable],
         depths: Sequence[int],
-        held: Sequence[int],
         salt: Hashable,
         row: int,
     ) -> Node:
@@ -121,7 +124,6 @@ class PrefixTree:
             node: on the way of the request.
             tokens: of the request, through with all stages.
             depths: recursions that each of them ran.
-            held: at how many depths each of them has entries.
             salt: as of :meth:`key`.
             row: the request's.
 
@@ -133,7 +135,7 @@ class PrefixTree:
             ran = tuple(depths[block])
             child = node.children.get(key)
             if child is None:
-                child = self._add(node, key, ran, held[block], row)
+                child = self._add(node, key, ran, row)
             elif child.depths != ran:
                 break  # a near-tie fell otherwise, where a batch's shape moves the last bits
             node = child
@@ -143,16 +145,14 @@ class PrefixTree:
             self._remove(next(iter(self._order)))
         return node
 
-    def _add(
-        self,
-        parent: Node,
-        key: Hashable,
-        depths: tuple[int, ...],
-        held: Sequence[int],
-        row: int,
-    ) -> Node:
+    def count_entries(self, depths: Sequence[int]) -> list[int]:
+        """Entries of tokens that ran ``depths``, in each row of the block."""
+        counts = [sum(ran > depth for ran in depths) for depth in range(self.depths)]
+        return [*counts, len(depths)] if self.ends else counts
+
+    def _add(self, parent: Node, key: Hashable, depths: tuple[int, ...], row: int) -> Node:
         size = self.pool.page_size
-        new = [size, *(sum(count > g for count in held) for g in range(self.groups))]
+        new = [size, *self.count_entries(depths)]
         ends = tuple(before + more for before, more in zip(parent.ends, new, strict=True))
         columns: list[Columns] = []
         for (table, own), before, end in zip(self.rows(row), parent.ends, ends, strict=True):

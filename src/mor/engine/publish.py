@@ -1,8 +1,8 @@
 """``kv_sharing="propagate"``: what deeper passes see of tokens that left, written into their pages.
 
 A wave is told of its tokens that have left before it runs its next pass, and of all others before
-its coda: whatever attends to a token at a depth that it did not run finds how it ended. See
-:mod:`mor.model.propagation`.
+its coda: whatever attends to a token at a depth that it did not run finds how it ended. A token
+ended in one way, so all depths read one entry of it. See :mod:`mor.model.propagation`.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def find_left(waves: Sequence[Wave]) -> list[Ended]:
 def publish(
     model: MoRModel, store: KVStore, lanes: Lanes, turns: Rotation, ended: Sequence[Ended]
 ) -> None:
-    """Write keys and values of tokens that ended, for every depth that they did not run.
+    """Write keys and values of tokens that ended, for all depths that they did not run.
 
     Args:
         model: the network.
@@ -57,27 +57,20 @@ def publish(
         ended: the tokens.
     """
     tokens = [
-        (wave.lanes[place], wave.start + place, wave.depths[place], wave.limit, row)
+        (wave.lanes[place], wave.start + place, wave.depths[place], row)
         for wave, places in ended
-        for row in (store.row(wave.request, 0),)
+        for row in (store.ended_row(wave.request),)
         for place in places
         if wave.depths[place] < wave.limit
     ]
     if not tokens:
         return
     store.push()
-    told = np.array(tokens, dtype=np.int64).T
-    _, at, first, limit, base = told
-    # One entry for each depth from its first to its last, token by token.
-    token = np.repeat(np.arange(len(tokens)), limit - first)
-    before = np.cumsum(limit - first) - (limit - first)
-    depth = first[token] + np.arange(len(token)) - before[token]
-    lane, position, ran = to_device(told[:3].copy(), lanes.device)
-    entries = to_device(np.stack((token, base[token] + depth, at[token])), lanes.device)
-    source, row, place = entries
+    columns = np.array(tokens, dtype=np.int64).T.copy()
+    lane, position, ran, row = to_device(columns, lanes.device)
     cos, sin = (part.index_select(0, position)[None] for part in turns)
     hidden, origin = (s.index_select(0, lane)[None] for s in (lanes.hidden, lanes.origin))
-    slots = store.block.slots(row, place)
+    slots = store.block.slots(row, position)
     for layer, heads in enumerate(make_entries(model, hidden, ran[None], (cos, sin), origin)):
-        key, value = (one[0].transpose(0, 1).index_select(0, source) for one in heads)
+        key, value = (one[0].transpose(0, 1) for one in heads)
         store.pool.write(slots[:, layer], key, value)

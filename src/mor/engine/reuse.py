@@ -67,10 +67,7 @@ class Reuse:
         done = request.computed
         tokens, depths = request.spelling[:done], request.position_depths[:done]
         start = tail if tail.alive else self.store.prefixes.root
-        held = self.store.held(request, depths)
-        request.tail = self.store.prefixes.learn(
-            start, tokens, depths, held, request.salt, request.row
-        )
+        request.tail = self.store.prefixes.learn(start, tokens, depths, request.salt, request.row)
 
     def forget(self, request: Request) -> None:
         """``request`` is no longer resident; what is kept of it was used just now."""

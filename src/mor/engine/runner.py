@@ -104,7 +104,7 @@ class Runner:
             pieces: that run a pass next; tokens of their waves that left before it.
             waves: that are through.
         """
-        if self.store.dense:
+        if self.store.ends:
             ended = find_ended(pieces) + find_left(waves)
             publish(self.model, self.store, self.lanes, self._all_turns(), ended)
 

@@ -190,7 +190,7 @@ class Scheduler:
             count = len(wave)
             wave.lanes = self.lanes.take(count)
             wave.depths, wave.first_slots = [0] * count, [0] * count
-            if self.store.dense:
+            if self.store.ends:
                 wave.unpublished = list(range(count))
             if wave.prompt:
                 self.prompt_lanes -= count

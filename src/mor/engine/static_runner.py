@@ -118,7 +118,8 @@ class StaticRunner(Runner):
         rows = [piece.row for piece in pieces]
         if len(first[0]) > len(pieces):
             rows = [piece.row for piece in pieces for _ in piece.places]
-        return [*first, rows, [lengths[row] for row in rows], [lengths[row] for row in first[6]]]
+        seen = [slot + 1 for slot in first[3]]
+        return [*first, rows, seen, [lengths[row] for row in first[6]]]
 
     def _batch(
         self, table: PageTables, columns: Tensor, origins: Tensor | None = None

@@ -2,7 +2,9 @@
 
 A (request, depth) pair is a virtual sequence with a row of its own in the block's table, which
 holds the tokens that ran this depth and nothing else (recursion-wise caching). Under recursive
-sharing there is depth 0's row alone. Prelude and coda hold the same tokens and share one row.
+sharing there is depth 0's row alone. Under ``propagate`` there is one row more, of tokens as they
+ended: a depth reads it with its own entries in place of those of the tokens that it ran. Prelude
+and coda hold the same tokens and share one row.
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ class KVStore:
     Attributes:
         private: layers of prelude and coda, one row per request.
         block: layers of the shared block, ``groups`` rows per request.
-        groups: R, or 1 where later depths read depth 0 or where all depths are one pass.
+        depths: rows of them that are depths: R, or 1 where later depths read depth 0 or where all
+            depths are one pass.
+        groups: these, and the row of tokens as they ended where there is one.
         shared: whether later depths read depth 0 and leave no entries.
-        dense: whether every depth has an entry of every token, at its position.
+        ends: whether there is a row of tokens as they ended, each at its position.
         prefixes: what is kept of texts that were seen before.
-        origins: [rows, tokens] place in depth 0's row of every entry of the block's table, where
-            later depths read depth 0 with their own entries in place of some; else None.
+        origins: [rows, tokens] place that every entry of the block's table takes in the row that
+            is read, where depths read depth 0's row, or the row of tokens as they ended, with
+            their own entries in place of some; else None.
     """
 
     def __init__(
@@ -57,17 +62,18 @@ class KVStore:
             num_pages, page_size, config.num_key_value_heads, config.head_dim, dtype, device
         )
         self.shared = config.kv_sharing == "recursive"
-        self.dense = config.kv_sharing == "propagate"
-        self.groups = 1 if self.shared or config.interleaved else limit
+        self.ends = config.kv_sharing == "propagate"
+        self.depths = 1 if self.shared or config.interleaved else limit
+        self.groups = self.depths + self.ends
         layers = block_layers(config, limit)
         private = config.num_prelude_layers + config.num_coda_layers
         self.private = PageTables(self.pool, residents, private, max_tokens)
         self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
         # A configuration's fields are slow to read, and admission asks for each request.
         self._per_column = [pages_for(config, 1, d, page_size) for d in range(limit + 1)]
-        self.prefixes = PrefixTree(self.pool, self.private, self.block, self.groups)
+        self.prefixes = PrefixTree(self.pool, self.private, self.block, self.depths, self.ends)
         self._origins: Mirror | None = None
-        if config.kv_sharing == "recursive_update":
+        if self.ends or config.kv_sharing == "recursive_update":
             self._origins = Mirror((residents * self.groups + 1, max_tokens), device)
 
     @property
@@ -84,8 +90,13 @@ class KVStore:
     def row(self, request: Request, depth: int) -> int:
         """Row of the block's table that a token of ``request`` writes to at ``depth``."""
         assert request.row is not None
-        last = self.groups - 1
+        last = self.depths - 1
         return request.row * self.groups + (depth if depth < last else last)
+
+    def ended_row(self, request: Request) -> int:
+        """Row of the block's table that holds the tokens of ``request`` as they ended."""
+        assert request.row is not None
+        return request.row * self.groups + self.depths
 
     def writes(self, depth: int) -> bool:
         """Whether a token leaves entries at ``depth``."""
@@ -95,27 +106,23 @@ class KVStore:
         """Pages that prelude and coda need for the tokens of ``wave``."""
         assert wave.request.row is not None
         missing = self.private.missing(wave.request.row, wave.end)
-        if self.dense:
-            missing += wave.request.limit * self.block.missing(self.row(wave.request, 0), wave.end)
+        if self.ends:
+            missing += self.block.missing(self.ended_row(wave.request), wave.end)
         return missing
 
     def enter(self, wave: Wave) -> None:
         """Take the pages that prelude and coda need for the tokens of ``wave``.
 
-        And those of every depth, where every depth knows every token.
+        And those of how they will end, where that is kept.
         """
         assert wave.request.row is not None
         self.private.extend(wave.request.row, wave.end)
-        if self.dense:
-            self.block.extend(self.row(wave.request, 0), wave.end, wave.request.limit)
-
-    def held(self, request: Request, depths: Sequence[int]) -> Sequence[int]:
-        """At how many depths each token of ``request`` has entries, if it ran ``depths``."""
-        return [request.limit] * len(depths) if self.dense else depths
+        if self.ends:
+            self.block.extend(self.ended_row(wave.request), wave.end)
 
     def missing_to_run(self, wave: Wave, count: int) -> int:
         """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
-        if self.dense or not self.writes(wave.depth):
+        if not self.writes(wave.depth):
             return 0
         row = self.row(wave.request, wave.depth)
         return self.block.missing(row, self.block.lengths[row] + count)
@@ -131,9 +138,6 @@ class KVStore:
         if not self.writes(wave.depth):
             first = [wave.first_slots[place] for place in places]
             return first, first, row, row
-        if self.dense:
-            at = [wave.start + place for place in places]
-            return at, at, row, row
         before = self.block.lengths[row]
         after = before + len(places)
         self.block.extend(row, after)
@@ -143,10 +147,14 @@ class KVStore:
                 wave.first_slots[place] = slot
         if self._origins is None:
             return slots, slots, row, row
-        first = [wave.first_slots[place] for place in places]
+        if self.ends:
+            first = [wave.start + place for place in places]
+        else:
+            first = [wave.first_slots[place] for place in places]
         self._origins.host[row, before:after] = first
         self._origins.note((row,))
-        return first, slots, self.row(wave.request, 0), row
+        read = self.ended_row(wave.request) if self.ends else self.row(wave.request, 0)
+        return first, slots, read, row
 
     def adopt(self, request: Request, start: Node, goal: Node) -> None:
         """Let ``request``, which is at ``start``, read what is cached up to ``goal``.
@@ -157,14 +165,16 @@ class KVStore:
         self.prefixes.adopt(start, goal, request.row)
         if self._origins is None:
             return
-        ran = [depth for depth in request.position_depths[: goal.length] if depth > 0]
-        for depth, row in enumerate(self.block_rows(request.row)):
+        ran = request.position_depths[: goal.length]
+        if not self.ends:  # places are those of depth 0's row
+            ran = [depth for depth in ran if depth > 0]
+        for depth, row in enumerate(self.block_rows(request.row)[: self.depths]):
             places = [place for place, deepest in enumerate(ran) if deepest > depth]
             self._origins.host[row, : len(places)] = places
             self._origins.note((row,))
 
     def lengths(self, request: Request) -> tuple[int, ...]:
-        """Tokens in each row of ``request``: the private one, then one per depth."""
+        """Tokens in each row of ``request``: the private one, then those of the block."""
         assert request.row is not None
         block = self.block_rows(request.row)
         return (self.private.lengths[request.row], *(self.block.lengths[row] for row in block))
@@ -179,10 +189,10 @@ class KVStore:
         """
         assert request.row is not None
         self.private.shrink(request.row, lengths[0] + len(depths))
-        held = self.held(request, depths)
-        for depth, row in enumerate(self.block_rows(request.row)):
-            stay = sum(count > depth for count in held)
-            self.block.shrink(row, lengths[1 + depth] + stay)
+        stay = self.prefixes.count_entries(depths)
+        rows = self.block_rows(request.row)
+        for row, length, more in zip(rows, lengths[1:], stay, strict=True):
+            self.block.shrink(row, length + more)
 
     def release(self, request: Request) -> None:
         """Give back all that ``request`` reads."""
@@ -192,7 +202,7 @@ class KVStore:
             self.block.release(row)
 
     def block_rows(self, row: int) -> range:
-        """Rows of the block's table that belong to the resident in ``row``: one per depth."""
+        """Rows of the block's table that belong to the resident in ``row``."""
         return range(row * self.groups, (row + 1) * self.groups)
 
     def owned(self, request: Request) -> int:

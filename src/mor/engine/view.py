@@ -43,8 +43,8 @@ class PieceColumns(NamedTuple):
     """What attention has to know of each of S pieces; every column is int64 [S].
 
     Attributes:
-        row, length: table row that is read, and the tokens in it, the new ones included.
-        own_row, own_length: the same of the row that takes new entries.
+        row, length: table row that is read, and how many places of it the last token sees.
+        own_row, own_length: row that takes new entries, and all that are in it, these included.
         size: tokens of the piece.
     """
 
@@ -99,7 +99,6 @@ class KVView:
             some: which places these take; else None.
         width: places of a row that are looked at, whatever the lengths, so that none is asked for.
         slots: of the N tokens, as the host has them; None where it would have to ask.
-        gaps: whether tokens of a piece may be apart in the row that they read.
     """
 
     table: PageTables
@@ -109,7 +108,6 @@ class KVView:
     origins: Tensor | None = None
     width: int | None = None
     slots: Sequence[int] | None = None
-    gaps: bool = False
 
     @cached_property
     def _taken(self) -> tuple[TokenColumns, PieceColumns]:
@@ -149,7 +147,7 @@ class KVView:
     @property
     def tail(self) -> bool:
         """Whether every piece stands at the end of what it sees, token after token."""
-        one_by_one = self.origins is None and not self.gaps and self.writes == sum(self.counts)
+        one_by_one = self.origins is None and self.writes == sum(self.counts)
         return self.longest == 1 or one_by_one
 
     @cached_property
@@ -212,7 +210,8 @@ class KVView:
             return slots
         own = self.pieces.own_row
         taken = self.origins[own].gather(1, self._own)
-        return slots.scatter(1, taken, self._slots(own, self._own, layer))
+        mixed = slots.scatter(1, taken, self._slots(own, self._own, layer))
+        return mixed.gather(1, self._read)  # behind the last token its own entry, too
 
     def _slots(self, rows: Tensor, places: Tensor, layer: int) -> Tensor:
         size = self.table.pool.page_size
