@@ -23,6 +23,9 @@ DEMO_ARGS   ?=
 BIN   := $(VENV)/bin
 STAMP := $(VENV)/.setup-done
 OLDEST_STAMP := $(OLDEST)/.setup-done-torch-$(OLDEST_TORCH)
+# Empty is off. Where the environment turns bytecode off, every test process would rewrite all test
+# modules and every process that a test starts would compile the whole package: a minute or two.
+export PYTHONDONTWRITEBYTECODE :=
 # Expanded once: a shell call inside ?= would otherwise run at every use.
 PINS  := $(strip $(CONSTRAINTS))
 
