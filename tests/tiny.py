@@ -55,6 +55,7 @@ def tiny_fields(data: Path, output: Path, router: str = "expert_choice") -> dict
             "decay_fraction": 0.25,
             "logging_steps": 1,
             "eval_sequences": 3,
+            "peak_flops": 1e9,  # else every process measures its own, for seconds in bfloat16
             "report_to": [],
         },
         "output": str(output),

@@ -50,6 +50,7 @@ def run_demo(out: Path, source: Path) -> str:
     command = ["demo", "--out", str(out), "--source", str(source)]
     command += ["--vocab-size", "300", "--set", "train.budget.steps=3"]
     command += ["--set", "train.report_to=[]", "--set", "data.seq_len=32"]
+    command += ["--set", "train.peak_flops=1e9"]
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0, done.output[-2000:]
     return done.stdout
