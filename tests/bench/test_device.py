@@ -128,7 +128,9 @@ def test_the_script_checks_every_router_and_kv_mode(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--device", "cpu", "--checks-only"])
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    script = runpy.run_path(str(SCRIPT))
+    monkeypatch.setitem(script["main"].__globals__, "NEW", 3)
+    script["main"]()
     assert capsys.readouterr().out.count("ok engine") == 32  # stages once static, once plain
 
 

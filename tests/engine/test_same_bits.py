@@ -20,7 +20,7 @@ from tests.strategies import KV_SHARING, ROUTERS, make_model, random_ids, small_
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason=native.missing())
 
-REQUESTS = 44
+REQUESTS = 26
 PROMPTS = [random_ids(i, 1 + 7 * i % 43).tolist() for i in range(REQUESTS)]
 ALONE = range(0, REQUESTS, 4)
 """Those that are also run alone; each of the others is in three different batches."""
