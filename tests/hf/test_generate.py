@@ -28,7 +28,7 @@ from tests.strategies import (
     small_config,
 )
 
-NEW = 8
+NEW = 6
 # No token of the tests ends a text by chance: ids are drawn below, padding is told by the mask.
 QUIET = {"pad_token_id": 0, "max_new_tokens": NEW, "do_sample": False}
 

@@ -88,9 +88,9 @@ def test_each_router_and_kv_mode_over_odd_lengths(
 ) -> None:
     fields = {"router_z_loss_coef": 0.01, "num_recursion_layers": 2, "update_rule": "residual"}
     model = make_model(small_config(router, kv_sharing, **fields))
-    depths = compare(model, [19], [[True] * 19], 3, causal)
+    depths = compare(model, [13], [[True] * 13], 3, causal)
     assert len(depths.unique()) == 3
-    compare(model, [13, 5], [[True] * 13, [True] * 5 + [False] * 8], 4, causal)
+    compare(model, [9, 5], [[True] * 9, [True] * 5 + [False] * 4], 4, causal)
 
 
 @given(configs(), SEEDS, st.integers(1, 3), st.booleans())

@@ -92,15 +92,15 @@ def test_other_dtypes_have_no_view() -> None:
     assert serving_view(model) is model
 
 
-@pytest.mark.parametrize("relaxation", ["none", "gains"])
 @pytest.mark.parametrize("kv_sharing", KV_SHARING)
 @pytest.mark.parametrize("router", ROUTERS)
-def test_the_engine_on_kernels_equals_generate(
-    router: str, kv_sharing: str, relaxation: str
-) -> None:
+def test_the_engine_on_kernels_equals_generate(router: str, kv_sharing: str) -> None:
+    # By turns, so that every router and every mode meets both.
+    turn = ROUTERS.index(router) + KV_SHARING.index(kv_sharing)
+    relaxation = ("none", "gains")[turn % 2]
     model = make_model(small_config(router, kv_sharing, head_dim=16, relaxation=relaxation))
     oracle, engine = Oracle(model), Engine(model, page_size=3, max_model_len=64, prefill_chunk=5)
-    prompts = [random_ids(i, 2 + 3 * i).tolist() for i in range(6)]
+    prompts = [random_ids(i, 2 + 4 * i).tolist() for i in range(4)]
     for output in engine.generate(prompts, greedy()):
         oracle.check(output, 8)
 

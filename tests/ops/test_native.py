@@ -235,10 +235,13 @@ def test_a_cache_that_cannot_be_used(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.slow
 @needs_kernels
 def test_they_are_built_once(tmp_path: Path) -> None:
-    assert _loaded(tmp_path)[0] == "True"
+    quick = tmp_path / "quick"  # how good the code is does not matter here
+    quick.write_text(f'#!/bin/sh\nexec {build._compiler()} "$@" -O0\n')
+    quick.chmod(0o755)
+    assert _loaded(tmp_path, CXX=str(quick))[0] == "True"
     (made,) = tmp_path.rglob("*.so")
     before = made.stat().st_mtime_ns
-    assert _loaded(tmp_path)[0] == "True"
+    assert _loaded(tmp_path, CXX=str(quick))[0] == "True"
     assert [p.stat().st_mtime_ns for p in tmp_path.rglob("*.so")] == [before]
 
 

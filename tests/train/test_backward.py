@@ -31,18 +31,18 @@ def test_recorded_writes_where_it_wrote() -> None:
     assert float(twice.found[1]) == 5.0
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
 @pytest.mark.parametrize(
-    ("router", "fields"),
+    ("accumulation", "router", "fields"),
     [
-        ("fixed", {"num_recursions": 1}),
-        ("fixed", {}),
-        ("expert_choice", {}),
-        ("expert_choice", {"kv_sharing": "recursive", "router_objective": "aux_router"}),
-        ("expert_choice", {"router_capacity_warmup_steps": 4}),
-        ("threshold", {"router_z_loss_coef": 0.01}),
-        ("threshold", {"kv_sharing": "recursive_update"}),
-        ("threshold", {"kv_sharing": "propagate"}),
+        (1, "fixed", {"num_recursions": 1}),
+        (3, "fixed", {}),
+        (1, "expert_choice", {}),
+        (3, "expert_choice", {"kv_sharing": "recursive", "router_objective": "aux_router"}),
+        (1, "expert_choice", {"router_capacity_warmup_steps": 4}),
+        (3, "expert_choice", {"router_capacity_warmup_steps": 4}),
+        (1, "threshold", {"router_z_loss_coef": 0.01}),
+        (3, "threshold", {"kv_sharing": "recursive_update"}),
+        (1, "threshold", {"kv_sharing": "propagate"}),
     ],
 )
 def test_a_run_is_the_same(
