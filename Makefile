@@ -8,16 +8,24 @@ WORKERS ?= 3
 # environment, so `make setup CONSTRAINTS=` followed by a plain `make test` does not undo it.
 CONSTRAINTS ?= $(shell cat $(VENV)/.constraints 2>/dev/null || echo constraints.txt)
 PYTEST_ARGS ?=
-# The other end of what pyproject.toml allows: an environment of its own, and what it tests there.
+# The other end of what pyproject.toml allows: an environment of its own, and what it tests there:
+# whatever meets another library's interface, one file or test for each way. What is ours alone (how
+# folds are made, whether the engine's knobs change a token) is no other with older libraries.
 # Images need the extra media, which it leaves out.
 OLDEST        ?= .venv-oldest
 OLDEST_PYTHON ?= python3.11
 OLDEST_TORCH  ?= 2.11.0
-OLDEST_TESTS  ?= tests/test_config.py tests/hf tests/engine/test_equal_generate.py tests/engine/test_text.py \
-	tests/engine/test_sampler.py tests/engine/test_attend.py tests/train/test_label_smoothing.py \
-	tests/train/test_trainer.py tests/train/test_peft.py tests/train/test_sft.py \
-	--ignore=tests/hf/test_media.py --ignore=tests/hf/test_vision_language.py \
-	--ignore=tests/hf/test_hearing.py
+OLDEST_TESTS  ?= tests/test_config.py tests/hf/test_arguments.py tests/hf/test_backbone.py \
+	tests/hf/test_cache.py tests/hf/test_convert_gguf.py tests/hf/test_convert_llama.py \
+	tests/hf/test_convert_relatives.py tests/hf/test_export_hf.py tests/hf/test_export_llama.py \
+	tests/hf/test_foreign.py tests/hf/test_generate.py tests/hf/test_heads.py \
+	tests/hf/test_llama_parity.py tests/hf/test_load.py tests/hf/test_save_load.py \
+	tests/hf/test_torch_export.py tests/engine/test_text.py tests/engine/test_sampler.py \
+	tests/engine/test_attend.py \
+	tests/engine/test_equal_generate.py::test_end_of_text_ends_as_in_generate \
+	tests/engine/test_equal_generate.py::test_float32_and_bfloat16_run_through \
+	tests/train/test_label_smoothing.py tests/train/test_trainer.py tests/train/test_peft.py \
+	tests/train/test_sft.py
 DEMO_ARGS   ?=
 
 BIN   := $(VENV)/bin
@@ -55,14 +63,14 @@ demo: $(STAMP) ## train the twins on Shakespeare, compare them, write a report a
 	@echo '==> mor demo: 15 minutes at most on 2 cores'
 	@$(BIN)/mor demo $(DEMO_ARGS)
 
-# Bytecode is written whatever the environment says: without it each process compiles all sources.
 test: $(STAMP) ## run the tests (those that need the internet are left out)
 	@echo '==> pytest, $(WORKERS) processes'
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
 	@echo '==> pytest with the oldest versions, $(WORKERS) processes'
-	@PYTHONDONTWRITEBYTECODE= HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' $(OLDEST_TESTS) $(PYTEST_ARGS)
+	@HYPOTHESIS_PROFILE=few $(OLDEST)/bin/python -m pytest -n $(WORKERS) -m 'not slow and not network' \
+		-o cache_dir=.pytest_cache/oldest $(OLDEST_TESTS) $(PYTEST_ARGS)
 
 setup-oldest: $(OLDEST_STAMP) ## make .venv-oldest, with the oldest versions allowed
 

@@ -200,15 +200,25 @@ def test_ci_runs_the_two_commands() -> None:
     assert os.access(script, os.X_OK)
     lines = [line.strip() for line in script.read_text("utf-8").splitlines()]
     commands = [line for line in lines if line.startswith("make ")]
-    assert commands[:3] == ["make setup", "make check", "make test"]
-    assert commands[3:5] == ["make smoke", "make test-browser"]
-    (oldest,) = commands[5:]
-    assert oldest == f"make test-oldest OLDEST_TORCH={pin_of('torch', 'constraints.txt')}"
+    assert commands[:4] == ["make setup", "make check", "make test", "make package"]
+    (oldest,) = commands[4:]
+    torch = f"OLDEST_TORCH={pin_of('torch', 'constraints.txt')}"
+    assert oldest == f"make test-oldest {torch} || passed=no"
     # What runs beside another step is waited for, so that its failure is one of the script.
-    beside = [line.split()[1:] for line in lines if line.startswith("beside ")]
-    setup = ["oldest", "make", "setup-oldest", oldest.split()[-1]]
-    assert beside == [setup, ["docs", "make", "docs"]]
-    assert {"await docs", 'if [ "$oldest" != no ]; then await oldest; fi'} <= set(lines)
+    beside = [line.removeprefix("beside ") for line in lines if line.startswith("beside ")]
+    assert beside == [
+        f"oldest make setup-oldest {torch}",
+        "docs make docs",
+        "smoke make -o package smoke",
+        "browser make test-browser",
+    ]
+    assert {
+        "await docs",
+        'if [ "$oldest" != no ]; then await oldest; fi',
+        "await smoke || passed=no",
+        "await browser || passed=no",
+    } <= set(lines)
+    assert any(line.startswith('[ "$passed" = yes ] ||') and "exit 1" in line for line in lines)
     workflow = (ROOT / ".github" / "workflows" / "ci.yml").read_text("utf-8")
     assert "run: .ci/run" in workflow
     assert "run: make test-oldest OLDEST_PYTHON=python" in workflow

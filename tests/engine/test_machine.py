@@ -145,7 +145,7 @@ def test_no_page_is_lost_in_many_random_operations() -> None:
     )  # fmt: skip
     asked: dict[str, int] = {}
     finished = 0
-    for _ in range(10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 1_200):
+    for _ in range(10_000 if os.environ.get("HYPOTHESIS_PROFILE") == "deep" else 1_600):
         kind = draw.random()
         if kind < 0.15 and len(asked) < 12:
             new = draw.randint(1, 16)
@@ -162,7 +162,7 @@ def test_no_page_is_lost_in_many_random_operations() -> None:
                     wanted = oracle.tokens(output.prompt_token_ids, new)
                     assert list(output.completions[0].token_ids) == wanted
         engine.check_integrity()
-    assert engine.stats.reused_tokens > 150
+    assert engine.stats.reused_tokens > 300
     assert engine.stats.preemptions > 15
     assert engine.stats.accepted_tokens > 30
     assert engine.stats.aborted > 15
