@@ -17,11 +17,14 @@ OLDEST_PYTHON ?= python3.11
 OLDEST_TORCH  ?= 2.11.0
 OLDEST_TESTS  ?= tests/test_config.py tests/hf/test_arguments.py tests/hf/test_backbone.py \
 	tests/hf/test_cache.py tests/hf/test_convert_gguf.py tests/hf/test_convert_llama.py \
-	tests/hf/test_convert_relatives.py tests/hf/test_export_hf.py tests/hf/test_export_llama.py \
-	tests/hf/test_foreign.py tests/hf/test_generate.py tests/hf/test_heads.py \
-	tests/hf/test_llama_parity.py tests/hf/test_load.py tests/hf/test_save_load.py \
-	tests/hf/test_torch_export.py tests/engine/test_text.py tests/engine/test_sampler.py \
-	tests/engine/test_attend.py \
+	tests/hf/test_convert_relatives.py::test_logits_are_the_source_s \
+	tests/hf/test_export_hf.py::test_every_model_loads_without_mor \
+	tests/hf/test_export_llama.py tests/hf/test_foreign.py tests/hf/test_generate.py \
+	tests/hf/test_heads.py tests/hf/test_llama_parity.py tests/hf/test_load.py \
+	tests/hf/test_save_load.py \
+	tests/hf/test_torch_export.py::test_rows_and_tokens_may_change \
+	tests/hf/test_torch_export.py::test_a_routed_model_says_why_not \
+	tests/engine/test_text.py tests/engine/test_sampler.py tests/engine/test_attend.py \
 	tests/engine/test_equal_generate.py::test_end_of_text_ends_as_in_generate \
 	tests/engine/test_equal_generate.py::test_float32_and_bfloat16_run_through \
 	tests/train/test_label_smoothing.py tests/train/test_trainer.py tests/train/test_peft.py \

@@ -28,7 +28,7 @@ from tests.strategies import (
     small_config,
 )
 
-NEW = 6
+NEW = 5
 # No token of the tests ends a text by chance: ids are drawn below, padding is told by the mask.
 QUIET = {"pad_token_id": 0, "max_new_tokens": NEW, "do_sample": False}
 
@@ -74,8 +74,8 @@ def test_greedy_of_any_model(config: MoRConfig, seed: int) -> None:
 @pytest.mark.parametrize("router", ROUTERS)
 def test_a_left_padded_batch_writes_what_each_row_would(router: str, kv_sharing: str) -> None:
     model = make_model(small_config(router, kv_sharing), 2)
-    rows = [prompts(seed, length) for seed, length in enumerate((7, 3, 1))]
-    ids, mask = torch.zeros(3, 7, dtype=torch.long), torch.zeros(3, 7, dtype=torch.long)
+    rows = [prompts(seed, length) for seed, length in enumerate((7, 2))]
+    ids, mask = torch.zeros(2, 7, dtype=torch.long), torch.zeros(2, 7, dtype=torch.long)
     for place, row in enumerate(rows):
         ids[place, 7 - len(row) :], mask[place, 7 - len(row) :] = row, 1
     batch = write(model, ids, attention_mask=mask)
