@@ -13,6 +13,12 @@ from tests.cli.done import Done
 from tests.tiny import prepare_tiny, tiny_fields
 
 
+@pytest.fixture(autouse=True)
+def _quick_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw fewer pixels in reports: nothing here measures sharpness."""
+    monkeypatch.setattr("mor.report.style.DPI", 72)
+
+
 @pytest.fixture(scope="session")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A prepared data folder; read only."""

@@ -86,6 +86,7 @@ def test_the_page_runs(
     here = Path(shutil.copytree(world, tmp_path / "here"))
     monkeypatch.chdir(here)
     monkeypatch.setattr("mor.server.make_server", NeverServing)
+    monkeypatch.setattr("mor.report.style.DPI", 72)  # reports are looked at by nobody
     runner = Page(live, monkeypatch)
     todo = [block for block in marked(page) if not block.reason]
     for block in todo:
