@@ -68,7 +68,7 @@ demo: $(STAMP) ## train the twins on Shakespeare, compare them, write a report a
 
 test: $(STAMP) ## run the tests (those that need the internet are left out)
 	@echo '==> pytest, $(WORKERS) processes'
-	@$(BIN)/python -m pytest -n $(WORKERS) $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 test-oldest: $(OLDEST_STAMP) ## run what meets other libraries with the oldest versions allowed
 	@echo '==> pytest with the oldest versions, $(WORKERS) processes'

@@ -38,6 +38,9 @@ else
         die "$python cannot make virtual environments; on Debian or Ubuntu install python3-venv"
     say "making $venv with $("$python" --version)"
     "$python" -m venv --clear "$venv"
+    # The pip that comes with a Python can be years old, and take minutes to choose among releases.
+    "$venv/bin/python" -m pip install --disable-pip-version-check -qq --upgrade pip ||
+        say "the newest pip cannot be had; going on with $("$venv/bin/python" -m pip --version | cut -d' ' -f1,2)"
 fi
 # An environment that another tool made may come without pip.
 "$venv/bin/python" -m pip --version >/dev/null 2>&1 || "$venv/bin/python" -m ensurepip >/dev/null
@@ -47,8 +50,8 @@ if [ -n "$constraints" ]; then
 else
     say "installing mor and its tools without pins (CONSTRAINTS is empty)"
 fi
-# Twice quiet: errors only.
-"$venv/bin/python" -m pip install --disable-pip-version-check -qq \
+# Twice quiet: errors only. In CI modules are compiled when imported: most never are.
+"$venv/bin/python" -m pip install --disable-pip-version-check -qq ${CI:+--no-compile} \
     ${constraints:+--constraint "$constraints"} --editable ".[$extras]"
 
 "$venv/bin/python" -c 'import platform, torch
