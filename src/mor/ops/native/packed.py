@@ -44,7 +44,8 @@ class PackedLinear:
         if tuned:
             choose_tuning()
         # The kernels read floats, whatever these are.
-        weight = torch.cat([w.detach().float() for w in weights])
+        floats = [w.detach().float() for w in weights]
+        weight = floats[0] if len(floats) == 1 else torch.cat(floats)
         given = [b for b in biases if b is not None]
         bias = None
         if given:
@@ -68,7 +69,7 @@ class PackedLinear:
                 weight.new_empty(count * panel * groups, dtype=torch.int32),
             )
             kernels().mor_pack8(at(weight), self.n, self.k, *map(at, self.bytes))
-        elif halves and torch.equal(weight, weight.bfloat16().float()):
+        elif halves and is_exact(weight[:1]) and is_exact(weight):  # one row mostly says no
             self.weight = weight.new_empty(count * panel * -(-self.k // 2), dtype=torch.int32)
             kernels().mor_pack16(at(weight), self.n, self.k, at(self.weight))
         else:
@@ -106,6 +107,11 @@ class PackedLinear:
         rows, threads = work.rows("rows", len(x), self.k), torch.get_num_threads()
         kernels().mor_head(byref(self.struct), at(norm), eps, at(x), len(x), at(out), rows, threads)
         return out
+
+
+def is_exact(weight: Tensor) -> bool:
+    """Whether bfloat16 holds every number of a float32 tensor as it is."""
+    return torch.equal(weight, weight.bfloat16().float())
 
 
 @cache
