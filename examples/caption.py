@@ -69,7 +69,7 @@ def main(words: list[str] | None = None) -> None:
         callbacks=[RouterCallback()],
     )
     trainer.train()
-    processor = caption_processor(images.index, config.num_patches)
+    processor = caption_processor(images.index, config)
     model.eval()
     model.save_pretrained(options.out / "model")
     processor.save_pretrained(options.out / "model")

@@ -117,15 +117,18 @@ def example_table(result: dict[str, Any]) -> Table:
 
 
 def caption_table(result: dict[str, Any]) -> Table:
-    """Exact answers: all, captions, answers to questions; how deep patches and words went."""
-    table = Table("exact", "captions", "questions", "NLL (nats/token)", "depth of patches", "words")
+    """Exact answers: all, captions, answers to questions; depth of patches or frames, of words."""
+    sounds = result["of"] == "audio"
+    parts = f"depth of {'frames' if sounds else 'patches'}"
+    table = Table("exact", "captions", "questions", "NLL (nats/token)", parts, "words")
     score = result["causal"]
     table.add_row(
         *(f"{score[name]:z.2%}" for name in ("accuracy", "captions_accuracy",
                                              "questions_accuracy")),
         f"{score['nll']:z.4f}", f"{score['patch_depth']:z.3f}", f"{score['word_depth']:z.3f}",
     )  # fmt: skip
-    table.caption = f"{result['examples']:,} pictures of images of {result['split']}; greedy"
+    what = "recordings" if sounds else "pictures"
+    table.caption = f"{result['examples']:,} {what} of {result['split']}; greedy"
     if result.get("train_flops") is not None:
         table.caption += f"; trained with {result['train_flops']:.4g} FLOPs"
     return table

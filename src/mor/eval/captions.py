@@ -1,8 +1,8 @@
-"""``mor eval`` of a model that says what is in a picture: exact answers, by depth cap.
+"""``mor eval`` of a model that says what is in a picture or recording: exact answers, by depth cap.
 
 Answers are written greedily by the causal rule, which is the only one there is while text is
 generated, and count where they are the wanted words and no others. Beside them stand the NLL of the
-wanted words, and how deep patches and words went.
+wanted words, and how deep patches or frames, and words went.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mor.data.media import MediaDataset
+from mor.config import MoRConfig
+from mor.data.media import IMAGES, MediaDataset, MediaIndex
 from mor.data.media.pairs import CaptionedPairs, Pair
 from mor.errors import MorError
 from mor.eval.exits import count_changes
-from mor.hf.captions import PairEncoder
+from mor.hf.captions import PairEncoder, encoder_of
+from mor.hf.hearing import MoRAudioProcessor
 from mor.hf.processing import MoRProcessor
 from mor.hf.vision_language import MoRForConditionalGeneration
 from mor.model.flops import example_flops
@@ -29,38 +31,32 @@ SAMPLES = 500
 
 def evaluate_captions(
     model: MoRForConditionalGeneration,
-    processor: MoRProcessor,
-    images: MediaDataset,
+    processor: MoRProcessor | MoRAudioProcessor,
+    examples: MediaDataset,
     *,
     samples: int = SAMPLES,
     batch_size: int = 32,
     seed: int = VALIDATION_SEED + 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Any]:
-    """Exact answers about pictures of a split's images, for every cap on depth.
+    """Exact answers about pairs of a split's examples, for every cap on depth.
 
     Args:
         model: put into evaluation mode here; left in the mode it was in.
         processor: beside it.
-        images: a split of a prepared folder of images.
-        samples: pictures, each with a question or without.
-        batch_size: pictures at a time.
+        examples: a split of a prepared folder of images or sounds, as the model takes them.
+        samples: pictures or recordings, each with a question or without.
+        batch_size: of them at a time.
         seed: of the draw.
         progress: called with (batches done, batches in all).
 
     Raises:
-        MorError: the folder holds no images, or of another size than the model's.
+        MorError: the folder holds examples of another kind or size than the model's.
     """
     config = model.config
-    pairs = CaptionedPairs(images, samples, seed=seed)
-    height, width, channels = images.index.shape
-    if (config.image_shape, config.num_channels) != ((height, 2 * width), channels):
-        raise MorError(
-            f"the model reads pictures of {config.image_shape[0]} x {config.image_shape[1]} pixels "
-            f"in {config.num_channels} channels; two images of {images.index.directory} are "
-            f"{height} x {2 * width} in {channels}"
-        )
-    encoder = PairEncoder.of(processor, config)
+    check_fit(config, examples.index)
+    pairs = CaptionedPairs(examples, samples, seed=seed)
+    encoder = encoder_of(processor, config)
     given = [pairs[number] for number in range(samples)]
     batches = group_by_length(given, encoder, batch_size)
     caps, done, was_training = [], 0, model.training
@@ -81,9 +77,10 @@ def evaluate_captions(
         caps[cap] |= count_changes(hits[cap - 1], hits[cap])
     tokens = [row.pop("tokens") for row in caps][-1]
     return {
-        "data": images.index.source,
+        "data": examples.index.source,
         "kind": "captions",
-        "split": images.split,
+        "of": examples.index.kind,
+        "split": examples.split,
         "seq_len": round(tokens / samples),
         "examples": samples,
         "tokens": tokens,
@@ -96,6 +93,33 @@ def evaluate_captions(
         "hard_examples": None,
         "shown": [],
     }
+
+
+def check_fit(config: MoRConfig, index: MediaIndex) -> None:
+    """Refuse a folder whose pairs the model does not take.
+
+    Raises:
+        MorError: naming both sizes.
+    """
+    if index.kind == IMAGES:
+        height, width, channels = index.shape
+        what = f"two images of {index.directory} are {height} x {2 * width} in {channels}"
+        fits = config.image_token_id is not None and (
+            (config.image_shape, config.num_channels) == ((height, 2 * width), channels)
+        )
+    else:
+        what = f"sounds of {index.directory} have frames of {index.shape[0]} numbers"
+        fits = config.audio_token_id is not None and config.num_mel_bins == index.shape[0]
+    if fits:
+        return
+    if config.audio_token_id is not None:
+        takes = f"hears frames of {config.num_mel_bins} numbers"
+    else:
+        takes = (
+            f"reads pictures of {config.image_shape[0]} x {config.image_shape[1]} pixels "
+            f"in {config.num_channels} channels"
+        )
+    raise MorError(f"the model {takes}; {what}")
 
 
 def group_by_length(
@@ -117,14 +141,14 @@ def _score(
     model: MoRForConditionalGeneration, encoder: PairEncoder, pairs: list[Pair], cap: int
 ) -> dict[str, Any]:
     """What a batch was answered, and what the wanted answers cost."""
-    pixels = torch.stack([encoder.pixels(pair) for pair in pairs]).to(model.device)
+    given = encoder.batch([encoder.media(pair) for pair in pairs])
+    about = {name: values.to(model.device) for name, values in given.items()}
     prompts = torch.tensor([encoder.question(pair) for pair in pairs], device=model.device)
     most = max(len(encoder.answer(pair)) for pair in pairs) + 4
     generate: Any = model.generate
-    image: Any = model.config.image_token_id
     written = generate(
-        input_ids=prompts, pixel_values=pixels, attention_mask=torch.ones_like(prompts),
-        max_new_tokens=most, do_sample=False, max_depth=cap,
+        input_ids=prompts, attention_mask=torch.ones_like(prompts), max_new_tokens=most,
+        do_sample=False, max_depth=cap, **about,
     )  # fmt: skip
     texts = encoder.tokenizer.batch_decode(written[:, prompts.shape[1] :], True)
     longest = max(len(encoder.question(pair)) + len(encoder.answer(pair)) for pair in pairs)
@@ -133,7 +157,7 @@ def _score(
         name: torch.stack([row[name] for row in rows]).to(model.device) for name in rows[0]
     }
     labels, real = told.pop("labels"), told["attention_mask"].bool()
-    output: Any = model(**told, max_depth=cap)
+    output: Any = model(**told, **about, max_depth=cap)
     nlls = F.cross_entropy(
         output.logits[:, :-1].float().flatten(0, 1), labels[:, 1:].flatten(), reduction="none"
     )
@@ -144,7 +168,7 @@ def _score(
         "answers": int(labels[:, 1:].ne(-100).sum()),
         "depths": output.depths.cpu(),
         "real": real.cpu(),
-        "patches": told["input_ids"].eq(image).cpu(),
+        "patches": told["input_ids"].eq(encoder.token).cpu(),
     }
 
 

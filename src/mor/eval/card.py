@@ -110,7 +110,7 @@ def _score_captions(
     data: Path | None,
     count: int | None,
 ) -> str:
-    """The card of a run on pictures and what is said of them."""
+    """The card of a run on pictures or recordings and what is said of them."""
     dataset = MediaDataset(data or recipe.data.folders[0][0], recipe.data.validation_split)
     model = load_model(run) if model is None else model
     scores = evaluate_captions(model, load_processor(run), dataset, samples=count or SEQUENCES)

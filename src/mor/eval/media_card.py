@@ -35,9 +35,11 @@ def media_card_text(
         training: rows of what the training cost.
     """
     total, inner = summary["parameters"], summary["non_embedding_parameters"]
-    task = _TASKS[config.modality]
+    hears = config.audio_token_id is not None
+    task = "audio-text-to-text" if hears else _TASKS[config.modality]
     kinds = {"image": "A classifier of images", "audio": "A classifier of sounds"}
-    what = kinds.get(config.modality, "A model of text that reads pictures")
+    text = f"A model of text that {'hears recordings' if hears else 'reads pictures'}"
+    what = kinds.get(config.modality, text)
     data = [
         ("folder", f"`{index.directory}`"),
         ("source", f"`{index.source}`"),
@@ -45,9 +47,14 @@ def media_card_text(
         ("classes", ", ".join(index.classes)),
         *((f"examples of `{name}`", f"{split.examples:,}") for name, split in index.splits.items()),
     ]
+    # Transformers has no pipeline for a model of text that hears.
     use = (
-        "```python\nimport mor  # registers the model\nfrom transformers import pipeline\n\n"
-        f'classify = pipeline("{task}", model="FOLDER")\n```'
+        "`mor serve FOLDER`, and parts of type `input_audio` in chats."
+        if hears
+        else (
+            "```python\nimport mor  # registers the model\nfrom transformers import pipeline\n\n"
+            f'classify = pipeline("{task}", model="FOLDER")\n```'
+        )
     )
     sections = [
         front(summary["family"], summary["router"], task)

@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from transformers import AutoFeatureExtractor
+
 from mor.data.media import MediaIndex
 from mor.hf.frames import MoRFeatureExtractor
 from mor.run_files import PROCESSOR
@@ -26,10 +28,17 @@ def save_processor(index: MediaIndex, out: Path) -> None:
         shutil.copyfile(given, out / PROCESSOR)
         return
     if index.kind != "images":
-        MoRFeatureExtractor(index.shape[0], index.mean, index.std).save_pretrained(out)
+        feature_extractor(index).save_pretrained(out)
         return
     height, width, _ = index.shape
     image_processor(index, (height, width)).save_pretrained(out)
+
+
+def feature_extractor(index: MediaIndex) -> Any:
+    """What made frames of the folder's sounds; where they came as frames, what normalises these."""
+    if (index.directory / PROCESSOR).is_file():
+        return AutoFeatureExtractor.from_pretrained(index.directory, local_files_only=True)
+    return MoRFeatureExtractor(index.shape[0], index.mean, index.std)
 
 
 def image_processor(index: MediaIndex, size: tuple[int, int]) -> Any:

@@ -105,7 +105,7 @@ def _open_media(recipe: Recipe, per_step: int) -> RunData:
 
 
 def _open_captions(recipe: Recipe, per_step: int, train: MediaDataset) -> RunData:
-    """As :func:`open_run_data`, of pictures and what is said of them."""
+    """As :func:`open_run_data`, of pictures or recordings and what is said of them."""
     section, config = recipe.data, caption_config(recipe, train.index)
     samples = CaptionSamples(
         train, config, per_step=per_step, seed=recipe.train.seed, changes=section.augment

@@ -263,8 +263,8 @@ def _publish(
             model.save_pretrained(out)
         if not folder.first:
             return
-        if isinstance(index, MediaIndex) and config.image_token_id is not None:
-            caption_processor(index, config.num_patches).save_pretrained(out)
+        if isinstance(index, MediaIndex) and config.modality == "text":
+            caption_processor(index, config).save_pretrained(out)
         elif isinstance(index, MediaIndex):
             save_processor(index, out)
         elif index.tokenizer_dir.is_dir():

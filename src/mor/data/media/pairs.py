@@ -1,7 +1,8 @@
-"""Pictures that need more than a class: one or two images side by side, and what is said of them.
+"""Examples that need more than a class: two of a folder together, and what is said of them.
 
-Each sample is a question (or none) and its answer: the whole caption, or what is on one side.
-Sample n is a function of n, the seed and the data alone.
+Images stand side by side, one of which may be missing; sounds follow each other, or there is one
+alone. Each sample is a question (or none) and its answer: the whole caption, or what is at one of
+the two places. Sample n is a function of n, the seed and the data alone.
 """
 
 from __future__ import annotations
@@ -18,57 +19,108 @@ from mor.data.media.dataset import MediaDataset
 from mor.data.media.index import IMAGES
 from mor.errors import MorError
 
-SIDES = ("left", "right")
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 NOTHING = "nothing"
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A picture and words.
+class Wording:
+    """How two examples are told of.
 
     Attributes:
-        pixels: uint8 [H, 2 W, C].
+        places: what each is asked for by.
+        question: for one place.
+        both: the caption of two.
+        alone: the caption where there is only the one at a place, by place; None where that cannot
+            be.
+    """
+
+    places: tuple[str, str]
+    question: str
+    both: str
+    alone: tuple[str, str | None]
+
+    def ask(self, place: str) -> str:
+        """The question for one place."""
+        return self.question.format(place)
+
+    def caption(self, shown: Mapping[str, str | None]) -> str:
+        """What is said of both, by what is at each place."""
+        first, second = (shown[place] for place in self.places)
+        if first and second:
+            return self.both.format(first, second)
+        told = self.alone[0] if first else self.alone[1]
+        assert told is not None
+        return told.format(first or second)
+
+
+PICTURES = Wording(
+    ("left", "right"),
+    "what is on the {}?",
+    "a picture of {} to the left of {}",
+    ("a picture of {} on the left", "a picture of {} on the right"),
+)
+RECORDINGS = Wording(
+    ("first", "second"),
+    "what is heard {}?",
+    "a recording of {} and then {}",
+    ("a recording of {} alone", None),
+)
+
+
+def wording_of(kind: str) -> Wording:
+    """How pairs of a folder of this kind are told of."""
+    return PICTURES if kind == IMAGES else RECORDINGS
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A picture or a recording, and words.
+
+    Attributes:
+        media: uint8 [H, 2 W, C], or float32 [frames, coefficients].
         question: empty where a caption is wanted.
         answer: what is right.
     """
 
-    pixels: Tensor
+    media: Tensor
     question: str
     answer: str
 
 
 class CaptionedPairs(Dataset[Pair]):
-    """Samples of a split of images: a left and a right half, one of which may be empty.
+    """Samples of a split: two examples together, one of which may be missing.
 
     Args:
-        images: a split of a prepared folder of images.
+        examples: a split of a prepared folder.
         samples: how many there are.
         names: what each class is called; default :func:`class_names`.
         seed: of the draw.
-        questions: whether some samples ask for one side alone.
+        questions: whether some samples ask for one place alone.
+
+    Attributes:
+        wording: how they are told of.
 
     Raises:
-        MorError: the folder holds sounds, or not as many names as classes.
+        MorError: not as many names as classes.
     """
 
     def __init__(
         self,
-        images: MediaDataset,
+        examples: MediaDataset,
         samples: int,
         *,
         names: Sequence[str] | None = None,
         seed: int = 0,
         questions: bool = True,
     ) -> None:
-        if images.index.kind != IMAGES:
-            raise MorError(f"{images.index.directory} holds {images.index.kind}, not images")
-        self.names = list(class_names(images.index.classes) if names is None else names)
-        if len(self.names) != len(images.index.classes):
+        self.names = list(class_names(examples.index.classes) if names is None else names)
+        if len(self.names) != len(examples.index.classes):
             raise MorError(
-                f"names has {len(self.names)} entries for {len(images.index.classes)} classes"
+                f"names has {len(self.names)} entries for {len(examples.index.classes)} classes"
             )
-        self.images, self.samples, self.seed, self.questions = images, samples, seed, questions
+        self.examples, self.samples, self.seed = examples, samples, seed
+        self.questions, self.wording = questions, wording_of(examples.index.kind)
 
     def __len__(self) -> int:
         """Samples."""
@@ -78,42 +130,29 @@ class CaptionedPairs(Dataset[Pair]):
         """Sample ``number``, from 0. Raises ``IndexError`` beyond the end."""
         if not 0 <= number < self.samples:
             raise IndexError(f"sample {number} of {self.samples}")
-        draw = random.Random(self.seed * 1_000_003 + number)
-        places = [draw.randrange(len(self.images)) for _ in SIDES]
-        halves = [self.images.raw(place) for place in places]
+        draw, wording = random.Random(self.seed * 1_000_003 + number), self.wording
+        drawn = [draw.randrange(len(self.examples)) for _ in wording.places]
+        parts = [self.examples.raw(number) for number in drawn]
         shown: dict[str, str | None] = {
-            side: self.names[int(self.images.labels[place])]
-            for side, place in zip(SIDES, places, strict=True)
+            place: self.names[int(self.examples.labels[number])]
+            for place, number in zip(wording.places, drawn, strict=True)
         }
         if draw.random() < 0.3:  # one alone
-            empty = draw.randrange(2)
-            halves[empty] = torch.zeros_like(halves[empty])
-            shown[SIDES[empty]] = None
-        pixels = torch.cat(halves, 1)
+            missing = draw.randrange(2) if wording is PICTURES else 1
+            shown[wording.places[missing]] = None
+            # Half a picture is empty; of a recording there is half.
+            parts[missing] = torch.zeros_like(parts[missing])[: None if wording is PICTURES else 0]
+        media = torch.cat(parts, 1 if wording is PICTURES else 0)
         if self.questions and draw.random() < 0.5:
-            side = draw.choice(SIDES)
-            return Pair(pixels, ask(side), shown[side] or NOTHING)
-        return Pair(pixels, "", caption(shown))
-
-
-def ask(side: str) -> str:
-    """The question for one side."""
-    return f"what is on the {side}?"
-
-
-def caption(shown: Mapping[str, str | None]) -> str:
-    """What is said of a picture, by what is on each side.
-
-    ``a picture of the digit seven on the left``, or ``... to the left of the digit three``.
-    """
-    left, right = (shown[side] for side in SIDES)
-    if left and right:
-        return f"a picture of {left} to the left of {right}"
-    return f"a picture of {left} on the left" if left else f"a picture of {right} on the right"
+            place = draw.choice(wording.places)
+            return Pair(media, wording.ask(place), shown[place] or NOTHING)
+        return Pair(media, "", wording.caption(shown))
 
 
 def class_names(classes: Sequence[str]) -> list[str]:
     """What classes are called in a sentence: ``the digit seven`` for 7, ``a cat`` for cat."""
     if all(name.isdigit() and int(name) < len(DIGITS) for name in classes):
         return [f"the digit {DIGITS[int(name)]}" for name in classes]
+    if set(classes) <= set(DIGITS):
+        return [f"the digit {name}" for name in classes]
     return [f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}" for name in classes]

@@ -1,9 +1,9 @@
-"""Pictures and what is said of them as a run reads them (``data.kind: captions``).
+"""Pictures or recordings and what is said of them as a run reads them (``data.kind: captions``).
 
-The folder is one of images. A picture is two of them side by side, or one beside nothing
-(:mod:`mor.data.media.pairs`); the model reads its patches, maybe a question, and learns the answer.
-Sample n is a function of n, the seed and the data alone, so that there is no end of them: an epoch
-is said to have as many as there are images.
+The folder is one of images or sounds. A picture is two images side by side, or one beside nothing;
+a recording is one or two sounds (:mod:`mor.data.media.pairs`). The model reads patches or frames,
+maybe a question, and learns the answer. Sample n is a function of n, the seed and the data alone,
+so that there is no end of them: an epoch is said to have as many as there are examples.
 """
 
 from __future__ import annotations
@@ -17,41 +17,41 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mor.config import MoRConfig
-from mor.data.media import MediaDataset, MediaIndex
+from mor.data.media import IMAGES, MediaDataset, MediaIndex
 from mor.data.media.pairs import CaptionedPairs, class_names
 from mor.errors import MorError
-from mor.hf.captions import IMAGE, PairEncoder, caption_tokenizer
+from mor.hf.captions import AUDIO, IMAGE, caption_tokenizer, make_encoder
 from mor.train.classify.augment import augment
 from mor.train.recipe.media import AugmentSection
 from mor.train.recipe.recipe import Recipe
 from mor.train.recipe.sections import RecipeError
 
-# Of the pictures that validation and tests show; a training run has its own.
+# Of the pairs that validation and tests show; a training run has its own.
 VALIDATION_SEED = 104_729
 # Rows that the mean length is taken over.
 _COUNTED = 512
 
 
 class CaptionSamples(Dataset[dict[str, Tensor]]):
-    """Rows of picture, question and answer, all padded to one length.
+    """Rows of picture or recording, question and answer, all padded to one length.
 
     Args:
-        images: a split of a prepared folder.
+        examples: a split of a prepared folder.
         config: of the model.
         per_step: samples of one optimiser step.
         seed: of the draw.
         samples: how many there are; None for an epoch.
-        changes: small ones of every picture.
+        changes: small ones of every picture or recording.
 
     Attributes:
-        parts: the one dataset of images.
+        parts: the one dataset of examples.
         per_step: samples of one optimiser step.
         epoch_length: samples of what is called an epoch.
     """
 
     def __init__(
         self,
-        images: MediaDataset,
+        examples: MediaDataset,
         config: MoRConfig,
         *,
         per_step: int = 1,
@@ -59,11 +59,12 @@ class CaptionSamples(Dataset[dict[str, Tensor]]):
         samples: int | None = None,
         changes: AugmentSection | None = None,
     ) -> None:
-        self.parts, self.per_step, self.seed, self.changes = [images], per_step, seed, changes
-        self.epoch_length = max(1, len(images) // per_step) * per_step
-        self.encoder = encoder_of(images.index, config)
-        self._pairs = CaptionedPairs(images, samples or self.epoch_length, seed=seed)
-        self.length = self.encoder.longest(self._pairs.names)
+        self.parts, self.per_step, self.seed, self.changes = [examples], per_step, seed, changes
+        self.epoch_length = max(1, len(examples) // per_step) * per_step
+        self.encoder = make_encoder(examples.index, config)
+        self._pairs = CaptionedPairs(examples, samples or self.epoch_length, seed=seed)
+        self._size = size_of(examples.index)
+        self.length = self.encoder.longest(self._pairs.names, self._size)
 
     def take(self, num_samples: int) -> CaptionSamples:
         """The first ``num_samples`` of it: what a whole run reads."""
@@ -76,12 +77,16 @@ class CaptionSamples(Dataset[dict[str, Tensor]]):
         return len(self._pairs)
 
     def __getitem__(self, sample: int) -> dict[str, Tensor]:
-        """A row, as of :meth:`mor.hf.captions.PairEncoder.row`."""
-        row = self.encoder.row(self._pairs[sample], self.length)
-        if self.changes is None:
-            return row
-        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + sample)
-        return augment(row, self.changes, draw)
+        """A row, as of :meth:`mor.hf.captions.PairEncoder.row`, and what it is about."""
+        pair, encoder = self._pairs[sample], self.encoder
+        media = encoder.media(pair)
+        if self.changes is not None:
+            draw = torch.Generator().manual_seed(self.seed * 1_000_003 + sample)
+            name = next(iter(encoder.batch([media])))
+            media = augment({name: media}, self.changes, draw)[name]
+        about = encoder.batch([media], self._size)
+        row = encoder.row(pair, self.length, len(media))
+        return row | {name: values[0] for name, values in about.items()}
 
     def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Tensor]]:
         """Several at once."""
@@ -100,45 +105,56 @@ class CaptionSamples(Dataset[dict[str, Tensor]]):
         return round(told / _COUNTED)
 
 
-def encoder_of(index: MediaIndex, config: MoRConfig) -> PairEncoder:
-    """What makes rows of the folder's images."""
-    channels = index.shape[2]
-    mean, std = index.mean or (0.0,) * channels, index.std or (1.0,) * channels
-    return PairEncoder(caption_tokenizer(index), config, mean, std)
+def size_of(index: MediaIndex) -> int:
+    """Most frames of a recording; pixels along a picture."""
+    return index.shape[0] if index.max_frames is None else 2 * index.max_frames
 
 
 def caption_config(recipe: Recipe, index: MediaIndex) -> MoRConfig:
-    """The network of a recipe over pictures of the folder's images and its vocabulary.
+    """The network of a recipe over pairs of the folder's examples and its vocabulary.
 
     Raises:
         RecipeError: a wrong value, or one that contradicts the data.
     """
     tokenizer = caption_tokenizer(index)
-    height, width, channels = index.shape
     of_data: dict[str, Any] = {
         "modality": "text",
         "vocab_size": len(tokenizer),
-        "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
-        "image_size": [height, 2 * width],
-        "num_channels": channels,
         "pad_token_id": tokenizer.pad_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
+    if index.kind == IMAGES:
+        if recipe.model.get("patch_size") is None:
+            raise RecipeError("model.patch_size is missing: pixels of a patch, one side or both")
+        height, width, channels = index.shape
+        of_data |= {
+            "image_token_id": tokenizer.convert_tokens_to_ids(IMAGE),
+            "image_size": [height, 2 * width],
+            "num_channels": channels,
+        }
+    else:
+        of_data |= {
+            "audio_token_id": tokenizer.convert_tokens_to_ids(AUDIO),
+            "num_mel_bins": index.shape[0],
+        }
     given = {name: value for name, value in recipe.model.items() if value is not None}
     for name, value in of_data.items():
         if given.get(name, value) != value:
             raise RecipeError(
-                f"model.{name}={given[name]!r} contradicts the pictures of {index.directory}, "
+                f"model.{name}={given[name]!r} contradicts pairs of {index.directory}, "
                 f"which have {value!r}; leave it out"
             )
     try:
         config = MoRConfig(**(of_data | given))
     except MorError as error:
         raise RecipeError(f"model.{error}") from None
-    longest = encoder_of(index, config).longest(class_names(index.classes))
+    names = class_names(index.classes)
+    longest = make_encoder(index, config).longest(names, size_of(index))
     if longest > config.max_position_embeddings:
+        image = index.kind == IMAGES
+        what, field = ("picture", "patch_size") if image else ("recording", "conv_stride")
         raise RecipeError(
             f"model.max_position_embeddings={config.max_position_embeddings}: the longest row of "
-            f"picture and answer has {longest} tokens; raise it, or patch_size"
+            f"{what} and answer has {longest} tokens; raise it, or {field}"
         )
     return config

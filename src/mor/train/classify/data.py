@@ -103,7 +103,7 @@ def open_index(recipe: Recipe) -> MediaIndex:
     section = recipe.data
     assert section.path is not None
     index = MediaIndex.load(section.path)
-    if index.kind != ("images" if section.kind == "captions" else section.kind):
+    if section.kind not in ("captions", index.kind):
         raise MorError(
             f"data.kind={section.kind!r}, but {index.directory} holds {index.kind!r}; "
             f"set data.kind={index.kind}"
@@ -125,8 +125,8 @@ def resolve_media(recipe: Recipe) -> Recipe:
         )
     index = open_index(recipe)
     if recipe.data.kind == "captions":
-        images = MediaDataset(index.directory, recipe.data.train_split)
-        tokens = CaptionSamples(images, caption_config(recipe, index)).mean_length()
+        examples = MediaDataset(index.directory, recipe.data.train_split)
+        tokens = CaptionSamples(examples, caption_config(recipe, index)).mean_length()
     else:
         tokens = tokens_of_example(media_config(recipe, index), index, recipe.data.train_split)
     data = recipe.data.model_copy(update={"seq_len": tokens})

@@ -70,11 +70,13 @@ class Recipe(Section):
         image, captions = self.data.kind == "images", self.data.kind == "captions"
         # Any size that the patches divide will do until the data is looked at.
         stand_in: dict[str, Any] = {"modality": "image", "image_size": patch, "patch_size": patch}
-        if captions:
+        if captions and "patch_size" in fields:
             stand_in |= {"modality": "text", "image_token_id": 0}
+        elif captions:  # of sounds; if the folder holds images, patch_size is asked for then
+            stand_in = {"modality": "text", "audio_token_id": 0, "num_mel_bins": 1}
         elif not image:
             stand_in = {"modality": "audio", "num_mel_bins": 1}
-        if (image or captions) and "patch_size" not in fields:
+        if image and "patch_size" not in fields:
             raise RecipeError("model.patch_size is missing: pixels of a patch, one side or both")
         for name in ("preset", "family"):
             if name in fields:

@@ -56,8 +56,8 @@ class DataSection(Section):
     kind: Literal["text", "images", "audio", "captions"] = decides(
         "weights and speed",
         "text",
-        description="what the folder holds; captions: images, two of which make a picture that "
-        "the model says or answers something about",
+        description="what the folder holds; captions: images or sounds, two of which make a "
+        "picture or recording that the model says or answers something about",
     )
     augment: AugmentSection | None = decides(
         "weights", None, description="small changes of training images or sounds"
