@@ -6,8 +6,8 @@ Our systems are what ``mor serve`` starts, without HTTP: as in that command the 
 Transformers are not imported, and plain weights are freed. Each runs in a process of its own; peers
 are those of ``mor bench serve``, with what they convert made before. Systems take turns. Compiled
 kernels, their tuning and all files are warm: the first start on a machine compiles for some seconds
-more; modules are compiled. One request of 8 tokens, then 16 new ones; resident memory is that at the end, weights that
-are mapped from a file included.
+more, and Python's modules are compiled. One request of 8 tokens, then 16 new ones; resident memory
+is that at the end, weights that are mapped from a file included.
 """
 
 from __future__ import annotations
