@@ -21,7 +21,7 @@ from tests.waits import WaitError, no_waits
 
 SHARING = ["none", "recursive", "recursive_update", "propagate"]
 UNEQUAL = [(router, kv) for router in ("threshold", "token_choice") for kv in SHARING]
-EQUAL = [("fixed", "none"), ("expert_choice", "none"), ("random", "none")]
+EQUAL = [(router, kv) for router in ("fixed", "expert_choice", "random") for kv in SHARING]
 
 
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,8 +83,8 @@ def test_numbers_are_those_of_asking(
         torch.testing.assert_close(own_kept[name], value, rtol=1e-12, atol=1e-12, msg=name)
 
 
-@pytest.mark.parametrize("apart", ["documents", "padding"])
-@pytest.mark.parametrize(("router", "kv_sharing"), UNEQUAL)
+@pytest.mark.parametrize("apart", ["documents", "padding", "both"])
+@pytest.mark.parametrize(("router", "kv_sharing"), EQUAL + UNEQUAL)
 def test_documents_and_padding_are_asked_about_at_the_door_alone(
     router: str, kv_sharing: str, apart: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +94,14 @@ def test_documents_and_padding_are_asked_about_at_the_door_alone(
         mask = torch.ones_like(ids)
         mask[0, 17:] = mask[1, :3] = 0
         given, labels = {"attention_mask": mask}, ids.masked_fill(mask == 0, -100)
+
+    if apart == "both":  # documents of one token, and a row of nothing
+        ids = random_ids(0, 3, 24)
+        mask = torch.ones_like(ids)
+        mask[0, 5:7] = mask[1, :] = 0
+        documents = torch.tensor([[0] * 4 + [1] + [2] * 19, [0] * 24, [0, 1, 2, 2] + [3] * 20])
+        given = {"attention_mask": mask, "document_ids": documents}
+        labels = ids.masked_fill(mask == 0, -100)
 
     config = small_config(router, kv_sharing)
     models = [make_model(config, 1, torch.float64).train() for _ in range(2)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from mor.model.layout import Rows
 from mor.model.routers.base import Candidates, Scores
 from mor.ops.compaction import Packing
-from mor.ops.segments import Segments
+from mor.ops.segments import Runs, Segments
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,20 @@ class Reached:
             lengths = lengths[self.packing.rows]
         return Candidates(self.valid, lengths, self.total)
 
-    def candidates_in_rows(self, segments: Segments) -> Candidates:
+    def runs(self, longest: int) -> Runs:
+        """These tokens, laid end to end, by rows of at most ``longest``; the device knows which."""
+        row_of, lengths = self.row_of, self.rows.lengths
+        assert row_of is not None
+        assert lengths is not None
+        real = torch.ones_like(row_of, dtype=torch.bool) if self.valid is None else self.valid[0]
+        return Runs(row_of, real, len(lengths), longest)
+
+    def candidates_in_rows(self, segments: Segments | Runs) -> Candidates:
         """These tokens, laid end to end, as padded rows: one for each of ``segments``."""
+        if isinstance(segments, Runs):
+            assert self.rows.lengths is not None
+            real = segments.pad(segments.real)
+            return Candidates(real, self.rows.lengths, self.total)
         real = segments.table[1]
         names = torch.tensor(segments.names, device=real.device)
         own = self.rows.lengths

@@ -81,6 +81,7 @@ def run_recursions(
     reached = everyone = Reached.everyone(layout.rows, hidden)
     started = router.start(block.narrow(hidden), max_depth)
     bounds = bound_sizes(router, started, layout, routing, max_depth)
+    longest = None if bounds is None else max(layout.kv.run_lengths or [layout.rows.width])
     propagation: Propagation | None = None
     if block.config.kv_sharing == "propagate":
         propagation = Propagation(block, kv, rope, origin, everyone, router.lockstep)
@@ -89,7 +90,7 @@ def run_recursions(
         tokens = reached.gather(hidden)
         seen, places = block.narrow(tokens), reached.gather(positions)
         scores = router.score(seen, depth, places, reached.take(started))
-        active = choose(router, scores, depth, reached, routing)
+        active = choose(router, scores, depth, reached, routing, longest)
         recorder.add_choice(router, scores, active, depth, reached)
         if active is not None:
             inner = compact(active, reached, kv.flat, None if bounds is None else bounds[depth])
@@ -117,17 +118,24 @@ def run_recursions(
 
 
 def choose(
-    router: Router, scores: Scores, depth: int, reached: Reached, routing: Routing
+    router: Router,
+    scores: Scores,
+    depth: int,
+    reached: Reached,
+    routing: Routing,
+    longest: int | None = None,
 ) -> Tensor | None:
     """Which candidates run ``depth``: a mask [A, M], ascending indices [A, k], or None for all."""
     if routing == "full":
         return None
     if routing == "causal":
         return router.decide(scores, depth)
-    return select(router, scores, depth, reached)
+    return select(router, scores, depth, reached, longest)
 
 
-def select(router: Router, scores: Scores, depth: int, reached: Reached) -> Tensor | None:
+def select(
+    router: Router, scores: Scores, depth: int, reached: Reached, longest: int | None = None
+) -> Tensor | None:
     """Training's rule, which thinks in rows: tokens laid end to end are shown to it as rows.
 
     Args:
@@ -135,21 +143,22 @@ def select(router: Router, scores: Scores, depth: int, reached: Reached) -> Tens
         scores: [A, M] of the candidates.
         depth: 0-based.
         reached: the candidates.
+        longest: no row has more of them, and nobody asks how many; None to ask.
 
     Returns:
         As :meth:`Router.select <mor.model.routers.base.Router.select>`.
     """
     if reached.row_of is None or router.ignores_rows:
         return router.select(scores, depth, reached.candidates())
-    segments = Segments.of(reached.row_of)
-    candidates = reached.candidates_in_rows(segments)
-    shown = scores.map(lambda values: segments.pad(values[0]))
+    laid = Segments.of(reached.row_of) if longest is None else reached.runs(longest)
+    candidates = reached.candidates_in_rows(laid)
+    shown = scores.map(lambda values: laid.pad(values[0]))
     active = router.select(shown, depth, candidates)
     if active is None:
         return None
     real = candidates.valid
     assert real is not None
-    return segments.unpad(as_mask(active, real.float(), real))[None]
+    return laid.unpad(as_mask(active, real.float(), real))[None]
 
 
 def bound_sizes(
@@ -158,16 +167,18 @@ def bound_sizes(
     """How many tokens can run each depth, where the host would wait if it asked; else None.
 
     With them training lays tokens end to end in so many places, and nobody asks how many there are.
-    Where padding or documents part the tokens, they have been asked about at the door; a router
-    that selects within rows asks again at each depth, as do ranks that share a quantile, since how
-    much of it falls to one of them nobody can know.
+    Where padding or documents part the tokens, they have been asked about at the door, and from
+    their lengths a router that selects within rows knows the rest. Ranks that share a quantile ask
+    at each depth, since how much of it falls to one of them nobody can know.
     """
-    apart = layout.rows.lengths is not None and not router.ignores_rows
-    plain = layout.kv.flat and not apart
-    if routing != "topk" or not plain or planned.may_ask(layout.positions.device):
+    positions, kv = layout.positions, layout.kv
+    if routing != "topk" or not kv.flat or planned.may_ask(positions.device):
         return None
-    total = layout.positions.numel()
-    return router.bounds(started, total, max_depth) if router.config.is_causal else None
+    lengths = [positions.numel()] if router.ignores_rows else kv.run_lengths
+    # Without lengths all rows are equally long, and indices say how many.
+    if lengths is None or not router.config.is_causal:
+        return None
+    return router.bounds(started, lengths, max_depth)
 
 
 def compact(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -48,6 +49,11 @@ class KV(Protocol):
     """
 
     flat: bool
+
+    @property
+    def run_lengths(self) -> Sequence[int] | None:
+        """Tokens of each run that is laid end to end, where the host knows them; else None."""
+        return None
 
     def prelude(self) -> Attend:
         """Attention of the prelude's layers, over all tokens."""

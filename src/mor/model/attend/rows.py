@@ -7,6 +7,8 @@ The recursion asks :class:`RowKV` for one
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -76,6 +78,12 @@ class RowKV(KV):
             return self.kind(Runs(packing.row_of, packing.valid[0], *self._most()))
         runs = packing.row_of if self.runs is None else self.runs[packing.flat.flatten()]
         return self.kind(None if runs is None else Segments.of(runs))
+
+    @property
+    def run_lengths(self) -> Sequence[int] | None:
+        """As :meth:`KV.run_lengths`: asked about at the door."""
+        known = self.everybody.segments
+        return known.lengths if isinstance(known, Segments) else None
 
     def _most(self) -> tuple[int, int]:
         """How many runs there are, and tokens in the longest, at most: asked about at the door."""

@@ -9,7 +9,7 @@ evaluation, ``generate`` and the engine. What ``decide`` needs (``start``, ``sco
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -193,13 +193,17 @@ class Router(StaysWide):
         """
         raise NotImplementedError
 
-    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+    def bounds(
+        self, started: Scores | None, lengths: Sequence[int], max_depth: int
+    ) -> list[int] | None:
         """How many tokens ``select`` lets run each depth, at most; None where nobody can know.
 
         Only a router that answers with masks is asked.
 
         Args:
-            started: what :meth:`start` said. total: tokens of the batch. max_depth: depth cap.
+            started: what :meth:`start` said.
+            lengths: tokens of each row, or of the whole batch for one that ``ignores_rows``.
+            max_depth: depth cap.
         """
         return None
 

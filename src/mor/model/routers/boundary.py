@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,13 @@ from mor.config import MoRConfig
 from mor.model.routers.base import Candidates, Router, Scores
 from mor.model.routers.net import RouterNet
 from mor.model.routers.quantile import boundary_over_ranks
-from mor.model.routers.selection import as_mask, batch_boundary, masked_mean, top_k_rows
+from mor.model.routers.selection import (
+    as_mask,
+    batch_boundary,
+    count_top_k,
+    masked_mean,
+    top_k_rows,
+)
 from mor.model.routers.tables import constant
 from mor.ops import native, pointwise
 from mor.ops.ranks import all_reduce_mean, is_distributed, sum_over_ranks
@@ -170,6 +177,12 @@ class ExpertChoiceRouter(BoundaryRouter):
         assert scores.logits is not None
         return top_k_rows(scores.logits, self.capacity(depth), candidates.valid, candidates.lengths)
 
+    def bounds(
+        self, started: Scores | None, lengths: Sequence[int], max_depth: int
+    ) -> list[int] | None:
+        """Exactly how many there are: lengths of rows and capacities say so."""
+        return count_top_k([self.capacity(depth) for depth in range(max_depth)], lengths)
+
     def losses(
         self, scores: Scores, active: Tensor | None, depth: int, candidates: Candidates
     ) -> dict[str, Tensor]:
@@ -200,10 +213,13 @@ class ThresholdRouter(BoundaryRouter):
     looks_ahead = True
     ignores_rows = True
 
-    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+    def bounds(
+        self, started: Scores | None, lengths: Sequence[int], max_depth: int
+    ) -> list[int] | None:
         """The share of each depth: equal scores at the boundary make it less, never more."""
         if self.over_ranks:
             return None
+        total = sum(lengths)
         shares = [max(1, round(self.capacity(depth) * total)) for depth in range(max_depth)]
         return [min(total, *shares[: depth + 1]) for depth in range(max_depth)]
 

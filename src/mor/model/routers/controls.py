@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from hashlib import blake2b
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mor.config import MoRConfig
 from mor.model.routers.base import Candidates, Router, Scores
-from mor.model.routers.selection import top_k_rows
+from mor.model.routers.selection import count_top_k, top_k_rows
 
 # Odd and far above any sequence length, so that rows do not overlap.
 _ROW = 1_000_003
@@ -22,6 +23,7 @@ class FixedRouter(Router):
     carried = ()
     starts_all = True
     repeats = True
+    ignores_rows = True
 
     def score(
         self, hidden: Tensor, depth: int | Tensor, positions: Tensor, started: Scores | None
@@ -105,6 +107,12 @@ class RandomRouter(Router):
         """Top-k of the random scores per row."""
         assert scores.logits is not None
         return top_k_rows(scores.logits, self.capacity(depth), candidates.valid, candidates.lengths)
+
+    def bounds(
+        self, started: Scores | None, lengths: Sequence[int], max_depth: int
+    ) -> list[int] | None:
+        """Exactly how many there are: lengths of rows and capacities say so."""
+        return count_top_k([self.capacity(depth) for depth in range(max_depth)], lengths)
 
     def decide(self, scores: Scores, depth: int | Tensor) -> Tensor | None:
         """u < capacity."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,21 @@ def top_k_rows(
     rank = values.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     mask = rank < kept_of_row[:, None]
     return mask if valid is None else mask & valid
+
+
+def count_top_k(capacities: Sequence[float], lengths: Sequence[int]) -> list[int]:
+    """How many tokens :func:`top_k_rows` keeps at each depth, one after the other, in all rows.
+
+    Args:
+        capacities: of the depths. lengths: tokens of each row.
+    """
+    left, counts = list(lengths), []
+    for capacity in capacities:
+        if capacity < 1:
+            kept = (max(1, int(capacity * length)) for length in lengths)
+            left = [min(pair) for pair in zip(left, kept, strict=True)]
+        counts.append(sum(left))
+    return counts
 
 
 def batch_boundary(values: Tensor, kept: Tensor, valid: Tensor | None) -> Tensor:

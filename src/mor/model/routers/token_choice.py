@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,7 +59,9 @@ class TokenChoiceRouter(Router):
         assert started is not None
         return started
 
-    def bounds(self, started: Scores | None, total: int, max_depth: int) -> list[int] | None:
+    def bounds(
+        self, started: Scores | None, lengths: Sequence[int], max_depth: int
+    ) -> list[int] | None:
         """Exactly how many there are: the one planned read, for all depths."""
         assert started is not None
         assert started.choice is not None
