@@ -70,7 +70,9 @@ class KVStore:
         self.private = PageTables(self.pool, residents, private, max_tokens)
         self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
         # A configuration's fields are slow to read, and admission asks for each request.
-        self._per_column = [pages_for(config, 1, d, page_size) for d in range(limit + 1)]
+        caps = range(limit + 1)
+        self._per_column = [pages_for(config, 1, depth, page_size) for depth in caps]
+        self._longest = [tokens_held(config, num_pages, depth, page_size) for depth in caps]
         self.prefixes = PrefixTree(self.pool, self.private, self.block, self.depths, self.ends)
         self._origins: Mirror | None = None
         if self.ends or config.kv_sharing == "recursive_update":
@@ -228,4 +230,4 @@ class KVStore:
 
     def longest(self, depth: int) -> int:
         """Most tokens that fit into the whole pool in the worst case."""
-        return tokens_held(self.config, self.pool.num_pages, depth, self.pool.page_size)
+        return self._longest[depth]
