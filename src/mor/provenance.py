@@ -13,6 +13,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -75,13 +76,18 @@ def machine() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the installed packages that decide the numbers."""
-    found = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    found = {package: version_of(package) for package in _PACKAGES}
+    known = {package: version for package, version in found.items() if version is not None}
+    return {"python": platform.python_version()} | known
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """Its installed version, read once; None where it is not installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def command() -> str:
