@@ -36,7 +36,14 @@ def write(model: MoRForCausalLM, whole: bool, **options: Any) -> tuple[list[Any]
             seen.add(next(n for n in stages._fields if getattr(stages, n) is self))
             return made(self, *how)
 
+        told_of = native.LanePass.write_entries
+
+        def note_entries(self: native.LanePass, *how: Any) -> None:
+            seen.add("entries")
+            told_of(self, *how)
+
         patch.setattr(native.LanePass, "__call__", note)
+        patch.setattr(native.LanePass, "write_entries", note_entries)
         found = engine.generate(prompts, asked)
     told = [
         (o.token_ids, o.depths, o.prompt_depths, o.logprobs) for f in found for o in f.completions
@@ -74,6 +81,16 @@ def test_what_it_is_for(router: str, update_rule: str) -> None:
     one, seen = write(model, True)
     assert seen == {"start", "run", "finish"}
     assert one == write(model, False)[0]
+
+
+@pytest.mark.parametrize("quantization", [None, "int8"])
+@pytest.mark.parametrize("fields", [{}, {"share_norms": False, "num_recursion_layers": 2}])
+def test_how_tokens_ended(fields: dict[str, Any], quantization: str | None) -> None:
+    config = small_config("threshold", "propagate", head_dim=16, **fields)
+    model = make_model(config)
+    one, seen = write(model, True, quantization=quantization)
+    assert seen == {"start", "run", "finish", "entries"}
+    assert one == write(model, False, quantization=quantization)[0]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,8 @@ class Runner:
         """
         if self.store.ends:
             ended = find_ended(pieces) + find_left(waves)
-            publish(self.model, self.store, self.lanes, self._all_turns(), ended)
+            quick = None if torch.is_grad_enabled() else self.quick.run
+            publish(self.model, self.store, self.lanes, self._all_turns(), ended, quick)
 
     def choose(self, logits: Tensor, requests: Sequence[Request]) -> Choice:
         """The sampler; see :func:`mor.engine.sampler.choose`."""

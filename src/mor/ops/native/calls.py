@@ -135,6 +135,9 @@ def kernels() -> Any:
         + [address] * 11
         + [c_int]
     )
+    found.mor_entries.argtypes = (
+        [address, address, number, address, address, number, c_int] + [address] * 6 + [c_int]
+    )
     found.mor_flash.argtypes = [address, c_int]
     found.mor_flash_backward.argtypes = [address, address, c_int]
     found.mor_own_linear.argtypes = [

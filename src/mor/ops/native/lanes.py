@@ -146,3 +146,21 @@ class LanePass:
         found = goes if stream is None else stream
         assert found is not None
         return found
+
+    def write_entries(self, numbers: Tensor, tokens: int) -> None:
+        """Write keys and values made of the streams as they are, for every layer; none is run.
+
+        Args:
+            numbers: int64 [7 tokens] columns, as :meth:`__call__` takes them; the depth is which
+                norms are used, entries go to ``written`` and ``own_row``.
+            tokens: how many there are.
+        """
+        stack, threads = self.stack, torch.get_num_threads()
+        one, work, turn = stack.layers[0], stack.work, self.struct.turn
+        query, key_value, _, rows, *_ = stack.rooms(tokens, tokens, threads)
+        kernels().mor_entries(
+            byref(self.struct), stack.structs, len(stack.layers), byref(self.pages.struct),
+            numbers.data_ptr(), tokens, one.uses > 1, work.room("stream", tokens * one.width),
+            work.room("cos", tokens * turn), work.room("sin", tokens * turn), query, key_value,
+            rows, threads,
+        )  # fmt: skip

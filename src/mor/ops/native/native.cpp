@@ -144,6 +144,28 @@ void mor_pass(const Pass* pass, const Layer* const* layers, int64_t count, const
     if (goes) settle(*pass, at, m, x, goes);
 }
 
+// Entries of tokens as they ended, in every layer of a stage; no layer is run. The columns are those of
+// mor_pass: where streams come from, which norms, and where entries go.
+void mor_entries(const Pass* pass, const Layer* const* layers, int64_t count, const Ragged* batch,
+                 const int64_t* flat, int64_t m, int own_use, float* x, float* cos, float* sin,
+                 float* query, float* key_value, float* rows, int threads) {
+    const Columns at(flat, m, 0);
+    gather(*pass, at, at.lane, m, x, cos, sin);
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t me = omp_get_thread_num(), all = omp_get_num_threads();
+        for (int64_t i = 0; i < count; i++) {
+            const Layer& layer = *layers[i];
+            const int64_t keys = layer.kv_heads * layer.head_dim;
+            enter(layer, x, cos, sin, own_use ? at.depth : nullptr, m, m, query, key_value, rows, me, all);
+#pragma omp barrier
+            write_entries(batch->pages, pass->first + i, key_value, key_value + keys, 2 * keys, at.own_row,
+                          at.written, m, me, all);
+#pragma omp barrier
+        }
+    }
+}
+
 // out [m, outputs]: row i of x [m, k] with its own of the matrices [sets, outputs, k].
 void mor_own_linear(const float* x, int64_t m, int64_t k, const float* weight, int64_t outputs,
                     const int64_t* index, float* out, int threads) {
