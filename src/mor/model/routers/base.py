@@ -148,8 +148,7 @@ class Router(StaysWide):
         """Start an optimiser step. A training loop calls this first and :meth:`finish_step` last.
 
         Args:
-            step: how many optimiser steps were done before this one.
-            micro_batches: forward passes of this step.
+            step: optimiser steps that were done before. micro_batches: forward passes of this one.
             loss_scale: what float16 training multiplies losses by.
             loss_elsewhere: whether the trainer takes the loss from logits.
         """
@@ -162,9 +161,9 @@ class Router(StaysWide):
         self.lockstep = True
 
     def start(self, hidden: Tensor, max_depth: int | Tensor) -> Scores | None:
-        """Choose once for tokens [..., D] before depth 0; None for routers that ask each depth.
+        """Choose once for tokens [..., D] before depth 0, with one cap or a cap per token [...].
 
-        ``max_depth`` is the cap of all of them, or one per token [...].
+        None for routers that ask at each depth.
         """
         return None
 
@@ -201,9 +200,8 @@ class Router(StaysWide):
         Only a router that answers with masks is asked.
 
         Args:
-            started: what :meth:`start` said.
+            started: what :meth:`start` said. max_depth: depth cap.
             lengths: tokens of each row, or of the whole batch for one that ``ignores_rows``.
-            max_depth: depth cap.
         """
         return None
 
@@ -259,12 +257,10 @@ class Router(StaysWide):
 
     def loss_weight(self, name: str) -> float:
         """Coefficient of loss term ``name`` in the total."""
-        weights = {
-            "aux_loss": self.config.router_aux_loss_coef,
-            "aux_router_loss": 1.0,
-            "balancing_loss": self.config.router_balancing_loss_coef,
-            "z_loss": self.config.router_z_loss_coef,
-        }
+        config = self.config
+        weights = {"aux_loss": config.router_aux_loss_coef, "aux_router_loss": 1.0,
+                   "balancing_loss": config.router_balancing_loss_coef,
+                   "z_loss": config.router_z_loss_coef}  # fmt: skip
         return weights[name]
 
     def per_depth(self, values: list[float], depth: int | Tensor) -> float | Tensor:
