@@ -20,7 +20,7 @@ import torch
 from transformers import Trainer, TrainingArguments, default_data_collator
 
 from mor import MoRConfig, MoRForConditionalGeneration
-from mor.data.media import MediaDataset, MediaIndex
+from mor.data.media import IMAGES, MediaDataset, MediaIndex
 from mor.eval.captions import evaluate_captions
 from mor.hf.captions import IMAGE, caption_processor, caption_tokenizer
 from mor.train import RouterCallback
@@ -43,6 +43,8 @@ def main(words: list[str] | None = None) -> None:
 
     torch.manual_seed(options.seed)
     images = MediaDataset(options.data, "train")
+    if images.index.kind != IMAGES:
+        parser.error(f"--data {options.data} holds {images.index.kind}, not images")
     config = make_config(images.index, options)
     model = MoRForConditionalGeneration(config)
     train = CaptionSamples(images, config, seed=options.seed)

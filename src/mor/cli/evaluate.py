@@ -113,8 +113,7 @@ def evaluate(
 
 def asks_for_captions(model: Path, data: Path | None) -> bool:
     """Whether a model of text is to say what is in pictures or recordings, not to score texts."""
-    config = load_config(model)
-    if config.image_token_id is None and config.audio_token_id is None:
+    if load_config(model).media_token_id is None:
         return False
     return is_media(data) if data is not None else run_of(model) is not None
 

@@ -17,6 +17,8 @@ class Media:
     stem_channels: list[int] | None
     stem_strides: list[int] | None
     num_mel_bins: int | None
+    image_token_id: int | None
+    audio_token_id: int | None
     conv_kernel: list[int]
     conv_stride: list[int]
 
@@ -52,6 +54,11 @@ class Media:
         """Numbers of a patch that the linear map reads: its pixels, or what the stem makes."""
         tall, wide = self.patch_shape
         return self.stem_channels[-1] if self.stem_channels else tall * wide * self.num_channels
+
+    @property
+    def media_token_id(self) -> int | None:
+        """The token that stands for images or sounds in a text; None for a model of text alone."""
+        return self.audio_token_id if self.image_token_id is None else self.image_token_id
 
     @property
     def input_width(self) -> int:

@@ -52,7 +52,7 @@ def is_plain(folder: str | Path) -> bool:
     config = load_config(folder)
     named = (config.architectures or [ARCHITECTURE])[0]
     text = config.modality == "text" and config.head_type == "vocabulary"
-    alone = config.image_token_id is None and config.audio_token_id is None
+    alone = config.media_token_id is None
     there = any((model_folder(Path(folder)) / name).is_file() for name in WEIGHT_NAMES)
     return named == ARCHITECTURE and text and alone and there
 

@@ -83,17 +83,19 @@ class PairEncoder(ABC):
         mean, std: of each channel, of values in [0, 1], or of each coefficient of a frame.
 
     Attributes:
+        wording: how pairs are told of.
+        name: of the picture or the frames among what the model takes.
         token: id that stands where the picture or recording is.
     """
 
     wording: Wording
+    name: str
 
     def __init__(
         self, tokenizer: Any, config: MoRConfig, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         self.tokenizer, self.config = tokenizer, config
-        image = config.image_token_id
-        token: Any = config.audio_token_id if image is None else image
+        token: Any = config.media_token_id
         self.token: int = token
         self.pad, self.end = tokenizer.pad_token_id, tokenizer.eos_token_id
         self.mean, self.std = torch.tensor(mean), torch.tensor(std)
@@ -167,7 +169,7 @@ class PairEncoder(ABC):
 class PictureEncoder(PairEncoder):
     """Of pictures, all of one size."""
 
-    wording = PICTURES
+    wording, name = PICTURES, "pixel_values"
 
     def media(self, pair: Pair) -> Tensor:
         """[C, H, W]."""
@@ -176,7 +178,7 @@ class PictureEncoder(PairEncoder):
 
     def batch(self, media: Sequence[Tensor], length: int | None = None) -> dict[str, Tensor]:
         """``pixel_values`` [B, C, H, W]."""
-        return {"pixel_values": torch.stack(list(media))}
+        return {self.name: torch.stack(list(media))}
 
     def count_places(self, size: int) -> int:
         """Patches of a picture."""
@@ -186,7 +188,7 @@ class PictureEncoder(PairEncoder):
 class RecordingEncoder(PairEncoder):
     """Of recordings of any length."""
 
-    wording = RECORDINGS
+    wording, name = RECORDINGS, "input_features"
 
     def media(self, pair: Pair) -> Tensor:
         """[frames, bins]."""
@@ -199,7 +201,7 @@ class RecordingEncoder(PairEncoder):
             frames = F.pad(frames, (0, 0, 0, length - frames.shape[1]))
         sizes = torch.tensor([len(one) for one in media])
         mask = torch.arange(frames.shape[1])[None] < sizes[:, None]
-        return {"input_features": frames, "feature_attention_mask": mask.long()}
+        return {self.name: frames, "feature_attention_mask": mask.long()}
 
     def count_places(self, size: int) -> int:
         """Tokens of so many frames."""

@@ -95,7 +95,7 @@ def register() -> None:
 def class_for(config: MoRConfig) -> type[MoRPreTrainedModel]:
     """The class that a configuration is for: of texts, images or sounds, by its head."""
     if config.head_type == "vocabulary":
-        plain = config.image_token_id is None and config.audio_token_id is None
+        plain = config.media_token_id is None
         return MoRForCausalLM if plain else MoRForConditionalGeneration
     if config.head_type == "regression":
         return MoRForNextFrame

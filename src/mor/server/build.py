@@ -135,7 +135,7 @@ def open_reader(model: Servable, folder: Path) -> Reader | None:
         MorError: its processor is missing, damaged, or another model's.
     """
     config = model.config
-    if config.image_token_id is None and config.audio_token_id is None:
+    if config.media_token_id is None:
         return None
     from mor.server.readers import make_reader  # with modelling code that texts do without
 

@@ -138,10 +138,13 @@ class CaptionedPairs(Dataset[Pair]):
             for place, number in zip(wording.places, drawn, strict=True)
         }
         if draw.random() < 0.3:  # one alone
-            missing = draw.randrange(2) if wording is PICTURES else 1
+            if wording is PICTURES:  # half of it is empty
+                missing = draw.randrange(2)
+                parts[missing] = torch.zeros_like(parts[missing])
+            else:
+                missing = 1
+                del parts[missing]
             shown[wording.places[missing]] = None
-            # Half a picture is empty; of a recording there is half.
-            parts[missing] = torch.zeros_like(parts[missing])[: None if wording is PICTURES else 0]
         media = torch.cat(parts, 1 if wording is PICTURES else 0)
         if self.questions and draw.random() < 0.5:
             place = draw.choice(wording.places)

@@ -82,8 +82,7 @@ class CaptionSamples(Dataset[dict[str, Tensor]]):
         media = encoder.media(pair)
         if self.changes is not None:
             draw = torch.Generator().manual_seed(self.seed * 1_000_003 + sample)
-            name = next(iter(encoder.batch([media])))
-            media = augment({name: media}, self.changes, draw)[name]
+            media = augment({encoder.name: media}, self.changes, draw)[encoder.name]
         about = encoder.batch([media], self._size)
         row = encoder.row(pair, self.length, len(media))
         return row | {name: values[0] for name, values in about.items()}
