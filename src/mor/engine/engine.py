@@ -228,7 +228,7 @@ class Engine:
         try:
             for prompt, own in pair_prompts(prompts, params):
                 names.append(self.add_request(prompt, own))
-            while any(name not in done for name in names):
+            while len(done) < len(names):
                 for name in self._tick():
                     if all(request.finished for request in self._groups[name]):
                         done[name] = self._output(name)

@@ -212,9 +212,12 @@ class Scheduler:
             left = len(request.tokens) - request.computed
             if left > 1:  # one token is less than a page: nothing cached can take its place
                 self.reuse.take(request)
+                left = len(request.tokens) - request.computed
+                # Until the chunks of others are through, or what it needs is computed.
+                if left > 1 and min(left, self.prefill_chunk) > self.prompt_lanes:
+                    return None
                 if self.reuse.must_wait(request):
                     return None
-                left = len(request.tokens) - request.computed
             if not left:  # its next token is not read yet
                 return None
             if left == 1:
@@ -222,8 +225,6 @@ class Scheduler:
         if request.draft is not None:
             return self.drafting.next_wave(request, request.draft, self.prompt_lanes)
         count = min(left, self.prefill_chunk)
-        if left > 1 and count > self.prompt_lanes:
-            return None  # until the chunks of others are through
         return Wave(request, request.computed, [-1] * count, left > 1)
 
     def select_pieces(self) -> list[Piece]:
