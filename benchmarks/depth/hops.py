@@ -118,6 +118,7 @@ def draw(found: dict[tuple[str, int], dict[str, Any]], family: str) -> None:
         f"{family}-two": ("trained for two passes", "-.", "grey"),
         f"{family}-three": ("trained for three passes", "-.", "grey"),
         f"{family}-four": ("trained for four passes", "-.", "black"),
+        f"{family}-twelve": ("trained for twelve passes", "--", "black"),
         f"{family}-untied": ("as many layers as passes", ":", "black"),
     }
     for name, (label, style, color) in others.items():
