@@ -213,18 +213,16 @@ class Scheduler:
             if left > 1:  # one token is less than a page: nothing cached can take its place
                 self.reuse.take(request)
                 left = len(request.tokens) - request.computed
-                # Until the chunks of others are through, or what it needs is computed.
-                if left > 1 and min(left, self.prefill_chunk) > self.prompt_lanes:
-                    return None
-                if self.reuse.must_wait(request):
-                    return None
+            count = min(left, self.prefill_chunk)
+            # Until the chunks of others are through, or another has computed what it needs.
+            if left > 1 and (count > self.prompt_lanes or self.reuse.must_wait(request)):
+                return None
             if not left:  # its next token is not read yet
                 return None
             if left == 1:
                 request.draft = self.drafting.begin(request)
         if request.draft is not None:
             return self.drafting.next_wave(request, request.draft, self.prompt_lanes)
-        count = min(left, self.prefill_chunk)
         return Wave(request, request.computed, [-1] * count, left > 1)
 
     def select_pieces(self) -> list[Piece]:
