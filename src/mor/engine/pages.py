@@ -202,7 +202,7 @@ class PageTables:
         if length > self.room[row]:
             old, new = self.columns[row], -(-length // self.pool.page_size)
             pages = self.pool.take(self.missing(row, length))
-            self.pages_of.host[row, :, old:new].flat = pages  # by layer, then by column
+            self.pages_of.host[row, :, old:new].flat[:] = pages  # by layer, then by column
             self.pages_of.note((row,))
             self.columns[row], self.room[row] = new, new * self.pool.page_size
         self.lengths[row] = length
