@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -73,17 +75,19 @@ class EngineSystem:
         engine.reset_stats()
         waiting = deque(enumerate(workload.asks))
         sent: dict[str, float] = {}
-        done: dict[str, Completion] = {}
+        told: dict[str, list[Completion]] = {str(number): [] for number, _ in waiting}
+        done = 0
         kv_bytes = steps = 0
         began = read_clock(self.model.device)
-        while waiting or len(done) < len(sent):
-            while waiting and len(sent) - len(done) < clients:
+        while waiting or done < len(sent):
+            while waiting and len(sent) - done < clients:
                 number, ask = waiting.popleft()
                 sent[str(number)] = time.perf_counter()
-                engine.add_request(ask.prompt, greedy(ask.new_tokens), str(number))
+                streamed = replace(greedy(ask.new_tokens), output_kind="delta")
+                engine.add_request(ask.prompt, streamed, str(number))
             for output in engine.step():
-                if output.finished:
-                    done[output.request_id] = output.completions[0]
+                told[output.request_id] += output.completions
+                done += output.finished
             if steps % ASK_EVERY == 0:
                 kv_bytes = max(kv_bytes, engine.kv_bytes())
             steps += 1
@@ -94,11 +98,11 @@ class EngineSystem:
             began=began,
             ended=ended,
             traces=tuple(
-                trace_of(sent[name], done[name], len(ask.prompt))
+                trace_of(sent[name], told[name], len(ask.prompt))
                 for name, ask in zip(names, workload.asks, strict=True)
             ),
             concurrency=clients,
-            depths=tuple(depth for name in names for depth in done[name].depths),
+            depths=tuple(depth for name in names for part in told[name] for depth in part.depths),
             counters=engine.metrics(),
             kv_bytes=kv_bytes,
         )
@@ -114,12 +118,16 @@ class EngineSystem:
         self._engine = None
 
 
-def trace_of(sent: float, completion: Completion, prompt_tokens: int) -> Trace:
-    """The engine tells spans from a request's arrival, which is when it was sent."""
-    spans = completion.timings
+def trace_of(sent: float, told: Sequence[Completion], prompt_tokens: int) -> Trace:
+    """What a client got, piece by piece.
+
+    The engine tells spans from a request's arrival, which is when it was sent.
+    """
+    spans = told[-1].timings
     assert spans.first_token is not None
     times = tuple(accumulate(spans.between_tokens, initial=sent + spans.first_token))
-    return Trace(sent, times, completion.token_ids, prompt_tokens)
+    tokens = tuple(token for part in told for token in part.token_ids)
+    return Trace(sent, times, tokens, prompt_tokens)
 
 
 def greedy(new_tokens: int) -> SamplingParams:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import Annotated
@@ -154,6 +155,7 @@ def serve(
         dtype=kind_of_number,
     )
     progress = Console(stderr=True, highlight=False, markup=False)
+    gc.freeze()  # as `mor serve` does, and vLLM
     results = run_serve(settings, lambda line: progress.print(line, style="dim"))
     systems = len({row["system"] for row in results.rows})
     console = Console(highlight=False, width=max(80, 32 + 22 * systems))

@@ -41,9 +41,12 @@ class OwnBoundaries:
 
     def enter(self, waves: Sequence[Wave], device: torch.device) -> None:
         """Note what the requests of new tokens ask for."""
-        asked = {lane for w in waves if w.request.params.boundaries for lane in w.lanes}
-        if not asked and self._set.isdisjoint(lane for wave in waves for lane in wave.lanes):
+        asking = [wave for wave in waves if wave.request.params.boundaries]
+        if not (asking or self._set):
             return  # nearly always
+        asked = {lane for wave in asking for lane in wave.lanes}
+        if not asked and self._set.isdisjoint(lane for wave in waves for lane in wave.lanes):
+            return
         if self._own is None:
             self.keep_always(device)
         assert self._own is not None

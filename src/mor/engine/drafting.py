@@ -58,12 +58,12 @@ class Drafting:
         """
         if not draft.complete:
             start = request.computed + len(draft.tokens)
-            return Wave(request, start, [-1], False, cap=draft.depth)
+            return Wave(request, start, 1, False, draft.depth)
         count = 1 + draft.wanted
         if count > lanes:
             return None
         self.store.rewind(request, draft.lengths)
-        return Wave(request, request.computed, [-1] * count, True)
+        return Wave(request, request.computed, count, True)
 
     def note_step(self, seconds: float, tokens: int, running: Sequence[Request]) -> None:
         """Note how long one step took, and the tokens that it sampled."""

@@ -26,6 +26,7 @@ from mor.engine.parts import Parts, make_plan
 from mor.engine.request import Request
 from mor.engine.scheduler import Policy
 from mor.engine.stats import EngineStats
+from mor.engine.telling import tell_completion
 from mor.errors import MorError
 from mor.folder.tokenizer import load_tokenizer
 from mor.model.packed import Quantization
@@ -153,9 +154,9 @@ class Engine:
         """One tick: gather and leave, sample, enter, run the block once.
 
         Returns:
-            The requests that have new tokens or ended, as they stand.
+            The requests that have new tokens to tell or ended, as their ``output_kind`` says.
         """
-        return [self._output(name) for name in self._tick()]
+        return list(map(self._output, self._tick()))
 
     @torch.inference_mode()
     def _tick(self) -> dict[str, None]:
@@ -180,8 +181,8 @@ class Engine:
             stats.note_ticked(len(going))
         reads.end_tick(scheduler.fills_tick)
         stats.peak_pages = self.store.pool.peak
-        new = stats.sampled - sampled
-        self.drafting.note_step(time.perf_counter() - start, new, scheduler.running)
+        took, new = time.perf_counter() - start, stats.sampled - sampled
+        self.drafting.note_step(took, new, scheduler.running)
         # One that was given up while its answers were on their way is not known any more.
         return {name: None for name in self.leaving.touched() if name in self._groups}
 
@@ -292,7 +293,7 @@ class Engine:
 
     def _output(self, name: str) -> RequestOutput:
         group = self._groups[name]
-        completions = tuple([request.completion() for request in group])
+        completions = tuple(map(tell_completion, group))
         finished = all([done.finish_reason is not None for done in completions])
         if finished:
             del self._groups[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -34,8 +34,8 @@ Prompt = str | Sequence[int]
 def pair_prompts(
     prompts: Prompt | Sequence[Prompt],
     params: SamplingParams | Sequence[SamplingParams] | None,
-) -> list[tuple[Prompt, SamplingParams | None]]:
-    """Each prompt with what is asked for it.
+) -> list[tuple[Prompt, SamplingParams]]:
+    """Each prompt with what is asked for it, the answer to be told as a whole.
 
     Args:
         prompts: texts or lists of token ids, or one of them.
@@ -46,7 +46,9 @@ def pair_prompts(
     """
     single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
     every: list[Any] = [prompts] if single else list(prompts)
-    asked = list(params) if isinstance(params, Sequence) else [params] * len(every)
+    given = params if isinstance(params, Sequence) else [params or SamplingParams()]
+    asked = [replace(own, output_kind="final_only") for own in given]
+    asked = asked if isinstance(params, Sequence) else asked * len(every)
     if len(asked) != len(every):
         raise MorError(f"params has {len(asked)} entries for {len(every)} prompts; give one each")
     return list(zip(every, asked, strict=True))

@@ -13,15 +13,22 @@ from mor.engine.batch import Piece
 from mor.engine.request import Wave
 from mor.engine.scheduler import Scheduler
 
+_ALONE = (0,)  # the place of a token that is a wave by itself
+
 
 def note_entered(scheduler: Scheduler, waves: list[Wave], go_on: list[bool]) -> None:
     """Note the router's answers at depth 0, token by token."""
+    flying, ready, exited = scheduler.flying, scheduler.ready, scheduler.exited
     start = 0
     for wave in waves:
-        end = start + len(wave.lanes)
-        if _lands(scheduler, wave):
-            wave.pending = [place for place, goes in enumerate(go_on[start:end]) if goes]
-            _sort(scheduler, wave)
+        end = start + wave.end - wave.start
+        if wave.request.wave is wave:  # it was not dropped while it flew
+            del flying[wave]
+            if end - start == 1:  # nearly always
+                wave.pending = _ALONE if go_on[start] else ()
+            else:
+                wave.pending = [place for place, goes in enumerate(go_on[start:end]) if goes]
+            (ready if wave.pending else exited)[wave] = None
         start = end
 
 
@@ -60,20 +67,13 @@ def _note_ticked(
 
 def _note_ran(scheduler: Scheduler, piece: Piece, going: list[bool], recursions: int) -> None:
     wave = piece.wave
-    if _lands(scheduler, wave):
-        wave.note_ran(piece.places, going, recursions)
-        _sort(scheduler, wave)
-        if scheduler.cohort and wave.exited:
-            scheduler.cohort.pop(wave, None)
-
-
-def _lands(scheduler: Scheduler, wave: Wave) -> bool:
-    """Take a wave out of the air; False where it was dropped while it flew."""
     if wave.request.wave is not wave:
-        return False
+        return  # it was dropped while it flew
     del scheduler.flying[wave]
-    return True
-
-
-def _sort(scheduler: Scheduler, wave: Wave) -> None:
-    (scheduler.exited if wave.exited else scheduler.ready)[wave] = None
+    wave.note_ran(piece.places, going, recursions)
+    if wave.pending or wave.deeper:
+        scheduler.ready[wave] = None
+    else:
+        scheduler.exited[wave] = None
+        if scheduler.cohort:
+            scheduler.cohort.pop(wave, None)

@@ -43,6 +43,8 @@ class Lanes:
         """Take ``count`` free lanes."""
         if count > len(self._free):
             raise RuntimeError(f"{count} lanes wanted, {len(self._free)} are free")
+        if count == 1:  # nearly always
+            return [self._free.pop()]
         return [self._free.pop() for _ in range(count)]
 
     def give(self, lanes: list[int]) -> None:

@@ -43,14 +43,12 @@ class Leaving:
         logits, hidden = self.runner.leave(waves)
         score_prompts(waves, hidden, self.runner.model.head)
         self.stats.note_gathered([wave.depths for wave in waves if wave.cap is None])
-        if logits is not None and any(wave.request.draft is not None for wave in waves):
+        if logits is not None and any([wave.request.draft is not None for wave in waves]):
             waves, logits = self._settle_drafts(waves, logits)
         ending = [wave.request for wave in waves if wave.end == len(wave.request.tokens)]
-        for wave in waves:
-            self.scheduler.note_left(wave)
+        self.scheduler.note_left(waves)
         for request in [request for request in ending if not request.max_new]:
             self.end(request, "length")
-            self._touched[request.group] = None
         if logits is not None and len(logits):
             choice = self.runner.choose(logits, [request for request in ending if request.max_new])
             self.reads.ask(choice.answers, partial(self._take, choice))
@@ -92,7 +90,7 @@ class Leaving:
         """Tokens that were chosen, now that they are read."""
         now = time.perf_counter()
         for request, token, likely in zip(choice.requests, *choice.told(*answers), strict=True):
-            if request.finished:  # given up in the meantime
+            if request.finish_reason is not None:  # given up in the meantime
                 continue
             if (reason := self._say(request, token, now, likely)) is not None:
                 self.end(request, reason)
@@ -101,19 +99,22 @@ class Leaving:
         self, request: Request, token: int, now: float, likely: TokenLogprobs | None
     ) -> str | None:
         """Add a token; why it ends the completion, if it does."""
-        self._touched[request.group] = None
+        if request.told_each:
+            self._touched[request.group] = None
         self.stats.new_depths[request.take(token, now, likely)] += 1
         self.stats.sampled += 1
         return request.end_reason()
 
     def end(self, request: Request, reason: str) -> None:
         """``request`` is over, and holds nothing any more."""
+        if reason != "abort":  # who gives it up is told at once
+            self._touched[request.group] = None
         self.scheduler.drop(request)
         request.finish_reason, request.ended = reason, time.perf_counter()
         self.stats.aborted += reason == "abort"
         self.stats.finished += reason != "abort"
 
     def touched(self) -> dict[str, None]:
-        """Groups with new tokens or ends since the last call."""
+        """Groups with new tokens to tell, or ends, since the last call."""
         found, self._touched = self._touched, {}
         return found

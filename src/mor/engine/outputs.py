@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 
 class Timings(NamedTuple):
@@ -50,9 +50,13 @@ class TokenLogprobs:
     rank: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
+OutputKind = Literal["cumulative", "delta", "final_only"]
+"""vLLM's ``RequestOutputKind``."""
+
+
+@dataclass(slots=True)  # not frozen: one is made for every token, and that costs
 class Completion:
-    """One answer, complete or so far.
+    """One answer, complete or so far, or what is new of it.
 
     Attributes:
         index: which of the n completions.
@@ -84,6 +88,25 @@ class Completion:
     prompt_logprobs: tuple[TokenLogprobs | None, ...] | None
     timings: Timings
     cached_tokens: int = 0
+
+
+@dataclass(eq=False)
+class Told:
+    """What has been told of a completion, so that nothing is made twice.
+
+    Attributes:
+        tokens, chars: told so far, where what is new is told.
+        prompt_logprobs, prompt_depths: as told last.
+        begun: the timings until it ends.
+        over: the completion, once it has ended.
+    """
+
+    tokens: int = 0
+    chars: int = 0
+    prompt_logprobs: tuple[TokenLogprobs | None, ...] = ()
+    prompt_depths: tuple[int, ...] = ()
+    begun: Timings | None = None
+    over: Completion | None = None
 
 
 class RequestOutput(NamedTuple):

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from mor.checks import check_flag, check_real, check_whole
+from mor.checks import check_choice, check_flag, check_real, check_whole
+from mor.engine.outputs import OutputKind
 from mor.errors import MorError
 
 MAX_LOGPROBS = 20
@@ -66,6 +67,10 @@ class SamplingParams:
         include_stop: the stop text, or the text of the stop id, that ended it is part of the text.
         grammar: what the output must look like (:class:`mor.engine.constraint.Grammar`); it is
             over where the grammar is.
+        output_kind: what :meth:`Engine.step` tells of a completion: ``cumulative``, all of it at
+            each new token; ``delta``, tokens, text, depths and log-probabilities since the last
+            time; ``final_only``, nothing until a completion of the request ends. The last two
+            cost the same for each token, however long the answer is.
 
     Raises:
         MorError: naming the first wrong field, its value and what would be right.
@@ -95,6 +100,7 @@ class SamplingParams:
     skip_special_tokens: bool = True
     include_stop: bool = False
     grammar: Any = None
+    output_kind: OutputKind = "cumulative"
 
     def __post_init__(self) -> None:
         """Check every field; texts and ids become tuples."""
@@ -133,6 +139,7 @@ class SamplingParams:
             object.__setattr__(self, "boundaries", tuple(self.boundaries))
         check_flag("skip_special_tokens", self.skip_special_tokens)
         check_flag("include_stop", self.include_stop)
+        check_choice("output_kind", self.output_kind, OutputKind)
         self._check_restrictions()
 
     def _check_restrictions(self) -> None:

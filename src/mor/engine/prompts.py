@@ -21,6 +21,8 @@ def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor]
         hidden: [N, D] of all their tokens, end to end.
         head: [n, D] to logits [n, V].
     """
+    if all([wave.request.params.prompt_logprobs is None for wave in waves]):
+        return  # nearly always
     start = 0
     for wave in waves:
         request, count = wave.request, wave.request.params.prompt_logprobs

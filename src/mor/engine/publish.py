@@ -22,7 +22,7 @@ from mor.model.propagation import make_entries
 from mor.ops.native import LanePass
 from mor.ops.rope import Rotation
 
-Ended = tuple[Wave, list[int]]
+Ended = tuple[Wave, Sequence[int]]
 """A wave, and places in it whose tokens ran their last pass."""
 
 
@@ -42,7 +42,7 @@ def find_left(waves: Sequence[Wave]) -> list[Ended]:
     """Tokens of waves that are through, as far as they were not told of."""
     found = [(wave, wave.unpublished) for wave in waves if wave.unpublished]
     for wave, _ in found:
-        wave.unpublished = []
+        wave.unpublished = ()
     return found
 
 

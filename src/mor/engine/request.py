@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
@@ -9,58 +10,71 @@ from typing import Any
 
 from mor.engine.draft import Draft
 from mor.engine.embedded import Embeddings
-from mor.engine.outputs import Completion, Timings, TokenLogprobs
+from mor.engine.outputs import TokenLogprobs, Told
 from mor.engine.params import SamplingParams
 from mor.engine.prefix import Node
 from mor.engine.text import GrowingText
 
 
-@dataclass(eq=False, slots=True)
 class Wave:
     """Consecutive tokens of one request that go through the recursions together.
 
     A chunk of a prompt, or a new token. All run depth r before any runs depth r + 1, and a request
     has one wave at a time: what a token attends to was written before.
 
-    Attributes:
+    Args:
         request: whose.
         start: position of its first token.
-        lanes: one per token.
+        count: how many tokens.
+        prompt: whether it is a chunk of several tokens, for the budgets.
+        cap: recursions that its tokens may take where that is less than their request's.
+
+    Attributes:
+        end: position after its last token.
+        limit: depth cap of its tokens.
+        lanes: one per token, once it has entered.
         depth: what ``pending`` runs next.
         pending: places (0 is the first token) that still have to run ``depth``, ascending.
         deeper: places that ran it and go on.
         depths: recursions that each token ran.
         unpublished: places that deeper passes were not told of (``propagate``), ascending.
         first_slots: place of each token in depth 0's table, where keys are shared.
-        prompt: whether it is a chunk of several tokens, for the budgets.
-        cap: recursions that its tokens may take where that is less than their request's.
     """
 
-    request: Request
-    start: int
-    lanes: list[int]
-    prompt: bool
-    depth: int = 0
-    pending: list[int] = field(default_factory=list)
-    deeper: list[int] = field(default_factory=list)
-    depths: list[int] = field(default_factory=list)
-    unpublished: list[int] = field(default_factory=list)
-    first_slots: list[int] = field(default_factory=list)
-    cap: int | None = None
+    # One is made for every token: no dictionary, and nothing is worked out again and again.
+    __slots__ = (
+        "cap",
+        "deeper",
+        "depth",
+        "depths",
+        "end",
+        "first_slots",
+        "lanes",
+        "limit",
+        "pending",
+        "prompt",
+        "request",
+        "start",
+        "unpublished",
+    )  # fmt: skip
+
+    def __init__(
+        self, request: Request, start: int, count: int, prompt: bool, cap: int | None = None
+    ) -> None:
+        self.request, self.start, self.end, self.prompt = request, start, start + count, prompt
+        self.cap, self.limit = cap, request.limit if cap is None else cap
+        self.lanes: list[int] = []
+        self.depth = 0
+        # Never changed in place, so that one stands for all that are alike.
+        self.pending: Sequence[int] = ()
+        self.deeper: list[int] = []
+        self.depths = [0] * count
+        self.unpublished: Sequence[int] = ()
+        self.first_slots = [0] * count
 
     def __len__(self) -> int:
         """How many tokens the wave has."""
-        return len(self.lanes)
-
-    @property
-    def end(self) -> int:
-        """Position after its last token."""
-        return self.start + len(self.lanes)
-
-    @property
-    def limit(self) -> int:
-        """Depth cap of its tokens."""
-        return self.request.limit if self.cap is None else self.cap
+        return self.end - self.start
 
     @property
     def ids(self) -> list[int]:
@@ -81,17 +95,16 @@ class Wave:
 
     def note_ran(self, places: Sequence[int], go_on: Sequence[bool], recursions: int) -> None:
         """Note that the first pending ``places`` ran, and which of them go on deeper."""
-        if len(self.pending) == 1:  # nearly always
-            self.depths[places[0]] += recursions
-            self.pending = []
-            if go_on[0]:
-                self.deeper.append(places[0])
-        else:
-            for place, goes in zip(places, go_on, strict=True):
-                self.depths[place] += recursions
-                if goes:
-                    self.deeper.append(place)
-            self.pending = self.pending[len(places) :]
+        if len(self.depths) == 1:  # nearly always
+            self.depths[0] += recursions
+            self.depth += recursions
+            self.pending = places if go_on[0] else ()
+            return
+        for place, goes in zip(places, go_on, strict=True):
+            self.depths[place] += recursions
+            if goes:
+                self.deeper.append(place)
+        self.pending = self.pending[len(places) :]
         if not self.pending:
             self.pending, self.deeper = self.deeper, []
             self.depth += recursions
@@ -128,6 +141,10 @@ class Request:
         cached_tokens: tokens of the prompt that came from the cache at the first reading.
         furthest: most tokens that it had computed before it was put back.
         draft: what it guesses to say next; None while it does not.
+        told: what has been said of it; see :func:`mor.engine.telling.tell_completion`.
+        plain_at: once it has so many tokens, the next one is chosen by its logits alone, as far as
+            they are not drawn; infinite where it asks for anything else.
+        told_each: whether each new token is told, and not the end alone.
     """
 
     group: str
@@ -162,14 +179,20 @@ class Request:
     admitted: float | None = None
     token_times: list[float] = field(default_factory=list)
     ended: float | None = None
-    _told: tuple[TokenLogprobs | None, ...] = ()
-    _ran: tuple[int, ...] = ()
-    _begun: Timings | None = None
-    _over: Completion | None = None
+    told: Told = field(default_factory=Told)
+    plain_at: float = field(init=False)
+    told_each: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """The prompt is the beginning of its tokens."""
+        params = self.params
         self.tokens = list(self.prompt)
+        self.told_each = params.output_kind != "final_only"
+        # Worked out once, and not for each of the new tokens.
+        looked_at = params.logprobs is not None or params.logit_bias or params.penalised
+        restricted = params.grammar is not None or params.bad_words
+        settled = len(self.prompt) + params.min_tokens
+        self.plain_at = math.inf if looked_at or restricted else settled
 
     @property
     def new_tokens(self) -> list[int]:
@@ -206,20 +229,6 @@ class Request:
         """Whether the completion has ended, for whatever reason."""
         return self.finish_reason is not None
 
-    def _prompt(self) -> tuple[TokenLogprobs | None, ...] | None:
-        """Made once, and not for each of the new tokens."""
-        if self.params.prompt_logprobs is None:
-            return None
-        if len(self._told) != len(self.prompt_logprobs):
-            self._told = tuple(self.prompt_logprobs)
-        return self._told
-
-    def _prompt_depths(self) -> tuple[int, ...]:
-        """Made once it is read, and not for each of the new tokens."""
-        if not self.made or len(self._ran) < len(self.prompt):
-            self._ran = tuple(self.position_depths[: len(self.prompt)])
-        return self._ran
-
     def take(self, token: int, now: float, logprobs: TokenLogprobs | None) -> int:
         """Append a sampled token.
 
@@ -246,14 +255,15 @@ class Request:
         ``stop``, ``length``, or ``error`` where its grammar fails. To be asked once per token: the
         text grows by it, and ``stop_reason`` is noted.
         """
-        token, text = self.tokens[-1], self.text
+        token, made = self.tokens[-1], len(self.tokens) - len(self.prompt)
         if self.constraint is not None:
             self.constraint.take(token)
             if self.constraint.failed:
                 return "error"
-        ends = token in self.stop_ids and self.made >= self.params.min_tokens
-        shown = text is not None and (not ends or self.params.include_stop)
-        if text is not None and shown and text.push(token, self.made >= self.params.min_tokens):
+        may_stop = made >= self.params.min_tokens
+        ends = may_stop and token in self.stop_ids
+        text = None if ends and not self.params.include_stop else self.text
+        if text is not None and text.push(token, may_stop):
             self.stop_reason = text.stopped_by
             return "stop"
         if ends:
@@ -261,40 +271,4 @@ class Request:
             return "stop"
         if self.constraint is not None and self.constraint.finished:
             return "stop"
-        return "length" if self.made >= self.max_new else None
-
-    def timings(self) -> Timings:
-        """The timings of the request, as far as they are known."""
-        if self._begun is not None and not self.finished:
-            return self._begun  # until it ends nothing more is told
-        told = Timings.of(self.arrival, self.admitted, self.token_times, self.ended)
-        if self.token_times:
-            self._begun = told
-        return told
-
-    def completion(self) -> Completion:
-        """The completion as it stands.
-
-        One that has ended is made once: its group may go on for long.
-        """
-        if self._over is not None:
-            return self._over
-        made = self._completion()
-        if self.finished:
-            self._over = made
-        return made
-
-    def _completion(self) -> Completion:
-        return Completion(
-            index=self.index,
-            token_ids=tuple(self.new_tokens),
-            text=None if self.text is None else self.text.text(self.finished),
-            depths=tuple(self.token_depths),
-            prompt_depths=self._prompt_depths(),
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-            logprobs=None if self.params.logprobs is None else tuple(self.logprobs),
-            prompt_logprobs=self._prompt(),
-            timings=self.timings(),
-            cached_tokens=self.cached_tokens,
-        )
+        return "length" if made >= self.max_new else None

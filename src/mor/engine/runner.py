@@ -65,8 +65,8 @@ class Runner:
         """``embed`` and ``prelude`` of new tokens; [N] which of them run depth 0."""
         batch = private_batch(waves, self.store)
         self.boundaries.enter(waves, self.lanes.device)
-        ids = to_int64([i for w in waves for i in w.ids], self.lanes.device)
-        if all(wave.request.embedded is None for wave in waves):
+        ids = to_int64(ids_of(waves), self.lanes.device)
+        if all([wave.request.embedded is None for wave in waves]):
             found = self._in_one_call(self.quick.start, batch, ids)
             if found is not None:
                 return found
@@ -225,9 +225,16 @@ class Runner:
         return going[0]
 
 
+def ids_of(waves: Sequence[Wave]) -> list[int]:
+    """The tokens of ``waves``, end to end."""
+    if all([wave.end - wave.start == 1 and wave.request.draft is None for wave in waves]):
+        return [wave.request.tokens[wave.start] for wave in waves]
+    return [token for wave in waves for token in wave.ids]
+
+
 def last_rows(waves: Sequence[Wave]) -> list[int]:
     """Which of the tokens of ``waves``, end to end, a new token or a guess follows."""
-    ends = accumulate(map(len, waves))
+    ends = accumulate([wave.end - wave.start for wave in waves])
     return [
         row for end, wave in zip(ends, waves, strict=True) for row in range(end - wave.wanted, end)
     ]

@@ -11,12 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mor.engine.constraint import restrict, restricts
+from mor.engine.constraint import restrict
 from mor.engine.mirror import read, to_device, to_int64
 from mor.engine.outputs import TokenLogprobs
 from mor.engine.params import MAX_LOGPROBS
 from mor.engine.request import Request
 from mor.ops import native
+
+Likely = TokenLogprobs | None
+"""Log-probabilities at a token; None where they were not asked for."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,9 @@ class Choice:
         """What :meth:`told` has to be given."""
         return [self.tokens, *(self.logs or ())]
 
-    def told(self, tokens: list[int], *logs: list[Any]) -> tuple[list[int], list[TokenLogprobs]]:
-        """Token ids; log-probabilities for those that asked (no ``top`` and 0.0 for others)."""
-        found = [TokenLogprobs(token, 0.0, {}) for token in tokens]
+    def told(self, tokens: list[int], *logs: list[Any]) -> tuple[list[int], list[Likely]]:
+        """Token ids, and log-probabilities for those that asked."""
+        found: list[Likely] = [None] * len(tokens)
         for row, own, values, ids in zip(self.asked, *logs, strict=True) if logs else ():
             count = self.requests[row].params.logprobs or 0
             top = dict(zip(map(int, ids[:count]), values[:count], strict=True))
@@ -50,7 +53,7 @@ class Choice:
         return tokens, found
 
 
-def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[TokenLogprobs]]:
+def sample(logits: Tensor, requests: Sequence[Request]) -> tuple[list[int], list[Likely]]:
     """:func:`choose`, and its answers."""
     choice = choose(logits, requests)
     return choice.told(*read(choice.answers))
@@ -65,7 +68,7 @@ def choose(logits: Tensor, requests: Sequence[Request]) -> Choice:
     Args:
         logits: [N, V] of the model. requests: whose rows they are.
     """
-    if all(is_plainly_greedy(request) for request in requests):
+    if all_greedy(requests):
         return Choice(requests, largest(logits))
     raw = logits.double()  # a temperature near zero must not overflow
     scores = restrict(_shifted(raw, requests), requests)
@@ -89,16 +92,14 @@ def largest(logits: Tensor) -> Tensor:
     return native.argmax(logits) if native.fits(logits) else logits.argmax(-1)
 
 
-def is_plain(request: Request) -> bool:
+def all_plain(requests: Sequence[Request]) -> bool:
     """Whether no bias, penalty, log-probability or restriction is asked for, from now on."""
-    params = request.params
-    looked_at = params.logprobs is not None or params.logit_bias or params.penalised
-    return not looked_at and not restricts(request)
+    return all([len(request.tokens) >= request.plain_at for request in requests])
 
 
-def is_plainly_greedy(request: Request) -> bool:
-    """Whether the largest logit is all that is asked for, from now on."""
-    return request.params.greedy and is_plain(request)
+def all_greedy(requests: Sequence[Request]) -> bool:
+    """Whether the largest logits are all that is asked for, from now on."""
+    return all([r.params.temperature == 0 and len(r.tokens) >= r.plain_at for r in requests])
 
 
 def filters(request: Request) -> bool:
@@ -162,8 +163,8 @@ def draw_from(found: Tensor, uniform: float) -> int:
     return int(_invert(found, _column([uniform], found)))
 
 
-def tell(logits: Tensor, request: Request, token: int) -> TokenLogprobs:
-    """Log-probabilities of a token under logits [1, V], where they are asked for (else 0.0)."""
+def tell(logits: Tensor, request: Request, token: int) -> Likely:
+    """Log-probabilities of a token under logits [1, V], where they are asked for."""
     tokens = to_int64([token], logits.device)
     asked = [0] if request.params.logprobs is not None else []
     choice = Choice([request], tokens, asked, _logprobs(logits.double(), tokens, asked))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Literal
 
 from mor.engine.batch import Piece
@@ -67,6 +67,9 @@ class Scheduler:
         self.cohort: dict[Wave, None] = {}
         self.flying: dict[Wave, None] = {}
         self.free_rows = list(range(residents - 1, -1, -1))
+        # Where all residents can hold all that they may, nobody has to count.
+        most = store.most_pages(store.private.max_tokens, store.limit)
+        self.roomy = residents * most <= store.pool.num_pages
         # Every resident request has a lane for a new token; what is left over is for prompts.
         self.prompt_lanes = lanes.count - residents
 
@@ -78,7 +81,7 @@ class Scheduler:
         while self.waiting and self.free_rows:
             request = self.waiting[0]
             needed = self._worst(request)
-            if self.running:
+            if self.running and not self.roomy:
                 if promised is None:
                     promised = sum(self._still_wanted(other) for other in self.running)
                 if needed + promised > self.store.pool.free:
@@ -154,13 +157,20 @@ class Scheduler:
             return waves
         return []
 
-    def note_left(self, wave: Wave) -> None:
-        """``wave`` is through with the coda."""
-        request = wave.request
-        request.computed = wave.end
-        request.position_depths[wave.start : wave.end] = wave.depths
-        self._forget(wave)
-        self.reuse.note_left(request)
+    def note_left(self, waves: Sequence[Wave]) -> None:
+        """``waves``, those of :meth:`select_leaving`, are through with the coda."""
+        page_size = self.store.pool.page_size
+        for wave in waves:
+            request = wave.request
+            request.computed, request.wave = wave.end, None
+            request.position_depths[wave.start : wave.end] = wave.depths
+            self.lanes.give(wave.lanes)
+            if wave.prompt:
+                self.prompt_lanes += len(wave)
+            if self.cohort:
+                self.cohort.pop(wave, None)
+            if wave.prompt or not wave.end % page_size:  # full pages alone are kept
+                self.reuse.note_left(request)
 
     def note_guessed(self, wave: Wave) -> None:
         """``wave``, a guess, is through with the coda; nothing of it is settled."""
@@ -179,23 +189,22 @@ class Scheduler:
         """A wave for every resident request that has none: a new token, or a chunk of a prompt."""
         waves = []
         for request in list(self.running):
-            if request.row is None or request.wave is not None:
+            if request.wave is not None or request.row is None:
                 continue
             wave = self._next_wave(request)
             if wave is None:
                 continue
-            missing = self.store.missing_to_enter(wave)
-            if missing and not self._make_room(missing, request):
-                continue
-            count = len(wave)
+            if not self.store.enter(wave):
+                if not self._make_room(self.store.missing_to_enter(wave), request):
+                    continue
+                self.store.enter(wave)
+            count = wave.end - wave.start
             wave.lanes = self.lanes.take(count)
-            wave.depths, wave.first_slots = [0] * count, [0] * count
             if self.store.ends:
-                wave.unpublished = list(range(count))
+                wave.unpublished = range(count)
             if wave.prompt:
                 self.prompt_lanes -= count
-            self.store.enter(wave)
-            if request.draft is None and count > 1:
+            if count > 1 and request.draft is None:
                 self.reuse.claim(request)
             request.wave = wave
             if request.furthest > wave.start:
@@ -210,6 +219,8 @@ class Scheduler:
         """Of a request that has none; None where it has to wait."""
         if request.draft is None:
             left = len(request.tokens) - request.computed
+            if left == 1 and not self.drafting.asked.tokens:  # nearly always
+                return Wave(request, request.computed, 1, False)
             if left > 1:  # one token is less than a page: nothing cached can take its place
                 self.reuse.take(request)
                 left = len(request.tokens) - request.computed
@@ -223,7 +234,7 @@ class Scheduler:
                 request.draft = self.drafting.begin(request)
         if request.draft is not None:
             return self.drafting.next_wave(request, request.draft, self.prompt_lanes)
-        return Wave(request, request.computed, [-1] * count, left > 1)
+        return Wave(request, request.computed, count, left > 1)
 
     def select_pieces(self) -> list[Piece]:
         """Tokens of one tick: of any depth, oldest first, as many as it carries."""
@@ -233,14 +244,19 @@ class Scheduler:
         for wave, count in self._fit_into_tick(self._candidates()):
             if wave.request.wave is not wave:
                 continue  # it had to give way to an older one just now
-            missing = self.store.missing_to_run(wave, count)
-            if not missing or self._make_room(missing, wave.request):
-                places = wave.pending[:count]
-                pieces.append(Piece(wave, places, *self.store.run(wave, places)))
+            places = wave.pending if count == len(wave.pending) else wave.pending[:count]
+            ran = self.store.run(wave, places)
+            if ran is None:
+                if not self._make_room(self.store.missing_to_run(wave, count), wave.request):
+                    continue
+                ran = self.store.run(wave, places)
+                assert ran is not None
+            pieces.append(Piece(wave, places, *ran))
         pieces = [piece for piece in pieces if piece.wave.request.wave is piece.wave]
-        for piece in pieces:
-            self.ready.pop(piece.wave, None)
-            self.flying[piece.wave] = None
+        waves = [piece.wave for piece in pieces]
+        for wave in waves:
+            self.ready.pop(wave, None)
+        self.flying |= dict.fromkeys(waves)
         return pieces
 
     def _candidates(self) -> Collection[Wave]:
@@ -255,15 +271,16 @@ class Scheduler:
         new, prompt = self.max_num_seqs, self.prefill_chunk
         chosen = []
         for wave in waves:
+            if not wave.prompt:
+                if new:
+                    chosen.append((wave, 1))
+                    new -= 1
+            elif prompt:
+                count = min(len(wave.pending), prompt)
+                chosen.append((wave, count))
+                prompt -= count
             if not (new or prompt):
                 break
-            count = min(len(wave.pending), prompt if wave.prompt else new)
-            if count:
-                chosen.append((wave, count))
-                if wave.prompt:
-                    prompt -= count
-                else:
-                    new -= count
         return chosen
 
     def fills_tick(self) -> bool:

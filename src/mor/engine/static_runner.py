@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mor.engine.batch import ForwardBatch, Piece, private_pieces, token_lists
+from mor.engine.batch import BatchLists, ForwardBatch, Piece, piece_lists, private_lists
 from mor.engine.device import DeviceAttention
 from mor.engine.pages import PageTables
 from mor.engine.request import Request, Wave
-from mor.engine.runner import Runner, last_rows
+from mor.engine.runner import Runner, ids_of, last_rows
 from mor.engine.sampler import Choice
 from mor.engine.stages import Stage
 from mor.engine.static_sampler import StaticSampler
@@ -41,18 +41,18 @@ class StaticRunner(Runner):
 
     def enter(self, waves: Sequence[Wave]) -> Tensor:
         """See :meth:`Runner.enter`; prompts with embeddings go its way, not captured."""
-        if any(wave.request.embedded is not None for wave in waves):
+        if any([wave.request.embedded is not None for wave in waves]):
             return super().enter(waves)
         self.boundaries.enter(waves, self.lanes.hidden.device)
         columns = self._private(waves)
-        ids = [i for w in waves for i in w.ids]
         self._plan(self._enter, self.store.private, columns)
-        return self._enter([*columns, ids])
+        return self._enter([*columns, ids_of(waves)])
 
     def tick(self, pieces: Sequence[Piece]) -> tuple[tuple[Piece, ...], Tensor]:
         """See :meth:`Runner.tick`."""
         store, spare = self.store, self.store.block.spare
-        columns = self._columns(pieces, store.block)
+        store.push()
+        columns = self._columns(piece_lists(pieces, store.block), store.block)
         if store.shared:
             for place, depth in enumerate(columns[1]):
                 if not store.writes(depth):
@@ -110,16 +110,17 @@ class StaticRunner(Runner):
         return [0, 0, 0, 0, 0, self.lanes.count, table.spare, table.spare, 1, 1]
 
     def _private(self, waves: Sequence[Wave]) -> list[list[int]]:
-        return self._columns(private_pieces(waves), self.store.private)
-
-    def _columns(self, pieces: Sequence[Piece], table: PageTables) -> list[list[int]]:
         self.store.push()
-        first, lengths = token_lists(pieces), table.lengths
-        rows = [piece.row for piece in pieces]
-        if len(first[0]) > len(pieces):
-            rows = [piece.row for piece in pieces for _ in piece.places]
-        seen = [slot + 1 for slot in first[3]]
-        return [*first, rows, seen, [lengths[row] for row in first[6]]]
+        return self._columns(private_lists(waves, self.store.private), self.store.private)
+
+    def _columns(self, lists: BatchLists, table: PageTables) -> list[list[int]]:
+        """Each token is a piece of its own here."""
+        first, (rows, seen, _, own_lengths, counts) = lists
+        if not lists.single:
+            rows = [row for row, count in zip(rows, counts, strict=True) for _ in range(count)]
+            seen = [slot + 1 for slot in first[3]]
+            own_lengths = [table.lengths[row] for row in first[6]]
+        return [*first, rows, seen, own_lengths]
 
     def _batch(
         self, table: PageTables, columns: Tensor, origins: Tensor | None = None

@@ -12,11 +12,11 @@ from mor.engine.request import Request
 from mor.engine.sampler import (
     Choice,
     Filters,
+    all_greedy,
+    all_plain,
     filter_chances,
     filters,
     invert,
-    is_plain,
-    is_plainly_greedy,
     largest,
 )
 from mor.engine.stages import Stage
@@ -45,9 +45,9 @@ class StaticSampler:
 
     def __call__(self, logits: Tensor, requests: Sequence[Request]) -> Choice | None:
         """Tokens for logits [N, V]; None where the plain form has to choose."""
-        if all(map(is_plainly_greedy, requests)):
+        if all_greedy(requests):
             return Choice(requests, largest(logits))
-        if len(requests) > self.rows or not all(map(is_plain, requests)):
+        if len(requests) > self.rows or not all_plain(requests):
             return None
         if self._logits is None:
             self._logits = logits.new_zeros((self.rows + 1, self.vocabulary))

@@ -21,6 +21,9 @@ from mor.engine.pages import PagePool, PageTables
 from mor.engine.prefix import Node, PrefixTree
 from mor.engine.request import Request, Wave
 
+Run = tuple[Sequence[int], Sequence[int], int, int]
+"""Places of tokens in the row that they read, and in the row that they write; these rows."""
+
 
 class KVStore:
     """Pool and tables for a number of resident requests.
@@ -40,6 +43,7 @@ class KVStore:
         groups: these, and the row of tokens as they ended where there is one.
         shared: whether later depths read depth 0 and leave no entries.
         ends: whether there is a row of tokens as they ended, each at its position.
+        limit: depth cap of the engine.
         prefixes: what is kept of texts that were seen before.
         origins: [rows, tokens] place that every entry of the block's table takes in the row that
             is read, where depths read depth 0's row, or the row of tokens as they ended, with
@@ -70,7 +74,7 @@ class KVStore:
         self.private = PageTables(self.pool, residents, private, max_tokens)
         self.block = PageTables(self.pool, residents * self.groups, layers, max_tokens)
         # A configuration's fields are slow to read, and admission asks for each request.
-        caps = range(limit + 1)
+        caps, self.limit = range(limit + 1), limit
         self._per_column = [pages_for(config, 1, depth, page_size) for depth in caps]
         self._longest = [tokens_held(config, num_pages, depth, page_size) for depth in caps]
         self.prefixes = PrefixTree(self.pool, self.private, self.block, self.depths, self.ends)
@@ -112,15 +116,25 @@ class KVStore:
             missing += self.block.missing(self.ended_row(wave.request), wave.end)
         return missing
 
-    def enter(self, wave: Wave) -> None:
+    def enter(self, wave: Wave) -> bool:
         """Take the pages that prelude and coda need for the tokens of ``wave``.
 
         And those of how they will end, where that is kept.
+
+        Returns:
+            False, and nothing is changed, where so many are not free.
         """
-        assert wave.request.row is not None
-        self.private.extend(wave.request.row, wave.end)
+        row, private = wave.request.row, self.private
+        assert row is not None
+        if wave.end <= private.room[row] and not self.ends:  # nearly always
+            private.lengths[row] = wave.end
+            return True
+        if self.missing_to_enter(wave) > self.pool.free:
+            return False
+        private.extend(row, wave.end)
         if self.ends:
             self.block.extend(self.ended_row(wave.request), wave.end)
+        return True
 
     def missing_to_run(self, wave: Wave, count: int) -> int:
         """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
@@ -129,22 +143,28 @@ class KVStore:
         row = self.row(wave.request, wave.depth)
         return self.block.missing(row, self.block.lengths[row] + count)
 
-    def run(self, wave: Wave, places: list[int]) -> tuple[list[int], list[int], int, int]:
+    def run(self, wave: Wave, places: Sequence[int]) -> Run | None:
         """Take the pages that the tokens at ``places`` of ``wave`` need at its depth.
 
         Returns:
             The place of each token in the row that it reads, and in the row that it writes; and
-            these rows.
+            these rows. None, and nothing is changed, where so many pages are not free.
         """
-        row = self.row(wave.request, wave.depth)
-        if not self.writes(wave.depth):
+        depth, block = wave.depth, self.block
+        row = self.row(wave.request, depth)
+        if depth and self.shared:
             first = [wave.first_slots[place] for place in places]
             return first, first, row, row
-        before = self.block.lengths[row]
+        before = block.lengths[row]
         after = before + len(places)
-        self.block.extend(row, after)
-        slots = list(range(before, after))
-        if wave.depth == 0:
+        if after <= block.room[row]:  # nearly always
+            block.lengths[row] = after
+        elif block.missing(row, after) > self.pool.free:
+            return None
+        else:
+            block.extend(row, after)
+        slots = range(before, after)
+        if depth == 0:
             for place, slot in zip(places, slots, strict=True):
                 wave.first_slots[place] = slot
         if self._origins is None:
@@ -210,10 +230,9 @@ class KVStore:
     def owned(self, request: Request) -> int:
         """Pages that ``request`` reads."""
         assert request.row is not None
-        own = self.private.layers * self.private.columns[request.row]
-        return own + sum(
-            self.block.layers * self.block.columns[r] for r in self.block_rows(request.row)
-        )
+        own, first = self.private.columns[request.row], request.row * self.groups
+        block = sum(self.block.columns[first : first + self.groups])
+        return self.private.layers * own + self.block.layers * block
 
     def nbytes(self) -> int:
         """Bytes of the entries that requests read, the coda's of tokens on their way included.

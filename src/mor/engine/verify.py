@@ -17,7 +17,7 @@ from torch import Tensor
 from mor.engine.draft import Draft
 from mor.engine.outputs import TokenLogprobs
 from mor.engine.request import Request
-from mor.engine.sampler import chances, draw_from, is_plainly_greedy, largest, sample, tell
+from mor.engine.sampler import all_greedy, chances, draw_from, largest, sample, tell
 
 
 def guess(request: Request, logits: Tensor) -> None:
@@ -51,7 +51,7 @@ class Check:
     def __init__(self, request: Request, draft: Draft, logits: Tensor) -> None:
         self.request, self.draft, self.logits = request, draft, logits
         self._largest: list[int] | None = None
-        if is_plainly_greedy(request):
+        if all_greedy([request]):
             self._largest = largest(logits).tolist()
 
     def token(self, place: int) -> tuple[int, TokenLogprobs | None]:

@@ -7,10 +7,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from mor.engine import Completion, RequestOutput, SamplingParams, TokenLogprobs
+from mor.engine.outputs import OutputKind
 from mor.server.errors import ApiError
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # not frozen: one is made for every token, and that costs
 class Update:
     """What is new of one completion.
 
@@ -37,15 +38,14 @@ class Update:
 
 @dataclass
 class Cursor:
-    """How much of a completion has been sent to the client.
+    """What is known of a completion that is sent to the client piece by piece.
 
     Attributes:
-        tokens, chars, done: what it has.
+        begun, done: whether its first and its last piece have been sent.
         cached: tokens of its prompt that came from the cache.
     """
 
-    tokens: int = 0
-    chars: int = 0
+    begun: bool = False
     done: bool = False
     cached: int = 0
 
@@ -73,7 +73,9 @@ class Job:
     left: int = 0
 
     def __post_init__(self) -> None:
-        """Begin with nothing sent."""
+        """Begin with nothing sent. The engine tells what is new, or the whole at the end."""
+        kind: OutputKind = "delta" if self.every_token else "final_only"
+        self.params = replace(self.params, output_kind=kind)
         self.left = len(self.prompts) * self.params.n
         self.cursors = [Cursor() for _ in range(self.left)]
 
@@ -92,7 +94,7 @@ class Job:
         return replace(self.params, max_tokens=min(self.params.max_tokens or room, room))
 
     def take(self, first: int, output: RequestOutput) -> list[tuple[Update, Completion]]:
-        """What is new in an output of the engine, which the client has not been sent.
+        """What is new in an output of the engine.
 
         Args:
             first: the job's index of the output's first completion.
@@ -102,24 +104,22 @@ class Job:
         for done in output.completions:
             cursor = self.cursors[first + done.index]
             over = done.finish_reason is not None
-            if cursor.done or not (over or self.every_token):
+            # Others of its group may have ended, or said something, while it did not.
+            if cursor.done or not (over or (self.every_token and done.token_ids)):
                 continue
-            text = done.text or ""
-            if over or len(done.token_ids) > cursor.tokens:
-                update = Update(
-                    first + done.index,
-                    done.token_ids[cursor.tokens :],
-                    text[cursor.chars :],
-                    done.depths[cursor.tokens :],
-                    (done.logprobs or ())[cursor.tokens :],
-                    done.finish_reason,
-                    done.stop_reason,
-                    () if cursor.tokens else done.prompt_logprobs or (),
-                    () if cursor.tokens else done.prompt_depths,
-                )
-                fresh.append((update, done))
-            cursor.tokens, cursor.chars, cursor.done = len(done.token_ids), len(text), over
-            cursor.cached = done.cached_tokens
+            update = Update(
+                first + done.index,
+                done.token_ids,
+                done.text or "",
+                done.depths,
+                done.logprobs or (),
+                done.finish_reason,
+                done.stop_reason,
+                () if cursor.begun else done.prompt_logprobs or (),
+                () if cursor.begun else done.prompt_depths,
+            )
+            fresh.append((update, done))
+            cursor.begun, cursor.done, cursor.cached = True, over, done.cached_tokens
             self.left -= over
         return fresh
 

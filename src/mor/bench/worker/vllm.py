@@ -47,17 +47,21 @@ class VLLM(Peer):
     def add(self, number: int, trace: Trace) -> None:
         """Ids in."""
         params = self.vllm.SamplingParams(
-            temperature=0.0, max_tokens=trace.new_tokens, ignore_eos=True, detokenize=False
+            temperature=0.0,
+            max_tokens=trace.new_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=library("vllm.sampling_params").RequestOutputKind.DELTA,
         )
         self.open[str(number)] = trace
         self.engine.add_request(str(number), {"prompt_token_ids": trace.prompt}, params)
 
     def step(self) -> int:
-        """One step; outputs hold all tokens so far."""
+        """One step; outputs hold what is new, as ours do."""
         ended = 0
         for output in self.engine.step():
             trace = self.open[output.request_id]
-            trace.got(list(output.outputs[0].token_ids)[len(trace.tokens) :])
+            trace.got(list(output.outputs[0].token_ids))
             if output.finished:
                 del self.open[output.request_id]
                 ended += 1

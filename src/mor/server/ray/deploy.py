@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
@@ -32,6 +33,7 @@ class EngineReplica(Replica):
     def __init__(self, served: Served, threads: int, expected: str) -> None:
         name = serve.get_replica_context().replica_tag
         super().__init__(load_app(served, threads, expected, name), name)
+        gc.freeze()  # as in `mor.cli.serve`
 
     async def answer(self, call: Call) -> AsyncIterator[Taken | list[Message]]:
         """See :meth:`Replica.answer`; Ray Serve looks for a generator in the class itself."""
