@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
 
 from mor.data.tokenizer import train_tokenizer
 from mor.engine import Engine
-from mor.engine.text import GrowingText
+from mor.engine.text import GrowingText, choose_decode
 from mor.errors import MorError
 from tests.engine.oracle import greedy, idle, run
 from tests.strategies import make_model, small_config
@@ -38,6 +39,28 @@ def test_the_text_grows_into_the_whole_decoded(ids: list[int]) -> None:
     whole = tokenizer().decode(ids, skip_special_tokens=True)
     assert stream.text(True) == whole
     assert whole.startswith(before)
+
+
+@given(st.lists(st.integers(0, 299), max_size=20), st.booleans())
+def test_the_short_way_decodes_the_same(ids: list[int], skip: bool) -> None:
+    ids = [i % len(tokenizer()) for i in ids]
+    short = choose_decode(tokenizer())
+    assert short(ids, skip_special_tokens=skip) == tokenizer().decode(ids, skip_special_tokens=skip)
+
+
+def test_the_short_way_is_for_plain_tokenizers_alone() -> None:
+    """A class of its own, or spaces to clean up, go through the tokenizer itself."""
+
+    class Loud(PreTrainedTokenizerFast):
+        def decode(self, *args: Any, **how: Any) -> str:
+            return str(super().decode(*args, **how)).upper()
+
+    backend = tokenizer().backend_tokenizer
+    assert choose_decode(tokenizer()) == backend.decode
+    ids = tokenizer()("the king").input_ids
+    assert choose_decode(Loud(tokenizer_object=backend))(ids) == "THE KING"
+    cleaning = PreTrainedTokenizerFast(tokenizer_object=backend, clean_up_tokenization_spaces=True)
+    assert choose_decode(cleaning) != backend.decode
 
 
 @given(st.sampled_from(TEXTS), st.data())

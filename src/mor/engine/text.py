@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from transformers import PreTrainedTokenizerFast
 
 from mor.engine.stops import StopSearch
 
 _BROKEN = "\ufffd"  # what a tokenizer writes for part of a character
 _LONG = 16  # tokens without a whole character; no character has so many
+
+
+def choose_decode(tokenizer: Any) -> Callable[..., str]:
+    """``tokenizer.decode``, or what it comes to where nothing is done around the library's own.
+
+    Every token is decoded twice. Transformers looks at the ids, and for spaces to clean up, in
+    several times the time that the decoding itself takes.
+    """
+    plain = type(tokenizer) is PreTrainedTokenizerFast  # a class of its own may decode otherwise
+    if plain and not tokenizer.clean_up_tokenization_spaces:
+        decode: Callable[..., str] = tokenizer.backend_tokenizer.decode
+        return decode
+    return lambda ids, **how: str(tokenizer.decode(ids, **how))
 
 
 class Decoder:
@@ -22,13 +38,12 @@ class Decoder:
     """
 
     def __init__(self, tokenizer: Any, skip_special_tokens: bool = True) -> None:
-        self.tokenizer, self.skip_special_tokens = tokenizer, skip_special_tokens
+        self.decode, self.skip_special_tokens = choose_decode(tokenizer), skip_special_tokens
         self._ids: list[int] = []
         self._prefix = self._read = 0
 
     def _decode(self, start: int, end: int | None = None) -> str:
-        ids = self._ids[start:end]
-        return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip_special_tokens))
+        return self.decode(self._ids[start:end], skip_special_tokens=self.skip_special_tokens)
 
     def push(self, token: int) -> str:
         """Add a token; what the text grows by, which may be nothing yet."""
