@@ -70,7 +70,7 @@ class SamplingParams:
         output_kind: what :meth:`Engine.step` tells of a completion: ``cumulative``, all of it at
             each new token; ``delta``, tokens, text, depths and log-probabilities since the last
             time; ``final_only``, nothing until a completion of the request ends. The last two
-            cost the same for each token, however long the answer is.
+            do not copy all tokens so far for each new one.
 
     Raises:
         MorError: naming the first wrong field, its value and what would be right.
