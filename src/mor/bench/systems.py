@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
@@ -16,6 +15,7 @@ from mor.bench.trace import Run, Trace
 from mor.bench.workload import Workload
 from mor.config import MoRConfig
 from mor.engine import Completion, Engine, SamplingParams
+from mor.engine.outputs import OutputKind
 from mor.hf.modeling import MoRForCausalLM
 
 # Steps between two questions to the engine how much it caches: it walks over its tables for that.
@@ -83,8 +83,7 @@ class EngineSystem:
             while waiting and len(sent) - done < clients:
                 number, ask = waiting.popleft()
                 sent[str(number)] = time.perf_counter()
-                streamed = replace(greedy(ask.new_tokens), output_kind="delta")
-                engine.add_request(ask.prompt, streamed, str(number))
+                engine.add_request(ask.prompt, greedy(ask.new_tokens, "delta"), str(number))
             for output in engine.step():
                 told[output.request_id] += output.completions
                 done += output.finished
@@ -130,9 +129,9 @@ def trace_of(sent: float, told: Sequence[Completion], prompt_tokens: int) -> Tra
     return Trace(sent, times, tokens, prompt_tokens)
 
 
-def greedy(new_tokens: int) -> SamplingParams:
+def greedy(new_tokens: int, kind: OutputKind = "cumulative") -> SamplingParams:
     """Greedy, and exactly so many tokens."""
-    return SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True)
+    return SamplingParams(max_tokens=new_tokens, temperature=0.0, ignore_eos=True, output_kind=kind)
 
 
 def reference_tokens(model: MoRForCausalLM, prompt: tuple[int, ...], new_tokens: int) -> list[int]:

@@ -46,9 +46,8 @@ def pair_prompts(
     """
     single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], int))
     every: list[Any] = [prompts] if single else list(prompts)
-    given = params if isinstance(params, Sequence) else [params or SamplingParams()]
+    given = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(every)
     asked = [replace(own, output_kind="final_only") for own in given]
-    asked = asked if isinstance(params, Sequence) else asked * len(every)
     if len(asked) != len(every):
         raise MorError(f"params has {len(asked)} entries for {len(every)} prompts; give one each")
     return list(zip(every, asked, strict=True))

@@ -99,7 +99,7 @@ class Leaving:
         self, request: Request, token: int, now: float, likely: TokenLogprobs | None
     ) -> str | None:
         """Add a token; why it ends the completion, if it does."""
-        if request.told_each:
+        if request.params.output_kind != "final_only":
             self._touched[request.group] = None
         self.stats.new_depths[request.take(token, now, likely)] += 1
         self.stats.sampled += 1

@@ -197,15 +197,22 @@ class PageTables:
             return 0
         return self.layers * (-(-length // self.pool.page_size) - self.columns[row])
 
-    def extend(self, row: int, length: int) -> None:
-        """Take the missing pages and count ``length`` tokens as written."""
+    def extend(self, row: int, length: int) -> bool:
+        """Take the missing pages and count ``length`` tokens as written.
+
+        Returns:
+            False, and nothing is changed, where so many pages are not free.
+        """
         if length > self.room[row]:
             old, new = self.columns[row], -(-length // self.pool.page_size)
-            pages = self.pool.take(self.missing(row, length))
+            if (missing := self.layers * (new - old)) > self.pool.free:
+                return False
+            pages = self.pool.take(missing)
             self.pages_of.host[row, :, old:new].flat[:] = pages  # by layer, then by column
             self.pages_of.note((row,))
             self.columns[row], self.room[row] = new, new * self.pool.page_size
         self.lengths[row] = length
+        return True
 
     def owned(self, row: int) -> list[int]:
         """Numbers of all pages that ``row`` reads."""

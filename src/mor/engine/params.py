@@ -171,6 +171,16 @@ class SamplingParams:
             or self.frequency_penalty != 0
         )
 
+    @property
+    def plain(self) -> bool:
+        """Whether logits are taken as they come, and no more is told of them.
+
+        Up to a draw; and ``min_tokens`` apart, which counts only so far.
+        """
+        told = self.logprobs is not None
+        restricted = self.grammar is not None or bool(self.bad_words)
+        return not (told or self.logit_bias or self.penalised or restricted)
+
     def check_vocabulary(self, vocab_size: int) -> None:
         """Refuse token ids that the model does not have.
 

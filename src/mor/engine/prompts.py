@@ -21,13 +21,11 @@ def score_prompts(waves: Sequence[Wave], hidden: Tensor, head: Callable[[Tensor]
         hidden: [N, D] of all their tokens, end to end.
         head: [n, D] to logits [n, V].
     """
-    if all([wave.request.params.prompt_logprobs is None for wave in waves]):
-        return  # nearly always
     start = 0
     for wave in waves:
         request, count = wave.request, wave.request.params.prompt_logprobs
         if count is None:
-            start += len(wave)
+            start += wave.end - wave.start
             continue
         first = max(wave.start, request.params.prompt_logprobs_start - 1)
         end = min(wave.end, len(request.prompt) - 1)  # what follows the last one is no prompt

@@ -43,19 +43,8 @@ class Wave:
 
     # One is made for every token: no dictionary, and nothing is worked out again and again.
     __slots__ = (
-        "cap",
-        "deeper",
-        "depth",
-        "depths",
-        "end",
-        "first_slots",
-        "lanes",
-        "limit",
-        "pending",
-        "prompt",
-        "request",
-        "start",
-        "unpublished",
+        "cap", "deeper", "depth", "depths", "end", "first_slots", "lanes", "limit", "pending",
+        "prompt", "request", "start", "unpublished",
     )  # fmt: skip
 
     def __init__(
@@ -142,9 +131,7 @@ class Request:
         furthest: most tokens that it had computed before it was put back.
         draft: what it guesses to say next; None while it does not.
         told: what has been said of it; see :func:`mor.engine.telling.tell_completion`.
-        plain_at: once it has so many tokens, the next one is chosen by its logits alone, as far as
-            they are not drawn; infinite where it asks for anything else.
-        told_each: whether each new token is told, and not the end alone.
+        plain_at: from so many tokens on nothing is asked for but what ``params.plain`` allows.
     """
 
     group: str
@@ -181,18 +168,12 @@ class Request:
     ended: float | None = None
     told: Told = field(default_factory=Told)
     plain_at: float = field(init=False)
-    told_each: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """The prompt is the beginning of its tokens."""
-        params = self.params
         self.tokens = list(self.prompt)
-        self.told_each = params.output_kind != "final_only"
-        # Worked out once, and not for each of the new tokens.
-        looked_at = params.logprobs is not None or params.logit_bias or params.penalised
-        restricted = params.grammar is not None or params.bad_words
-        settled = len(self.prompt) + params.min_tokens
-        self.plain_at = math.inf if looked_at or restricted else settled
+        settled = len(self.prompt) + self.params.min_tokens
+        self.plain_at = settled if self.params.plain else math.inf
 
     @property
     def new_tokens(self) -> list[int]:

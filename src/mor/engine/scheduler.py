@@ -121,6 +121,10 @@ class Scheduler:
     def _forget(self, wave: Wave) -> None:
         for waves in (self.ready, self.exited, self.cohort, self.flying):
             waves.pop(wave, None)
+        self._release(wave)
+
+    def _release(self, wave: Wave) -> None:
+        """Of a wave that nobody waits for any more: its lanes are free, its request has none."""
         self.lanes.give(wave.lanes)
         if wave.prompt:
             self.prompt_lanes += len(wave)
@@ -162,11 +166,9 @@ class Scheduler:
         page_size = self.store.pool.page_size
         for wave in waves:
             request = wave.request
-            request.computed, request.wave = wave.end, None
+            request.computed = wave.end
             request.position_depths[wave.start : wave.end] = wave.depths
-            self.lanes.give(wave.lanes)
-            if wave.prompt:
-                self.prompt_lanes += len(wave)
+            self._release(wave)
             if self.cohort:
                 self.cohort.pop(wave, None)
             if wave.prompt or not wave.end % page_size:  # full pages alone are kept

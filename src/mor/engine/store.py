@@ -124,17 +124,13 @@ class KVStore:
         Returns:
             False, and nothing is changed, where so many are not free.
         """
-        row, private = wave.request.row, self.private
-        assert row is not None
-        if wave.end <= private.room[row] and not self.ends:  # nearly always
-            private.lengths[row] = wave.end
-            return True
-        if self.missing_to_enter(wave) > self.pool.free:
+        assert wave.request.row is not None
+        if not self.ends:
+            return self.private.extend(wave.request.row, wave.end)
+        if self.missing_to_enter(wave) > self.pool.free:  # both rows, or neither
             return False
-        private.extend(row, wave.end)
-        if self.ends:
-            self.block.extend(self.ended_row(wave.request), wave.end)
-        return True
+        self.block.extend(self.ended_row(wave.request), wave.end)
+        return self.private.extend(wave.request.row, wave.end)
 
     def missing_to_run(self, wave: Wave, count: int) -> int:
         """Pages that the next ``count`` tokens of ``wave`` need at its depth."""
@@ -157,12 +153,8 @@ class KVStore:
             return first, first, row, row
         before = block.lengths[row]
         after = before + len(places)
-        if after <= block.room[row]:  # nearly always
-            block.lengths[row] = after
-        elif block.missing(row, after) > self.pool.free:
+        if not block.extend(row, after):
             return None
-        else:
-            block.extend(row, after)
         slots = range(before, after)
         if depth == 0:
             for place, slot in zip(places, slots, strict=True):
