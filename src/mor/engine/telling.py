@@ -14,10 +14,11 @@ def tell_completion(request: Request) -> Completion:
     told = request.told
     if told.over is not None:
         return told.over
-    delta = request.params.output_kind == "delta"
+    params, over = request.params, request.finish_reason is not None
+    delta = params.output_kind == "delta"
     first, text = told.tokens, None
     if request.text is not None:
-        text = request.text.text(request.finished)
+        text = request.text.text(over)
         if delta:
             told.chars, text = len(text), text[told.chars :]
     made = Completion(
@@ -28,22 +29,20 @@ def tell_completion(request: Request) -> Completion:
         prompt_depths=_prompt_depths(request),
         finish_reason=request.finish_reason,
         stop_reason=request.stop_reason,
-        logprobs=None if request.params.logprobs is None else tuple(request.logprobs[first:]),
-        prompt_logprobs=_prompt_logprobs(request),
-        timings=_timings(request),
+        logprobs=None if params.logprobs is None else tuple(request.logprobs[first:]),
+        prompt_logprobs=None if params.prompt_logprobs is None else _prompt_logprobs(request),
+        timings=_timings(request, over),
         cached_tokens=request.cached_tokens,
     )
     if delta:
         told.tokens = len(request.token_depths)
-    elif request.finished:
+    elif over:
         told.over = made
     return made
 
 
-def _prompt_logprobs(request: Request) -> tuple[TokenLogprobs | None, ...] | None:
+def _prompt_logprobs(request: Request) -> tuple[TokenLogprobs | None, ...]:
     """Made once, and not for each of the new tokens."""
-    if request.params.prompt_logprobs is None:
-        return None
     told = request.told
     if len(told.prompt_logprobs) != len(request.prompt_logprobs):
         told.prompt_logprobs = tuple(request.prompt_logprobs)
@@ -58,10 +57,10 @@ def _prompt_depths(request: Request) -> tuple[int, ...]:
     return told.prompt_depths
 
 
-def _timings(request: Request) -> Timings:
+def _timings(request: Request, over: bool) -> Timings:
     """As far as they are known."""
     told = request.told
-    if told.begun is not None and not request.finished:
+    if told.begun is not None and not over:
         return told.begun  # until it ends nothing more is told
     timings = Timings.of(request.arrival, request.admitted, request.token_times, request.ended)
     if request.token_times:
